@@ -1,0 +1,1 @@
+"""One file a rule: from a ``Row`` to rewards and costs of both responses."""

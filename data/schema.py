@@ -1,0 +1,156 @@
+"""What a dataset's row becomes: validated, and free of the dataset's own column names.
+
+A source turns its raw rows into ``Row``s; an annotator turns a ``Row`` into a ``PreferenceRow`` with rewards and costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from lit_safe.types import ResponsesFrom
+
+MAX_CHARACTERS = 100_000  # of one text: beyond it, a row is a parsing accident
+
+
+class BadRow(ValueError):
+    """A row that cannot be used. Its text names the row, the column, and what is wrong.
+
+    Attributes:
+        row: Which row, as ``<source>:<number or id>``.
+        column: The column at fault.
+        reason: A short phrase, the same for every row with this fault: the key under which a report counts it.
+    """
+
+    def __init__(self, row: str, column: str, reason: str) -> None:
+        super().__init__(f"row {row}, column {column!r}: {reason}")
+        self.row, self.column, self.reason = row, column, reason
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; ``role`` is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response and everything its dataset says of it; None where it says nothing.
+
+    ``severity`` is the dataset's ordinal or graded harm, ``scores`` its numeric columns by name.
+    """
+
+    text: str
+    safe: bool | None = None
+    severity: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A prompt with two responses, validated, in the dataset's own order.
+
+    Attributes:
+        id: ``<source>:<number or id>``, for messages.
+        prompt: The conversation up to the response, or plain text where the set has no roles (never templated then).
+        responses: Both responses, neither preferred by position.
+        better: Index of the more helpful response, None where nobody said.
+        safer: Index of the less harmful response, None where nobody said.
+        responses_from: Who wrote the responses.
+        split_group: What decides the split instead of the prompt (XSTest's homonym group), or None.
+    """
+
+    id: str
+    prompt: tuple[Message, ...] | str
+    responses: tuple[Response, Response]
+    better: int | None = None
+    safer: int | None = None
+    responses_from: ResponsesFrom = "unknown"
+    split_group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceRow:
+    """An ordered and labelled pair: ``costs`` have one entry a constraint, NaN is 'not known'."""
+
+    id: str
+    prompt: tuple[Message, ...] | str
+    chosen: str
+    rejected: str
+    chosen_reward: float
+    rejected_reward: float
+    chosen_cost: tuple[float, ...]
+    rejected_cost: tuple[float, ...]
+    responses_from: ResponsesFrom
+    split_group: str | None = None
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A dataset. Constructors do no I/O; iterating reads and validates."""
+
+    @property
+    def licence(self) -> str:
+        """Of the data, as a report names it."""
+
+    def describe(self) -> dict[str, str]:
+        """Named inputs of the cache key: what decides the rows (files with their hashes, hub revision, options)."""
+
+    def __iter__(self) -> Iterator[Row | BadRow]:
+        """Every row in order, a ``BadRow`` in the place of one that cannot be used."""
+
+
+@runtime_checkable
+class Annotator(Protocol):
+    """Gives both responses of a row a reward (Bradley-Terry nats) and costs (declared units, > 0 unsafe)."""
+
+    @property
+    def constraints(self) -> tuple[str, ...]:
+        """Names of the C cost constraints."""
+
+    def rewards(self, row: Row) -> tuple[float, float]:
+        """Of response 0 and 1; NaN where the row does not say. Raises BadRow on a column it needs and cannot use."""
+
+    def costs(self, row: Row) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Of response 0 and 1, C numbers each; NaN where the row does not say. Raises BadRow likewise."""
+
+
+def check_text(row: str, column: str, value: object) -> str:
+    """``value`` as usable text, or BadRow: not a string, empty, far too long, or not valid Unicode."""
+    if value is None:
+        raise BadRow(row, column, "is null or missing")
+    if not isinstance(value, str):
+        raise BadRow(row, column, f"is {type(value).__name__}, not text")
+    if not value.strip():
+        raise BadRow(row, column, "is empty")
+    if len(value) > MAX_CHARACTERS:
+        raise BadRow(row, column, f"has over {MAX_CHARACTERS:,} characters")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadRow(row, column, "holds a lone surrogate") from None
+    return value
+
+
+def check_flag(row: str, column: str, value: object) -> bool:
+    """``value`` as a flag (a bool, or the integers 0 and 1), or BadRow."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    raise BadRow(row, column, "is null or missing" if value is None else f"is {type(value).__name__}, not a flag")
+
+
+def check_number(row: str, column: str, value: object) -> float:
+    """``value`` as a finite number, or BadRow."""
+    if value is None:
+        raise BadRow(row, column, "is null or missing")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadRow(row, column, f"is {type(value).__name__}, not a number")
+    if not math.isfinite(value):
+        raise BadRow(row, column, "is not finite")
+    return float(value)

@@ -1,0 +1,1 @@
+"""One file a dataset: raw rows in, validated ``Row``s out."""

@@ -1,0 +1,51 @@
+"""One split for every source and every stage: the hash of a prompt's normalised text decides, and nothing else does.
+
+So a prompt that stands in two datasets, or in an SFT file and a preference file, lies on the same side in both.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from data.schema import Message
+from lit_safe.hashing import hash64, uniform
+
+Split = Literal["train", "val", "dual", "certify"]
+SHARES: Mapping[Split, float] = {"train": 0.8, "val": 0.1, "dual": 0.05, "certify": 0.05}
+
+
+def normalise(prompt: tuple[Message, ...] | str) -> str:
+    """The text by which two prompts are the same: NFKC, case-folded, letters and digits alone, roles marked.
+
+    A plain prompt equals a conversation of one user message with the same text; a system message does not count.
+    """
+    messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    turns = []
+    for message in messages:
+        if message.role != "system":
+            folded = unicodedata.normalize("NFKC", message.content).casefold()
+            words = "".join(c if c.isalnum() else " " for c in folded).split()
+            turns.append(f"{message.role}:{' '.join(words)}")
+    return "\n".join(turns)
+
+
+def prompt_id(prompt: tuple[Message, ...] | str) -> int:
+    """A hash of the normalised prompt: the cluster of standard errors, and the id that batches carry."""
+    return hash64("prompt", normalise(prompt))
+
+
+def split_of(
+    prompt: tuple[Message, ...] | str, group: str | None = None, shares: Mapping[Split, float] = SHARES
+) -> Split:
+    """Where a prompt belongs; ``group`` takes the prompt's place where prompts must stay together."""
+    total = sum(shares.values())
+    if abs(total - 1) > 1e-9 or set(shares) != set(get_args(Split)):
+        raise ValueError(f"shares must name {get_args(Split)} and sum to 1, got {dict(shares)}")
+    point = uniform("split", normalise(prompt) if group is None else f"group:{group}")
+    for name, share in shares.items():
+        point -= share
+        if point < 0:
+            return name
+    return "train"  # a rounding remainder

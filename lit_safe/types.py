@@ -1,0 +1,193 @@
+"""The words that every part speaks: what crosses between data, models, objectives and callbacks.
+
+Letters: B pairs, N sequences (2B for pairs), T packed tokens, C cost constraints, V vocabulary. Log-probabilities are
+in nats and fp32. A cost is in the units of its annotator and **> 0 is unsafe**; a reward is in Bradley-Terry nats.
+
+This module imports torch and nothing of ours, so that it is cheap to import everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORE = -100  # the target of a position that is not scored
+
+Need = Literal["reward", "cost", "flags"]
+"""A label an objective cannot do without: ``reward`` and ``cost`` by value, ``flags`` the sign of the cost alone."""
+
+ResponsesFrom = Literal["reference", "model", "people", "unknown"]
+"""Who wrote a source's responses: the reference policy itself, another model, people, or nobody says."""
+
+
+class Pair(NamedTuple):
+    """One quantity for both responses of every pair. Each side is [B], or [B, C] for costs of C constraints."""
+
+    chosen: Tensor
+    rejected: Tensor
+
+    @property
+    def margin(self) -> Tensor:
+        """``chosen - rejected``, of the shape of a side."""
+        return self.chosen - self.rejected
+
+
+class Annotation(NamedTuple):
+    """What is known of both responses before training. NaN where a label is absent.
+
+    ``draw`` [B] in [0, 1) is a hash of (seed, pair id): the coin that ``labels="sampled"`` tosses, fixed for a pair.
+    """
+
+    reward: Pair
+    cost: Pair
+    draw: Tensor | None = None
+
+    @property
+    def unsafe(self) -> Pair:
+        """[B] bool: h = 1[any cost > 0]. A NaN cost counts as safe here; ``fit`` refuses it where it matters."""
+        return Pair(*((c > 0).any(-1) if c.ndim == 2 else c > 0 for c in self.cost))
+
+
+class PackedSequences(NamedTuple):
+    """N token sequences laid end to end, without padding.
+
+    ``target`` is already shifted: ``target[t]`` is the token that position t predicts, IGNORE where the next token is
+    not part of a response. ``cu_seqlens`` [N+1] int32 holds the sequence boundaries, 0 first and T last.
+    """
+
+    input_ids: Tensor  # [T] int64
+    target: Tensor  # [T] int64
+    position: Tensor  # [T] int64, from 0 in each sequence
+    cu_seqlens: Tensor  # [N+1] int32
+
+
+class PackedBatch(NamedTuple):
+    """B preference pairs. Sequence 2i is the chosen response of pair i, sequence 2i + 1 the rejected one."""
+
+    sequences: PackedSequences
+    label: Annotation
+    pair_id: Tensor  # [B] int64, a hash of the pair's text
+    prompt_id: Tensor  # [B] int64, a hash of the normalised prompt: what splits and clusters
+    response_length: Pair  # [B] int64 each: scored tokens, the stop token included
+    present: Tensor  # [B] bool: False for a filler row, which counts for nothing anywhere
+    pairs_in_step: Tensor  # [] int64: true pairs in this optimizer step over all micro-batches and ranks
+    reference_logp: Pair | None = None  # [B] nats each, where the reference was scored beforehand
+
+
+class SequenceBatch(NamedTuple):
+    """N single sequences for supervised fine-tuning; the fields mean what they mean in PackedBatch."""
+
+    sequences: PackedSequences
+    row_id: Tensor  # [N] int64
+    prompt_id: Tensor  # [N] int64
+    present: Tensor  # [N] bool
+    tokens_in_step: Tensor  # [] int64: scored tokens in this optimizer step over all micro-batches and ranks
+
+
+class Scored(NamedTuple):
+    """What an objective says of each pair: ``loss`` [B] nats, ``weight`` [B] (0 drops the pair)."""
+
+    loss: Tensor
+    weight: Tensor
+
+
+class SequenceLogp(NamedTuple):
+    """[N] summed response log-probabilities in nats: of the policy (with gradient) and of the reference (without)."""
+
+    policy: Tensor
+    reference: Tensor
+
+
+class Prompt(NamedTuple):
+    """One prompt to answer: its id (a hash of the normalised text), its token ids as rendered, and its plain text."""
+
+    prompt_id: int
+    ids: tuple[int, ...]
+    text: str
+
+
+class CostEstimate(NamedTuple):
+    """E[cost] under the current policy: ``mean`` and ``stderr`` [] or [C] in cost units, from ``count`` samples.
+
+    ``unsafe`` [] is the share of samples with any cost > 0; ``effective`` the effective sample size.
+    """
+
+    mean: Tensor
+    stderr: Tensor
+    count: int
+    unsafe: Tensor
+    effective: float
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A pairwise loss. Pure: no logging, no reduction, no device code, no random source."""
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Labels without which the loss is undefined."""
+
+    def __call__(self, logratio: Pair, label: Annotation, multiplier: Tensor) -> Scored:
+        """Score B pairs from their log-ratios [B] in nats; ``multiplier`` is [] or [C]."""
+
+
+@runtime_checkable
+class CostFunction(Protocol):
+    """Scores text: one cost in declared units for each response, > 0 is unsafe."""
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        """Costs [n] or [n, C] of ``n`` responses to ``n`` prompts."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a report has to name of a model: counts are parameters, ``source`` where it came from."""
+
+    source: str
+    reference: str
+    parameters: int
+    trainable: int
+    dtype: str
+    backend: str
+    licence: str = "unknown"
+
+
+@runtime_checkable
+class PairModel(Protocol):
+    """The policy and its reference, as a LightningModule sees them. Implementations are ``torch.nn.Module``s.
+
+    Constructors do no I/O; ``load`` does it once and may be called again freely.
+    """
+
+    def load(self) -> None:
+        """Build or read both models. Idempotent."""
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that belongs to the policy."""
+
+    def policy_logp(self, sequences: PackedSequences) -> Tensor:
+        """[N] summed response log-probs of the policy, fp32 nats, with gradient where enabled."""
+
+    def reference_logp(self, sequences: PackedSequences) -> Tensor:
+        """[N] summed response log-probs of the reference, fp32 nats, never with gradient."""
+
+    def token_kl(self, sequences: PackedSequences) -> Tensor:
+        """[N] sums over response positions of KL(policy || reference) over the full vocabulary, nats, no gradient."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], uniforms: Tensor, temperature: float = 1.0) -> list[list[int]]:
+        """Sample a response to each prompt; ``uniforms`` [n, max_new_tokens] in [0, 1) is all the randomness.
+
+        A response ends with its stop token where it reached one within ``max_new_tokens``.
+        """
+
+    def facts(self) -> ModelFacts:
+        """What a report names of this pair."""
+
+    def save_pretrained(self, folder: str, *, adapter_only: bool = False) -> None:
+        """Write the policy as a Hugging Face folder (safetensors), merged, or its adapter alone."""

@@ -1,0 +1,1 @@
+"""Fused operations. Knows torch and triton, and nothing of the rest."""

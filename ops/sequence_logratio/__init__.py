@@ -1,0 +1,8 @@
+"""Log-probabilities of response tokens, their sums over sequences, and log-ratios of two models.
+
+Letters: T scored positions, N sequences, D hidden width, V vocabulary.
+"""
+
+from ops.sequence_logratio.api import sequence_logp, sequence_logratio, token_logp
+
+__all__ = ["sequence_logp", "sequence_logratio", "token_logp"]
