@@ -130,6 +130,10 @@ class Objective(Protocol):
     """A pairwise loss. Pure: no logging, no reduction, no device code, no random source."""
 
     @property
+    def beta(self) -> float:
+        """What turns a log-ratio into an implicit reward: ``reward = beta * logratio``."""
+
+    @property
     def needs(self) -> tuple[Need, ...]:
         """Labels without which the loss is undefined."""
 

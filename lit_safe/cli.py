@@ -1,0 +1,153 @@
+"""The command line: LightningCLI's fit | validate | test | predict, and our own commands beside them.
+
+A command is a plain function of ``lit_safe.commands`` with typed keyword arguments; those named ``module`` and ``data``
+are built from the same YAML as for ``fit``, the others are its options. No Trainer is subclassed.
+"""
+
+import importlib
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning import LightningDataModule
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from lit_safe.callbacks.run_folder import SaveConfig
+from lit_safe.dual import DualAscent
+from lit_safe.stepping import StepModule
+
+COMMANDS: tuple[str, ...] = ("doctor", "export", "compare", "annotate", "fit_scorer")
+"""Names of functions: ``<name>`` lives in ``lit_safe/commands/<name>.py``."""
+
+BUILT = ("module", "data")  # arguments of a command that the YAML builds
+
+
+class SafeCLI(LightningCLI):
+    """LightningCLI with a ``dual`` group, our commands, and a ``--ckpt_path`` that never overrides what was typed."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The multiplier's callback is always there, so every run draws the same curves."""
+        parser.add_lightning_class_args(DualAscent, "dual")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        group = parser._subcommands_action  # the action that LightningCLI's own loop adds to
+        for name in COMMANDS:
+            function = _command(name)
+            summary = (inspect.getdoc(function) or "").partition("\n")[0]
+            command_parser = self.init_parser(description=summary)
+            if _builds(function):
+                self._add_arguments(command_parser)
+            added = command_parser.add_function_arguments(function, skip=set(BUILT), as_group=True)
+            self._subcommand_parsers[name] = command_parser
+            self._subcommand_method_arguments[name] = added
+            group.add_subcommand(name, command_parser, help=summary)
+
+    def before_instantiate_classes(self) -> None:
+        """Loggers without a folder of their own write into the run folder."""
+        trainer = self._get(self.config, "trainer", default={})
+        loggers = trainer.get("logger")
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            options = logger.get("init_args") if isinstance(logger, Namespace) else None
+            if options is not None and "save_dir" in options and options["save_dir"] is None:
+                options["save_dir"] = trainer["default_root_dir"]
+
+    def instantiate_classes(self) -> None:
+        """Build module, data and trainer; a command that takes neither builds nothing."""
+        if self.subcommand in COMMANDS and not _builds(_command(str(self.subcommand))):
+            self.config_init = self.parser.instantiate_classes(self.config)
+            return
+        super().instantiate_classes()
+        self.datamodule.connect(self.model)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand not in COMMANDS:
+            super()._run_subcommand(subcommand)
+            return
+        function = _command(subcommand)
+        options = {k: self.config_init[subcommand][k] for k in self._subcommand_method_arguments[subcommand]}
+        built = {"module": getattr(self, "model", None), "data": getattr(self, "datamodule", None)}
+        wanted = inspect.signature(function).parameters
+        status = function(**{k: v for k, v in built.items() if k in wanted}, **options)
+        if status:
+            sys.exit(status)
+
+    def _parse_ckpt_path(self) -> None:
+        """Say where a checkpoint's model differs from what was typed. What was typed is never overridden.
+
+        Continuing ``fit`` under other settings stops: optimizer and schedule come back with the checkpoint, so a typed
+        learning rate would have no effect.
+        """
+        command = self.config.get("subcommand")
+        path = self.config[command].get("ckpt_path") if command else None
+        if not path or not Path(path).is_file():
+            return
+        stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {})
+        model = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))[command]["model"]
+        stored_model = {
+            "class_path": stored.get("_class_path"),
+            "init_args": {k: v for k, v in stored.items() if not k.startswith("_")},
+        }
+        changes = list(differences(stored_model, model))
+        if not changes:
+            return
+        listing = "\n".join(f"  model.{key}: checkpoint {old!r}, typed {new!r}" for key, old, new in changes)
+        if command == "fit":
+            raise SystemExit(
+                f"{path} was made with other settings, and continuing it cannot take the typed ones up:\n{listing}\n"
+                "Type the checkpoint's settings, or start a new run from its export."
+            )
+        logging.getLogger(__name__).warning("%s was made with other settings; the typed ones hold:\n%s", path, listing)
+
+
+def differences(old: object, new: object, key: str = "") -> list[tuple[str, object, object]]:
+    """Leaves at which two nested mappings differ, as (dotted key, old, new); an absent leaf is None."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            change
+            for name in dict.fromkeys([*old, *new])
+            for change in differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+        ]
+    return [] if old == new else [(key, old, new)]
+
+
+def _command(name: str) -> Callable[..., int | None]:
+    function = getattr(importlib.import_module(f"lit_safe.commands.{name}"), name)
+    assert callable(function)
+    return function
+
+
+def _builds(function: Callable[..., object]) -> bool:
+    return any(name in inspect.signature(function).parameters for name in BUILT)
+
+
+def main(args: ArgsType = None, run: bool = True) -> SafeCLI:
+    """Parse ``args`` (the process's by default), build what they name, and run the command.
+
+    Args:
+        args: Command-line words, a dict or a Namespace.
+        run: False only builds; ``args`` then name no command.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return SafeCLI(
+        StepModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=SaveConfig,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        parser_kwargs={"parser_mode": "yaml"},
+        args=args,
+        run=run,
+    )
+
+
+__all__ = ["COMMANDS", "Namespace", "SafeCLI", "differences", "main"]

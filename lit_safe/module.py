@@ -1,0 +1,108 @@
+"""Preference training: from a batch to log-ratios, an objective, a loss.
+
+Letters: B pairs, N = 2B sequences.
+"""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from lit_safe.metrics import PAIR_NAMES, pair_quantities
+from lit_safe.schedules import Constant, Schedule
+from lit_safe.stepping import StepModule
+from lit_safe.types import Objective, PackedBatch, Pair, PairModel, Scored
+
+
+class PreferenceAlignment(StepModule):
+    """Aligns a policy to preferences under a swappable objective, with a multiplier that ``DualAscent`` may move.
+
+    Args:
+        pair: The policy and its reference.
+        objective: The pairwise loss.
+        optimizer: Built on the parameters that train.
+        schedule: Factor on the learning rate by optimizer step; constant by default.
+        multiplier: Start value(s) of the dual variable, one for each constraint, in nats per cost unit, >= 0.
+        gradient_clip_norm: Bound on the gradient's 2-norm in an optimizer step; null leaves it alone.
+    """
+
+    multiplier: Tensor
+    dual_epoch: Tensor
+
+    def __init__(
+        self,
+        pair: PairModel,
+        objective: Objective,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        multiplier: float | list[float] = 0.0,
+        gradient_clip_norm: float | None = 1.0,
+    ) -> None:
+        super().__init__(pair, optimizer, schedule or Constant(), gradient_clip_norm, PAIR_NAMES)
+        self.save_hyperparameters()
+        self.objective = objective
+        start = torch.tensor(multiplier, dtype=torch.float32)
+        if not bool((start >= 0).all()):
+            raise ValueError(f"multiplier must be >= 0, got {multiplier}")
+        self.register_buffer("multiplier", start)  # written by DualAscent alone
+        self.register_buffer("dual_epoch", torch.tensor(-1))  # the last epoch that took its dual step
+
+    def forward(self, batch: PackedBatch) -> tuple[Pair, Pair, Scored]:
+        """Policy log-probs, log-ratios (a Pair of [B] nats each) and what the objective says of them."""
+        policy = self._pair(self.pair.policy_logp(batch.sequences))
+        reference = batch.reference_logp
+        if reference is None:
+            reference = self._pair(self.pair.reference_logp(batch.sequences))
+        logratio = Pair(policy.chosen - reference.chosen, policy.rejected - reference.rejected)
+        return policy, logratio, self.objective(logratio, batch.label, self.multiplier)
+
+    @staticmethod
+    def _pair(logp_N: Tensor) -> Pair:
+        return Pair(logp_N[0::2], logp_N[1::2])
+
+    def on_fit_start(self) -> None:
+        """Refuse data that lacks a label the objective cannot do without."""
+        self.trainer.datamodule.require(self.objective.needs)  # type: ignore[attr-defined]
+
+    def training_step(self, micro_batches: list[PackedBatch], batch_idx: int) -> None:
+        """One optimizer step over all micro-batches."""
+        norm = self.optimizer_step_over(micro_batches, self._loss_share)
+        self.log_training(norm, {f"multiplier{i}": m for i, m in _named(self.multiplier)})
+
+    def _loss_share(self, batch: PackedBatch) -> Tensor:
+        policy, logratio, scored = self(batch)
+        self.train_means.update(pair_quantities(batch, policy, logratio, scored, self.objective.beta))
+        self.count(batch.sequences, int(batch.present.sum()))
+        # a NaN label of a dropped or filler pair must not reach the sum: 0 * NaN is NaN
+        weight_B = scored.weight * batch.present
+        loss_B = torch.where(weight_B > 0, scored.loss, torch.zeros_like(scored.loss))
+        # dropped pairs stay in the denominator; with none left the sum is 0 and still has a (zero) gradient
+        return (loss_B * weight_B).sum() / batch.pairs_in_step + 0.0 * policy.margin.sum()
+
+    def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
+        """Add a batch to the means of the split."""
+        self.eval_means.update(pair_quantities(batch, *self(batch), self.objective.beta))
+
+    def test_step(self, batch: PackedBatch, batch_idx: int) -> None:
+        """As validation, logged under ``test/``."""
+        self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: PackedBatch, batch_idx: int) -> dict[str, Any]:
+        """What is known of each pair [B]: ids, log-probs, log-ratios (nats), loss and weight."""
+        policy, logratio, scored = self(batch)
+        return {
+            "pair_id": batch.pair_id,
+            "prompt_id": batch.prompt_id,
+            "present": batch.present,
+            "logps/chosen": policy.chosen,
+            "logps/rejected": policy.rejected,
+            "logratios/chosen": logratio.chosen,
+            "logratios/rejected": logratio.rejected,
+            "loss": scored.loss,
+            "weight": scored.weight,
+        }
+
+
+def _named(multiplier: Tensor) -> list[tuple[str, Tensor]]:
+    return [("", multiplier)] if multiplier.ndim == 0 else [(f"_{i}", m) for i, m in enumerate(multiplier)]

@@ -1,0 +1,71 @@
+"""Learning-rate schedules: pure functions from (step, total steps) to a factor on the learning rate."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """Factor on the learning rate for optimizer step ``step`` (from 0) of ``total``."""
+
+    def __call__(self, step: int, total: int) -> float:
+        """The factor, >= 0."""
+
+
+def _warmup(step: int, total: int, ratio: float) -> tuple[float, float]:
+    """(factor of a linear warm-up, progress in [0, 1] through what follows it)."""
+    steps = math.ceil(ratio * total)
+    return min(1.0, (step + 1) / (steps + 1)), min(1.0, max(0, step - steps) / max(1, total - steps))
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A linear warm-up, then the full rate.
+
+    Args:
+        warmup_ratio: Share of all optimizer steps spent warming up, in [0, 1).
+    """
+
+    warmup_ratio: float = 0.0
+
+    def __call__(self, step: int, total: int) -> float:
+        """The factor, >= 0."""
+        return _warmup(step, total, self.warmup_ratio)[0]
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """A linear warm-up, then half a cosine down to ``final``.
+
+    Args:
+        warmup_ratio: Share of all optimizer steps spent warming up, in [0, 1).
+        final: Factor at the end. At 0 the policy freezes before a multiplier that still moves; a run with a dual step
+            keeps some, e.g. 0.1.
+    """
+
+    warmup_ratio: float = 0.03
+    final: float = 0.0
+
+    def __call__(self, step: int, total: int) -> float:
+        """The factor, >= 0."""
+        warm, progress = _warmup(step, total, self.warmup_ratio)
+        return warm * (self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear warm-up, then a straight line down to ``final``.
+
+    Args:
+        warmup_ratio: Share of all optimizer steps spent warming up, in [0, 1).
+        final: Factor at the end.
+    """
+
+    warmup_ratio: float = 0.0
+    final: float = 0.0
+
+    def __call__(self, step: int, total: int) -> float:
+        """The factor, >= 0."""
+        warm, progress = _warmup(step, total, self.warmup_ratio)
+        return warm * (self.final + (1 - self.final) * (1 - progress))

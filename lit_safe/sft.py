@@ -1,0 +1,64 @@
+"""Supervised fine-tuning: the baseline of both papers, and the stage that makes their reference.
+
+Letters: N sequences.
+"""
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from lit_safe.metrics import Measured
+from lit_safe.schedules import Constant, Schedule
+from lit_safe.stepping import StepModule
+from lit_safe.types import PairModel, SequenceBatch
+
+
+class SupervisedFineTuning(StepModule):
+    """Maximises the log-likelihood of responses, averaged over the scored tokens of an optimizer step.
+
+    Args:
+        pair: The policy; its reference is not used.
+        optimizer: Built on the parameters that train.
+        schedule: Factor on the learning rate by optimizer step; constant by default.
+        gradient_clip_norm: Bound on the gradient's 2-norm in an optimizer step; null leaves it alone.
+    """
+
+    def __init__(
+        self,
+        pair: PairModel,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        gradient_clip_norm: float | None = 1.0,
+    ) -> None:
+        super().__init__(pair, optimizer, schedule or Constant(), gradient_clip_norm, ("loss", "lengths/response"))
+        self.save_hyperparameters()
+
+    def _nll(self, batch: SequenceBatch) -> tuple[Tensor, dict[str, Measured]]:
+        nll_N = -self.pair.policy_logp(batch.sequences)
+        scored_T = (batch.sequences.target >= 0).to(nll_N)
+        bounds_N1 = batch.sequences.cu_seqlens.long()
+        cumulative_T1 = torch.cat([scored_T.new_zeros(1), scored_T.cumsum(0)])
+        length_N = cumulative_T1[bounds_N1[1:]] - cumulative_T1[bounds_N1[:-1]]
+        per_token_N = nll_N.detach() / length_N.clamp(min=1)
+        return nll_N * batch.present, {
+            "loss": Measured(per_token_N, batch.present),
+            "lengths/response": Measured(length_N, batch.present),
+        }
+
+    def training_step(self, micro_batches: list[SequenceBatch], batch_idx: int) -> None:
+        """One optimizer step over all micro-batches."""
+        self.log_training(self.optimizer_step_over(micro_batches, self._loss_share), {})
+
+    def _loss_share(self, batch: SequenceBatch) -> Tensor:
+        nll_N, measured = self._nll(batch)
+        self.train_means.update(measured)
+        self.count(batch.sequences, int(batch.present.sum()))
+        return nll_N.sum() / batch.tokens_in_step
+
+    def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
+        """Add a batch to the means of the split."""
+        self.eval_means.update(self._nll(batch)[1])
+
+    def test_step(self, batch: SequenceBatch, batch_idx: int) -> None:
+        """As validation, logged under ``test/``."""
+        self.validation_step(batch, batch_idx)

@@ -1,0 +1,168 @@
+"""What preference training and fine-tuning share: one optimizer step for each item of the training loader."""
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from lit_safe.hashing import hash64
+from lit_safe.metrics import Means
+from lit_safe.rng import isolated
+from lit_safe.schedules import Schedule
+from lit_safe.types import PackedSequences, PairModel
+
+Micro = TypeVar("Micro")
+
+
+class StepModule(LightningModule):
+    """A LightningModule whose loader yields the micro-batches of one optimizer step at a time.
+
+    Optimization is manual, so that a step holds the same rows however it is cut into micro-batches and ranks: each
+    micro-batch brings its share of the step's sum, gradients meet once, on the last one.
+
+    Args:
+        pair: The policy and its reference.
+        optimizer: Built on the parameters that train.
+        schedule: Factor on the learning rate by optimizer step.
+        gradient_clip_norm: Bound on the gradient's 2-norm in a step; None leaves it alone.
+        metric_names: Of the quantities that training and validation log.
+    """
+
+    def __init__(
+        self,
+        pair: PairModel,
+        optimizer: OptimizerCallable,
+        schedule: Schedule,
+        gradient_clip_norm: float | None,
+        metric_names: Sequence[str],
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.pair = pair
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.gradient_clip_norm = gradient_clip_norm
+        self.train_means = Means(metric_names)
+        self.eval_means = Means(metric_names)
+        self._window_started = time.monotonic()
+        self._window_tokens = 0
+        self._window_rows = 0
+
+    def configure_model(self) -> None:
+        """Load policy and reference, once."""
+        self.pair.load()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer over what trains, with the schedule stepped once an optimizer step."""
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_step_over(self, micro_batches: Sequence[Micro], loss_share: Callable[[Micro], Tensor]) -> Tensor:
+        """Run one optimizer step.
+
+        Args:
+            micro_batches: Of this rank; every rank has as many.
+            loss_share: A micro-batch's share [] of the step's loss: its sum over the step's rows / rows in the step.
+
+        Returns:
+            The gradient norm [] before clipping.
+
+        Raises:
+            FloatingPointError: If the norm is not finite; nothing has been stepped then.
+        """
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        optimizer.zero_grad()
+        # dropout, where a user asks for it, must not depend on what was drawn before: a resumed run draws the same
+        with isolated(hash64("step", self.global_step, self.global_rank)):
+            for index, micro_batch in enumerate(micro_batches):
+                with contextlib.nullcontext() if index == len(micro_batches) - 1 else self._no_sync():
+                    # ranks average their gradients, a step's loss is a sum over ranks
+                    self.manual_backward(loss_share(micro_batch) * self.trainer.world_size)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        bound = float("inf") if self.gradient_clip_norm is None else self.gradient_clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(parameters, bound)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"gradient norm is {norm.item()} at optimizer step {self.global_step}")
+        optimizer.step()
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+        scheduler.step()
+        return norm.detach()
+
+    def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
+        block = getattr(self.trainer.strategy, "block_backward_sync", None)
+        return contextlib.nullcontext() if block is None else block()
+
+    def count(self, sequences: PackedSequences, rows: int) -> None:
+        """Add to what ``perf/*`` reports."""
+        self._window_tokens += len(sequences.input_ids)
+        self._window_rows += rows
+
+    def log_training(self, norm: Tensor, extra: Mapping[str, Tensor | float]) -> None:
+        """Log the window's means every ``trainer.log_every_n_steps`` optimizer steps, and start a new window."""
+        if self.global_step % max(1, self.trainer.log_every_n_steps):
+            return
+        means = self.train_means.compute()
+        self.train_means.reset()
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        seconds = time.monotonic() - self._window_started
+        values: dict[str, Tensor | float] = {
+            **means,
+            **extra,
+            "grad_norm": norm,
+            "learning_rate": optimizer.param_groups[0]["lr"],
+            "epoch": self.global_step / max(1, int(self.trainer.num_training_batches)),
+            "perf/tokens_per_s": self._window_tokens * self.trainer.world_size / seconds,
+            "perf/rows_per_s": self._window_rows * self.trainer.world_size / seconds,
+            "perf/peak_gib": _peak_gib(self.device),
+        }
+        self._window_started, self._window_tokens, self._window_rows = time.monotonic(), 0, 0
+        self.publish("train", values)
+
+    def publish(self, prefix: str, values: Mapping[str, Tensor | float]) -> None:
+        """Write ``<prefix>/<name>`` to every logger at this optimizer step, and offer them to callbacks."""
+        named = {f"{prefix}/{name}": float(value) for name, value in values.items()}
+        for logger in self.loggers:
+            logger.log_metrics(named, step=self.global_step)
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in named.items()})
+
+    def on_train_start(self) -> None:
+        """Start the clock of ``perf/*`` when training does."""
+        self._window_started = time.monotonic()
+
+    def on_validation_epoch_start(self) -> None:
+        """A validation's means are its own."""
+        self.eval_means.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Publish the means over the split, exact over ranks."""
+        if not self.trainer.sanity_checking:
+            self.publish("eval", self.eval_means.compute())
+        self.eval_means.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """A test's means are its own."""
+        self.eval_means.reset()
+
+    def on_test_epoch_end(self) -> None:
+        """Publish the means over the split, exact over ranks."""
+        self.publish("test", self.eval_means.compute())
+        self.eval_means.reset()
+
+
+def _peak_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource  # Unix alone; a CPU run elsewhere is not supported
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
