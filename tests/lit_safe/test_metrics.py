@@ -1,0 +1,74 @@
+"""Logged means are means over pairs, whatever the cut into batches."""
+
+import torch
+
+from lit_safe.metrics import PAIR_NAMES, Means, better, pair_quantities
+from lit_safe.types import Annotation, PackedBatch, PackedSequences, Pair, Scored
+
+
+def batch(chosen_cost: list[float], rejected_cost: list[float], present: list[bool]) -> PackedBatch:
+    count = len(present)
+    empty = torch.zeros(0, dtype=torch.int64)
+    ids = torch.arange(count)
+    lengths = Pair(torch.full((count,), 4), torch.full((count,), 2))
+    cost = Pair(torch.tensor(chosen_cost), torch.tensor(rejected_cost))
+    label = Annotation(Pair(torch.zeros(count), torch.zeros(count)), cost)
+    sequences = PackedSequences(empty, empty, empty, torch.zeros(2 * count + 1, dtype=torch.int32))
+    return PackedBatch(sequences, label, ids, ids, lengths, torch.tensor(present), torch.tensor(count))
+
+
+def test_a_tie_counts_one_half() -> None:
+    assert better(torch.tensor([2.0, 0.0, -1.0])).tolist() == [1.0, 0.5, 0.0]
+
+
+def test_quantities_by_hand() -> None:
+    b = batch([-1.0, 1.0, 1.0], [1.0, -1.0, 1.0], [True, True, True])
+    policy = Pair(torch.tensor([-8.0, -4.0, -2.0]), torch.tensor([-6.0, -6.0, -2.0]))
+    logratio = Pair(torch.tensor([1.0, 2.0, 0.0]), torch.tensor([0.0, 3.0, 0.0]))
+    scored = Scored(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([1.0, 1.0, 0.0]))
+    means = Means(PAIR_NAMES)
+    means.update(pair_quantities(b, policy, logratio, scored, beta=0.5))
+    got = {name: round(float(value), 4) for name, value in means.compute().items()}
+    assert got["loss"] == 1.0  # (1 + 2 + 0 * 9) / 3: a dropped pair stays in the denominator
+    assert got["rewards/chosen"] == 0.5
+    assert got["rewards/margins"] == 0.0
+    assert got["rewards/accuracies"] == 0.5  # right, wrong, tie
+    assert got["rewards/accuracies/safer"] == 1.0  # the safe response gained in both mixed pairs
+    assert got["rewards/accuracies/unsafe_unsafe"] == 0.5
+    assert got["logps/accuracies"] == 0.5  # -8 < -6, -4 > -6, tie
+    assert got["logps/accuracies_per_token"] == 1.0  # -2 > -3, -1 > -3, -.5 > -1
+    assert got["pairs/dropped"] == 0.3333
+    assert got["pairs/safe_unsafe"] == 0.6667
+    assert "rewards/accuracies/safe_safe" not in got  # nothing was seen of it
+
+
+def test_a_filler_row_counts_for_nothing() -> None:
+    policy, logratio = (Pair(torch.tensor([1.0, 50.0]), torch.tensor([0.0, -50.0])) for _ in range(2))
+    scored = Scored(torch.tensor([1.0, float("nan")]), torch.ones(2))
+    with_filler, alone = Means(PAIR_NAMES), Means(PAIR_NAMES)
+    with_filler.update(pair_quantities(batch([-1, 1], [1, 1], [True, False]), policy, logratio, scored, 0.1))
+    first = [Pair(*(side[:1] for side in p)) for p in (policy, logratio)]
+    alone.update(pair_quantities(batch([-1], [1], [True]), *first, Scored(*(t[:1] for t in scored)), 0.1))
+    assert with_filler.compute() == alone.compute()
+
+
+def test_unequal_batches_give_the_mean_over_pairs() -> None:
+    means = Means(["x"])
+    means.update({"x": (torch.tensor([1.0, 1.0, 1.0]), torch.ones(3, dtype=torch.bool))})
+    means.update({"x": (torch.tensor([5.0]), torch.ones(1, dtype=torch.bool))})
+    assert means.compute()["x"].item() == 2.0
+
+
+def test_a_window_survives_its_state_dict() -> None:
+    one, two = Means(["x"]), Means(["x"])
+    one.update({"x": (torch.tensor([1.0, 4.0]), torch.tensor([True, True]))})
+    two.load_state_dict(one.state_dict())
+    two.update({"x": (torch.tensor([7.0]), torch.tensor([True]))})
+    assert two.compute()["x"].item() == 4.0
+
+
+def test_a_pair_with_an_unknown_cost_is_in_no_stratum() -> None:
+    b = batch([float("nan")], [1.0], [True])
+    zero = Pair(torch.zeros(1), torch.zeros(1))
+    measured = pair_quantities(b, zero, zero, Scored(torch.ones(1), torch.ones(1)), 0.1)
+    assert not any(measured[f"pairs/{s}"].where.any() for s in ("safe_safe", "safe_unsafe", "unsafe_unsafe"))

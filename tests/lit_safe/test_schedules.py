@@ -1,0 +1,24 @@
+"""Learning-rate factors at the start, at the end, and between."""
+
+import pytest
+
+from lit_safe.schedules import Constant, Cosine, Linear
+
+
+@pytest.mark.parametrize("schedule", [Constant(0.1), Cosine(0.1), Linear(0.1)])
+def test_the_warm_up_rises_in_even_steps_and_never_starts_at_zero(schedule: Constant) -> None:
+    factors = [schedule(step, 100) for step in range(10)]
+    assert factors == pytest.approx([(step + 1) / 11 for step in range(10)])
+
+
+@pytest.mark.parametrize(("schedule", "end"), [(Constant(), 1.0), (Cosine(0.0, 0.1), 0.1), (Linear(0.0, 0.2), 0.2)])
+def test_the_last_factor_is_the_stated_one(schedule: Constant, end: float) -> None:
+    assert schedule(100, 100) == pytest.approx(end)
+
+
+def test_halfway_a_cosine_is_half_way_down() -> None:
+    assert Cosine(0.0, 0.0)(50, 100) == pytest.approx(0.5)
+
+
+def test_a_run_of_one_step_has_a_rate() -> None:
+    assert all(schedule(0, 1) > 0 for schedule in (Constant(0.03), Cosine(0.03), Linear(0.03)))

@@ -1,0 +1,54 @@
+"""Imports point one way, and the vocabulary is cheap to import."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = {"lit_safe", "models", "data", "ops", "configs", "tests", "train"}
+VOCABULARY = {"lit_safe.types", "lit_safe.hashing"}  # free of lightning and transformers: any part may use them
+ALLOWED = {"lit_safe": set(), "ops": set(), "data": VOCABULARY, "models": VOCABULARY | {"ops"}}
+SOURCES = [path for folder in ALLOWED for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def imported_modules(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    folder = path.relative_to(ROOT).parts[0]
+    allowed = ALLOWED[folder] | {folder}
+    foreign = {
+        name
+        for name in imported_modules(path)
+        if name.split(".")[0] in OURS and not any(name == a or name.startswith(f"{a}.") for a in allowed)
+    }
+    assert not foreign
+
+
+def test_the_types_load_without_lightning_or_transformers() -> None:
+    code = "import sys, lit_safe.types; print(sorted({'lightning', 'transformers', 'datasets'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_the_package_imports_nothing() -> None:
+    code = "import sys; before = set(sys.modules); import lit_safe; print(sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['lit_safe']"
+
+
+def test_no_test_folder_is_a_package_that_shadows_ours() -> None:
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names))
