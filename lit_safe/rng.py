@@ -1,0 +1,31 @@
+"""Randomness that neither sees nor leaves traces: a block draws as if it alone had ever drawn."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def isolated(seed: int) -> Iterator[None]:
+    """Seed torch (CPU and the current CUDA device), NumPy and ``random`` for a block, and restore them after it.
+
+    Args:
+        seed: Any integer >= 0, usually ``hash64`` of what the block is for.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    # a process of ours computes on one device; saving the others' states would open a context on each of them
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.random.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
