@@ -67,10 +67,11 @@ class PreferenceAlignment(StepModule):
 
     def training_step(self, micro_batches: list[PackedBatch], batch_idx: int) -> None:
         """One optimizer step over all micro-batches."""
-        norm = self.optimizer_step_over(micro_batches, self._loss_share)
+        norm = self.optimizer_step_over(micro_batches, self.loss_share)
         self.log_training(norm, {f"multiplier{i}": m for i, m in _named(self.multiplier)})
 
-    def _loss_share(self, batch: PackedBatch) -> Tensor:
+    def loss_share(self, batch: PackedBatch) -> Tensor:
+        """A micro-batch's share [] of its optimizer step's loss in nats: its weighted sum / pairs in the step."""
         policy, logratio, scored = self(batch)
         self.train_means.update(pair_quantities(batch, policy, logratio, scored, self.objective.beta))
         self.count(batch.sequences, int(batch.present.sum()))

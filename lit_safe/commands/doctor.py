@@ -1,0 +1,82 @@
+"""Check a model and its data before training them."""
+
+import logging
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lit_safe.doctor.checks import examine
+from lit_safe.doctor.patient import Patient, take_pairs
+from lit_safe.module import PreferenceAlignment
+from lit_safe.types import PackedBatch
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 1.0, torch.float16: 0.2}
+"""Nats over a response of a few hundred tokens that rounding in the model's own dtype explains."""
+
+
+def doctor(
+    module: PreferenceAlignment,
+    data: Any,
+    *,
+    pairs: int = 4,
+    tolerance: float | None = None,
+    device: str = "cpu",
+) -> int:
+    """Check your model and data before a run: step-0 loss, padding, packing, accumulation, stop tokens, reference.
+
+    Args:
+        module: From ``--model``.
+        data: From ``--data``.
+        pairs: Training pairs to look at; an accumulation check holds their gradient once more in memory.
+        tolerance: Largest difference in nats that counts as rounding; by the model's dtype if not given.
+        device: Where to run, e.g. ``cuda``.
+
+    Returns:
+        The exit status: 0 if every check passed, 1 otherwise.
+    """
+    module.configure_model()
+    module.to(device)
+    module.train()
+    data.setup("fit")
+    for line in data.report.lines():
+        log.info(line)
+    facts = module.pair.facts()
+    log.info("model %s, reference %s, %.1f M parameters (%.1f M train), %s, log-probs by %s", facts.source,
+             facts.reference, facts.parameters / 1e6, facts.trainable / 1e6, facts.dtype, facts.backend)  # fmt: skip
+    dtype = next(module.parameters()).dtype
+    patient = Patient(
+        module,
+        _first_pairs(data, pairs, torch.device(device)),
+        frozenset(data.stop_ids),
+        TOLERANCE.get(dtype, 1e-3) if tolerance is None else tolerance,
+    )
+    table = Table("check", "", "seen", title="doctor")
+    failed = 0
+    for finding in examine(patient):
+        failed += not finding.passed
+        table.add_row(finding.check, "ok" if finding.passed else "[bold red]FAILED[/]", finding.seen)
+    Console(width=160).print(table)
+    log.info("%s", "every check passed" if not failed else f"{failed} checks failed")
+    return int(failed > 0)
+
+
+def _first_pairs(data: Any, pairs: int, device: torch.device) -> PackedBatch:
+    for micro_batches in data.train_dataloader():
+        for batch in micro_batches:
+            present = batch.present.nonzero().flatten().tolist()[:pairs]
+            if present:
+                taken = take_pairs(batch, present)
+                return _to(taken._replace(pairs_in_step=torch.tensor(len(present))), device)
+    raise ValueError("the training split has no pairs")
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        return type(value)(*(_to(item, device) for item in value))
+    return value

@@ -1,0 +1,192 @@
+"""The checks, each a function from a ``Patient`` to a ``Finding``.
+
+Letters: B pairs, N = 2B sequences.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from lit_safe.doctor.patient import Finding, Patient, gradient, take, take_pairs
+from lit_safe.objectives import DPO
+from lit_safe.types import IGNORE, PackedSequences, Pair
+
+STEP_ZERO = 1e-3  # nats: a larger margin of an untouched policy is no rounding
+
+
+def labels(patient: Patient) -> Finding:
+    """Every label that the objective needs is known for these pairs."""
+    needs, label = patient.module.objective.needs, patient.batch.label
+    missing = [
+        need
+        for need, pair in (("reward", label.reward), ("cost", label.cost), ("flags", label.cost))
+        if need in needs and bool(torch.cat([side.flatten() for side in pair]).isnan().any())
+    ]
+    return Finding("labels", not missing, f"needs {list(needs) or 'none'}, missing {missing or 'none'}")
+
+
+def log_probs(patient: Patient) -> Finding:
+    """Log-probabilities are finite, at most 0, and the same when asked twice."""
+    first, second = _policy(patient, patient.batch.sequences), _policy(patient, patient.batch.sequences)
+    good = bool(torch.isfinite(first).all() and (first <= 0).all() and torch.equal(first, second))
+    return Finding(
+        "log-probs", good, f"{first.min():.2f} to {first.max():.2f} nats, repeat differs by {_gap(first, second):.1e}"
+    )
+
+
+def step_zero_margin(patient: Patient) -> Finding:
+    """An untouched policy is its own reference: no pair has a margin."""
+    worst = float(_logratio(patient).margin.abs().max())
+    return Finding(
+        "margin at step 0", worst <= STEP_ZERO, f"largest |margin| {worst:.1e} nats (at most {STEP_ZERO:.0e})"
+    )
+
+
+def step_zero_loss(patient: Patient) -> Finding:
+    """Plain DPO's loss is log 2, and the configured objective has its value at margin 0."""
+    module, batch = patient.module, patient.batch
+    logratio = _logratio(patient)
+    none = Pair(torch.zeros_like(logratio.chosen), torch.zeros_like(logratio.rejected))
+    plain = DPO(module.objective.beta)(logratio, batch.label, module.multiplier).loss
+    got = module.objective(logratio, batch.label, module.multiplier)
+    expected = module.objective(none, batch.label, module.multiplier)
+    bound = module.objective.beta * STEP_ZERO + 1e-6  # every shipped link is 1-Lipschitz in beta * margin
+    off_plain, off_own = float((plain - math.log(2)).abs().max()), float((got.loss - expected.loss).abs().max())
+    seen = f"plain DPO {plain.mean():.6f} (log 2 is 0.693147); {module.objective!r} is {off_own:.1e} off its own value"
+    return Finding("loss at step 0", off_plain <= bound and off_own <= bound, seen)
+
+
+def batch_invariance(patient: Patient) -> Finding:
+    """A sequence scores the same alone, in the batch, and in the batch reversed."""
+    sequences = patient.batch.sequences
+    count = len(sequences.cu_seqlens) - 1
+    together = _policy(patient, sequences)
+    alone = torch.cat([_policy(patient, take(sequences, [i])) for i in range(count)])
+    turned = _policy(patient, take(sequences, list(reversed(range(count))))).flip(0)
+    return _within("batch invariance", patient, max(_gap(together, alone), _gap(together, turned)))
+
+
+def padding_invariance(patient: Patient) -> Finding:
+    """A sequence scores the same beside a neighbour twice as long as any other."""
+    sequences = patient.batch.sequences
+    longest = int(sequences.cu_seqlens.diff().argmax())
+    one = take(sequences, [longest])
+    length = len(one.input_ids)
+    doubled = PackedSequences(
+        one.input_ids.repeat(2),
+        one.target.repeat(2),
+        torch.arange(2 * length).to(one.position),
+        torch.tensor([0, 2 * length]).to(one.cu_seqlens),
+    )
+    beside = PackedSequences(
+        *(torch.cat(both) for both in zip(sequences[:3], doubled[:3], strict=True)),
+        torch.cat([sequences.cu_seqlens, sequences.cu_seqlens[-1:] + 2 * length]),
+    )
+    return _within("padding", patient, _gap(_policy(patient, sequences), _policy(patient, beside)[:-1]))
+
+
+def packing_invariance(patient: Patient) -> Finding:
+    """The padded and the packed layout give the same log-probs."""
+    pair = patient.module.pair
+    layout = getattr(pair, "layout", None)
+    if layout is None:
+        return Finding("packing", True, "this pair knows one layout")
+    scores = {}
+    for name in ("padded", "packed"):
+        pair.layout = name  # type: ignore[attr-defined]
+        scores[name] = _policy(patient, patient.batch.sequences)
+    pair.layout = layout  # type: ignore[attr-defined]
+    return _within("packing", patient, _gap(scores["padded"], scores["packed"]))
+
+
+def stop_token(patient: Patient) -> Finding:
+    """A response ends with exactly one stop token, which is scored, and nothing after it is."""
+    sequences = patient.batch.sequences
+    wrong, cut = [], 0
+    bounds = sequences.cu_seqlens.tolist()
+    for number, (start, end) in enumerate(itertools.pairwise(bounds)):
+        scored = [t for t in sequences.target[start:end].tolist() if t != IGNORE]
+        stops = [i for i, token in enumerate(scored) if token in patient.stop_ids]
+        if not stops:
+            cut += 1  # a response cut to max_length has none to score
+        elif stops != [len(scored) - 1]:
+            wrong.append(number)
+    total = len(bounds) - 1
+    seen = f"{total - cut - len(wrong)} of {total} responses end with one, {cut} were cut, {len(wrong)} break the rule"
+    return Finding("stop token", not wrong and cut < total, seen + (f": sequences {wrong[:8]}" if wrong else ""))
+
+
+def accumulation(patient: Patient) -> Finding:
+    """One micro-batch of B pairs and B micro-batches of one pair give the same gradient."""
+    batch = patient.batch
+    whole = gradient(patient.module, [batch])
+    parts = gradient(patient.module, [take_pairs(batch, [i]) for i in range(len(batch.present))])
+    # a tied or all-dropped batch has none to compare; its parts must have none either
+    off = float((whole - parts).norm() / whole.norm().clamp(min=1e-12)) if bool(whole.any() or parts.any()) else 0.0
+    bound = max(1e-3, patient.tolerance)
+    return Finding("accumulation", off <= bound, f"gradients differ by {off:.1e} of their norm (at most {bound:.0e})")
+
+
+def reference_identity(patient: Patient) -> Finding:
+    """The reference has no gradient and stays where it is when the policy moves."""
+    module, sequences = patient.module, patient.batch.sequences
+    with torch.enable_grad():
+        before = module.pair.reference_logp(sequences)
+    policy_before = _policy(patient, sequences)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    kept = [p.detach().clone() for p in parameters]
+    with torch.no_grad():
+        for index, p in enumerate(parameters):  # a fixed pattern: no random state is touched
+            wave = torch.sin(torch.arange(p.numel(), device=p.device) + index).to(p.dtype)
+            p.add_(0.02 * wave.view_as(p))
+    after, policy_after = module.pair.reference_logp(sequences), _policy(patient, sequences)
+    with torch.no_grad():
+        for p, old in zip(parameters, kept, strict=True):
+            p.copy_(old)
+    moved, stayed = _gap(policy_before, policy_after), torch.equal(before.detach(), after.detach())
+    good = not before.requires_grad and stayed and moved > 0
+    seen = f"policy moved by {moved:.2g} nats under a nudge, reference by {_gap(before.detach(), after.detach()):.2g}"
+    return Finding("reference", good, seen + ("" if not before.requires_grad else ", but it carries a gradient"))
+
+
+CHECKS: tuple[Callable[[Patient], Finding], ...] = (
+    labels,
+    log_probs,
+    stop_token,
+    step_zero_margin,
+    step_zero_loss,
+    batch_invariance,
+    padding_invariance,
+    packing_invariance,
+    accumulation,
+    reference_identity,
+)
+
+
+def examine(patient: Patient) -> Iterator[Finding]:
+    """Every check in turn, the cheap and telling ones first."""
+    for check in CHECKS:
+        yield check(patient)
+
+
+@torch.no_grad()
+def _policy(patient: Patient, sequences: PackedSequences) -> Tensor:
+    return patient.module.pair.policy_logp(sequences)
+
+
+@torch.no_grad()
+def _logratio(patient: Patient) -> Pair:
+    return patient.module(patient.batch)[1]
+
+
+def _gap(one: Tensor, two: Tensor) -> float:
+    return float((one - two).abs().max())
+
+
+def _within(name: str, patient: Patient, gap: float) -> Finding:
+    return Finding(
+        name, gap <= patient.tolerance, f"log-probs differ by {gap:.1e} nats (at most {patient.tolerance:.0e})"
+    )

@@ -1,0 +1,82 @@
+"""What the checks look at, and how they take a batch apart.
+
+Letters: B pairs, N = 2B sequences, T packed tokens.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_safe.module import PreferenceAlignment
+from lit_safe.types import Annotation, PackedBatch, PackedSequences, Pair
+
+
+class Patient(NamedTuple):
+    """A module with loaded models, one batch of true pairs, and what the data says of itself.
+
+    ``tolerance`` is the largest difference in nats that counts as rounding, ``stop_ids`` the tokens that may end a
+    response, ``truncated`` the pairs [B] (bool) whose response was cut, and so has no stop token.
+    """
+
+    module: PreferenceAlignment
+    batch: PackedBatch
+    stop_ids: frozenset[int]
+    tolerance: float
+
+
+class Finding(NamedTuple):
+    """The outcome of a check: ``passed``, and what was seen in a sentence."""
+
+    check: str
+    passed: bool
+    seen: str
+
+
+def take(sequences: PackedSequences, which: Sequence[int]) -> PackedSequences:
+    """The named sequences, in that order."""
+    bounds = sequences.cu_seqlens.tolist()
+    spans = [slice(bounds[i], bounds[i + 1]) for i in which]
+    lengths = [0, *(span.stop - span.start for span in spans)]
+    return PackedSequences(
+        *(torch.cat([tensor[span] for span in spans]) for tensor in sequences[:3]),
+        torch.tensor(lengths).cumsum(0).to(sequences.cu_seqlens),
+    )
+
+
+def take_pairs(batch: PackedBatch, which: Sequence[int]) -> PackedBatch:
+    """The named pairs, in that order; ``pairs_in_step`` stays, so shares of a step's loss still add up."""
+    rows = torch.tensor(which, device=batch.present.device)
+
+    def rows_of(pair: Pair) -> Pair:
+        return Pair(pair.chosen[rows], pair.rejected[rows])
+
+    label = Annotation(
+        rows_of(batch.label.reward),
+        rows_of(batch.label.cost),
+        None if batch.label.draw is None else batch.label.draw[rows],
+    )
+    return PackedBatch(
+        take(batch.sequences, [side for i in which for side in (2 * i, 2 * i + 1)]),
+        label,
+        batch.pair_id[rows],
+        batch.prompt_id[rows],
+        rows_of(batch.response_length),
+        batch.present[rows],
+        batch.pairs_in_step,
+        None if batch.reference_logp is None else rows_of(batch.reference_logp),
+    )
+
+
+def gradient(module: PreferenceAlignment, batches: Sequence[PackedBatch]) -> Tensor:
+    """The gradient of a step over ``batches``, flat, on the CPU; the module's own gradients are left empty."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    total = [torch.zeros_like(p, device="cpu", dtype=torch.float32) for p in parameters]
+    for batch in batches:
+        with torch.enable_grad():
+            share = module.loss_share(batch)
+        for sum_, grad in zip(total, torch.autograd.grad(share, parameters, allow_unused=True), strict=True):
+            if grad is not None:
+                sum_ += grad.detach().float().cpu()
+    return torch.cat([g.flatten() for g in total])
