@@ -49,11 +49,8 @@ test-all: lint types embedded ## The same with the slow tests
 test-peers: embedded ## Compare with TRL in a throw-away environment
 	bash tests/peers/run.sh $(PYTHON)
 
-lock: setup ## Write requirements/lock.txt anew from pyproject's ranges (Linux x86-64, this Python)
-	$(BIN)/pip install --quiet pip-tools
-	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --extra dev --constraint requirements/torch.txt \
-	  --unsafe-package torch --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-annotate --no-header \
-	  --output-file requirements/lock.txt pyproject.toml
+lock: ## Write requirements/lock.txt anew from pyproject's ranges, for this platform and Python
+	$(PYTHON) requirements/lock.py
 
 wheel: setup ## Build the wheel (it holds lit_safe alone)
 	$(BIN)/python -m build --wheel --no-isolation
