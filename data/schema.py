@@ -62,6 +62,9 @@ class Row:
         safer: Index of the less harmful response, None where nobody said.
         responses_from: Who wrote the responses.
         split_group: What decides the split instead of the prompt (XSTest's homonym group), or None.
+
+    Raises:
+        BadRow: If ``safer`` names a response flagged unsafe while the other is flagged safe.
     """
 
     id: str
@@ -71,6 +74,12 @@ class Row:
     safer: int | None = None
     responses_from: ResponsesFrom = "unknown"
     split_group: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.safer is not None:
+            flag, other = self.responses[self.safer].safe, self.responses[1 - self.safer].safe
+            if flag is False and other is True:
+                raise BadRow(self.id, "safer", "names the unsafe response as the safer one")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,16 @@ class PreferenceRow:
     split_group: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SftRow:
+    """A prompt with one response to imitate; the fields mean what they mean in ``Row``."""
+
+    id: str
+    prompt: tuple[Message, ...] | str
+    response: str
+    split_group: str | None = None
+
+
 @runtime_checkable
 class Source(Protocol):
     """A dataset. Constructors do no I/O; iterating reads and validates."""
@@ -101,6 +120,21 @@ class Source(Protocol):
         """Named inputs of the cache key: what decides the rows (files with their hashes, hub revision, options)."""
 
     def __iter__(self) -> Iterator[Row | BadRow]:
+        """Every row in order, a ``BadRow`` in the place of one that cannot be used."""
+
+
+@runtime_checkable
+class SftSource(Protocol):
+    """A dataset of responses to imitate; everything else is as in ``Source``."""
+
+    @property
+    def licence(self) -> str:
+        """Of the data, as a report names it."""
+
+    def describe(self) -> dict[str, str]:
+        """Named inputs of the cache key."""
+
+    def __iter__(self) -> Iterator[SftRow | BadRow]:
         """Every row in order, a ``BadRow`` in the place of one that cannot be used."""
 
 
@@ -151,6 +185,17 @@ def check_number(row: str, column: str, value: object) -> float:
         raise BadRow(row, column, "is null or missing")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRow(row, column, f"is {type(value).__name__}, not a number")
-    if not math.isfinite(value):
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond the floats
+        number = math.inf
+    if not math.isfinite(number):
         raise BadRow(row, column, "is not finite")
-    return float(value)
+    return number
+
+
+def check_choice(row: str, column: str, value: object) -> int:
+    """``value`` as the index 0 or 1 of a response, or BadRow."""
+    if isinstance(value, int) and not isinstance(value, bool) and value in (0, 1):
+        return value
+    raise BadRow(row, column, "is null or missing" if value is None else "is not 0 or 1")

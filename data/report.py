@@ -1,0 +1,140 @@
+"""What became of the rows: how many were read, kept and dropped, and what the labels of the kept ones say."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from data.schema import PreferenceRow
+
+STRATA = ("safe/safe", "safe/unsafe", "unsafe/safe", "unsafe/unsafe", "unknown")
+EXAMPLES = 3  # row names kept for each reason
+
+
+@dataclass
+class SourceReport:
+    """Rows of one source. ``responses_from`` holds who wrote the responses of its kept rows."""
+
+    name: str
+    licence: str
+    read: int = 0
+    kept: int = 0
+    responses_from: tuple[str, ...] = ()
+
+
+@dataclass
+class Dropped:
+    """Rows dropped for one reason, with the names of the first few."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, row: str) -> None:
+        """Count one more row."""
+        self.count += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(row)
+
+
+@dataclass
+class PreparationReport:
+    """Counts of a preparation.
+
+    Attributes:
+        order: What ``chosen`` means.
+        ordered_by_safety: Kept pairs in which the less harmful response is chosen because nobody says which is better.
+        sources: One entry a source, in order.
+        dropped: Rows dropped by reason, exact duplicates among them.
+        contradictory_responses: Texts that stand both as safe and as unsafe after the same prompt.
+        contradictory_orders: Pairs that stand in both orders.
+        contradictory_rows: Kept rows with such a text or pair in them.
+        prompts: Distinct normalised prompts kept.
+        strata: Kept pairs by the safety of chosen/rejected, as the costs' signs have it; "unknown" lacks a cost.
+        unsafe_share: By constraint and for any of them: share of responses with cost > 0 among those with a known one;
+            NaN where no cost is known.
+    """
+
+    order: str
+    sources: list[SourceReport] = field(default_factory=list)
+    dropped: dict[str, Dropped] = field(default_factory=dict)
+    ordered_by_safety: int = 0
+    contradictory_responses: int = 0
+    contradictory_orders: int = 0
+    contradictory_rows: int = 0
+    prompts: int = 0
+    strata: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STRATA, 0))
+    unsafe_share: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def read(self) -> int:
+        """Rows of all sources."""
+        return sum(source.read for source in self.sources)
+
+    @property
+    def kept(self) -> int:
+        """Pairs that remain."""
+        return sum(source.kept for source in self.sources)
+
+    @property
+    def safe_dpo(self) -> dict[str, int]:
+        """What SafeDPO's transform does to the kept pairs of known safety (arXiv:2505.20065, eq. 10)."""
+        keep = self.strata["safe/safe"] + self.strata["safe/unsafe"]
+        return {"keep": keep, "swap": self.strata["unsafe/safe"], "drop": self.strata["unsafe/unsafe"]}
+
+    def drop(self, reason: str, row: str) -> None:
+        """Count ``row`` under ``reason``."""
+        self.dropped.setdefault(reason, Dropped()).add(row)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON holds it; an unknown share is None."""
+        shares = {name: None if math.isnan(share) else share for name, share in self.unsafe_share.items()}
+        totals = {"read": self.read, "kept": self.kept, "safe_dpo": self.safe_dpo, "unsafe_share": shares}
+        return asdict(self) | totals
+
+    def lines(self) -> list[str]:
+        """The report for a log."""
+        text = [f"{self.kept:,} of {self.read:,} rows kept as pairs of {self.prompts:,} prompts, order {self.order!r}"]
+        for source in self.sources:
+            authors = ", ".join(source.responses_from) or "nobody"
+            text.append(f"  {source.name}: {source.kept:,} of {source.read:,}, responses from {authors}")
+            text.append(f"    licence {source.licence}")
+        for reason, dropped in sorted(self.dropped.items(), key=lambda item: -item[1].count):
+            text.append(f"  dropped {dropped.count:,}: {reason} (e.g. {', '.join(dropped.examples)})")
+        if self.ordered_by_safety:
+            text.append(f"  chosen for its safety alone, as nobody says which is better: {self.ordered_by_safety:,}")
+        if self.contradictory_responses or self.contradictory_orders:
+            text.append(
+                f"  contradictory labels: {self.contradictory_responses:,} texts both safe and unsafe, "
+                f"{self.contradictory_orders:,} pairs in both orders; {self.contradictory_rows:,} such rows kept"
+            )
+        text.append("  chosen/rejected: " + ", ".join(f"{name} {count:,}" for name, count in self.strata.items()))
+        text.append("  unsafe share: " + ", ".join(f"{name} {share:.3f}" for name, share in self.unsafe_share.items()))
+        text.append("  SafeDPO would " + ", ".join(f"{verb} {count:,}" for verb, count in self.safe_dpo.items()))
+        return text
+
+
+def safety(cost: Sequence[float]) -> str:
+    """``unsafe`` where any cost is > 0, else ``unknown`` where one is NaN, else ``safe``."""
+    if any(c > 0 for c in cost):
+        return "unsafe"
+    return "unknown" if any(math.isnan(c) for c in cost) else "safe"
+
+
+def stratum(row: PreferenceRow) -> str:
+    """``chosen/rejected`` of a pair, or ``unknown``."""
+    name = f"{safety(row.chosen_cost)}/{safety(row.rejected_cost)}"
+    return name if name in STRATA else "unknown"
+
+
+def unsafe_shares(rows: Sequence[PreferenceRow], constraints: Sequence[str]) -> dict[str, float]:
+    """``PreparationReport.unsafe_share`` of ``rows``."""
+    costs = [cost for row in rows for cost in (row.chosen_cost, row.rejected_cost)]
+    shares = {name: _share([safety(cost[c : c + 1]) for cost in costs]) for c, name in enumerate(constraints)}
+    return {**shares, "any": _share([safety(cost) for cost in costs])}
+
+
+def _share(safeties: Sequence[str]) -> float:
+    count = Counter(safeties)
+    known = count["safe"] + count["unsafe"]
+    return count["unsafe"] / known if known else math.nan

@@ -1,0 +1,87 @@
+"""Responses to imitate: instruction files, and the preferred side of any pair source."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from data.schema import BadRow, SftRow, Source, check_text
+from data.sources.files import Record, Table
+from data.sources.messages import prompt_of
+
+
+class Instructions:
+    """Prompt and response columns: ``prompt``/``response``, Alpaca's ``instruction``/``input``/``output``, or others.
+
+    Args:
+        path: A local JSONL, JSON, CSV or Parquet file, or a hub id.
+        split: Hub only.
+        revision: Hub only: branch, tag or commit.
+        prompt: Column of the prompt: plain text or a list of turns.
+        input: Column of an optional second part of the prompt (Alpaca's input), or None.
+        response: Column of the response.
+        user_turn: Whether a plain prompt is a user's turn (and goes through the chat template) or raw text.
+        licence: Of the data.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        revision: str | None = None,
+        prompt: str = "prompt",
+        input: str | None = None,
+        response: str = "response",
+        user_turn: bool = True,
+        licence: str = "unknown",
+    ) -> None:
+        self.table = Table(path, split, revision)
+        self.prompt, self.input, self.response = prompt, input, response
+        self.user_turn = user_turn
+        self.licence = licence
+
+    def describe(self) -> dict[str, str]:
+        columns = f"{self.prompt},{self.input},{self.response}"
+        options = {"columns": columns, "user_turn": str(self.user_turn)}
+        return {"source": type(self).__name__, **self.table.describe(), **options}
+
+    def __iter__(self) -> Iterator[SftRow | BadRow]:
+        return self.table.parsed(self._row)
+
+    def _row(self, name: str, record: Record) -> SftRow:
+        prompt = record.get(self.prompt)
+        more = None if self.input is None else record.get(self.input)
+        if self.input is not None and more not in (None, ""):
+            instruction = check_text(name, self.prompt, prompt)
+            prompt = f"{instruction}\n\n{check_text(name, self.input, more)}"
+        context = prompt_of(name, self.prompt, prompt, self.user_turn)
+        return SftRow(name, context, check_text(name, self.response, record.get(self.response)))
+
+
+class ResponsesOf:
+    """One side of a source of pairs, to imitate; every distinct prompt and response once.
+
+    Args:
+        source: Where the pairs come from.
+        which: The better response, the safer one, or every response flagged safe.
+    """
+
+    def __init__(self, source: Source, which: Literal["better", "safer", "safe"] = "safe") -> None:
+        self.source, self.which = source, which
+
+    @property
+    def licence(self) -> str:
+        return self.source.licence
+
+    def describe(self) -> dict[str, str]:
+        return {**self.source.describe(), "which": self.which}
+
+    def __iter__(self) -> Iterator[SftRow | BadRow]:
+        seen = set()
+        for row in self.source:
+            if isinstance(row, BadRow):
+                yield row
+                continue
+            for k, response in enumerate(row.responses):
+                wanted = response.safe is True if self.which == "safe" else k == getattr(row, self.which)
+                if wanted and (row.prompt, response.text) not in seen:
+                    seen.add((row.prompt, response.text))
+                    yield SftRow(row.id, row.prompt, response.text, row.split_group)

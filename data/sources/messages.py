@@ -1,0 +1,33 @@
+"""Conversations as lists of turns, in the spellings of TRL (role, content) and ShareGPT (from, value)."""
+
+from data.schema import BadRow, Message, check_text
+
+ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"human": "user", "gpt": "assistant"}
+
+
+def prompt_of(row: str, column: str, value: object, user_turn: bool) -> tuple[Message, ...] | str:
+    """A prompt that is a list of turns or a text, the text as a user's turn or as it stands; or BadRow."""
+    if isinstance(value, list | dict):
+        return messages_of(row, column, value)
+    text = check_text(row, column, value)
+    return (Message("user", text),) if user_turn else text
+
+
+def messages_of(row: str, column: str, value: object) -> tuple[Message, ...]:
+    """``value`` (a list of turns, or one turn) as messages, or BadRow."""
+    turns = [value] if isinstance(value, dict) else value
+    if not isinstance(turns, list):
+        raise BadRow(row, column, "is null or missing" if value is None else f"is {type(value).__name__}, not messages")
+    if not turns:
+        raise BadRow(row, column, "is empty")
+    return tuple(_message(row, f"{column}[{i}]", turn) for i, turn in enumerate(turns))
+
+
+def _message(row: str, column: str, turn: object) -> Message:
+    if not isinstance(turn, dict):
+        raise BadRow(row, column, f"is {type(turn).__name__}, not a turn")
+    role_key, text_key = ("role", "content") if "role" in turn else ("from", "value")
+    role = check_text(row, f"{column}.{role_key}", turn.get(role_key))
+    if role not in ROLES:
+        raise BadRow(row, f"{column}.{role_key}", f"is not one of {', '.join(ROLES)}")
+    return Message(ROLES[role], check_text(row, f"{column}.{text_key}", turn.get(text_key)))

@@ -1,0 +1,51 @@
+"""A part of a source, chosen by hash: how one source of a mix is capped or thinned."""
+
+import heapq
+from collections.abc import Iterator
+
+from data.schema import BadRow, Row, Source
+from lit_safe.hashing import uniform
+
+
+class Sample:
+    """The pairs of ``source`` with the lowest hashes of (seed, text), in the source's order.
+
+    Which pairs are chosen depends on their text alone: duplicates are chosen together (and counted once towards
+    ``limit``), and adding rows to the source never changes which of two others goes first.
+
+    Args:
+        source: Where the pairs come from.
+        share: Keep about this share of the pairs, in (0, 1].
+        limit: Keep at most this many distinct pairs, None for all.
+        seed: Another seed is another choice.
+    """
+
+    def __init__(self, source: Source, share: float = 1.0, limit: int | None = None, seed: int = 0) -> None:
+        if not 0 < share <= 1:
+            raise ValueError(f"share must lie in (0, 1], got {share}")
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be at least 1, got {limit}")
+        self.source, self.share, self.limit, self.seed = source, share, limit, seed
+
+    @property
+    def licence(self) -> str:
+        return self.source.licence
+
+    @property
+    def evaluation_only(self) -> bool:
+        """Whether training must refuse these rows."""
+        return getattr(self.source, "evaluation_only", False)
+
+    def describe(self) -> dict[str, str]:
+        return {**self.source.describe(), "share": str(self.share), "limit": str(self.limit), "seed": str(self.seed)}
+
+    def __iter__(self) -> Iterator[Row | BadRow]:
+        rows = list(self.source)
+        points = {self._point(row) for row in rows if isinstance(row, Row)}
+        kept = {point for point in points if point < self.share}
+        if self.limit is not None:
+            kept = set(heapq.nsmallest(self.limit, kept))
+        return (row for row in rows if isinstance(row, BadRow) or self._point(row) in kept)
+
+    def _point(self, row: Row) -> float:
+        return uniform("sample", self.seed, row.prompt, *sorted(response.text for response in row.responses))

@@ -1,0 +1,88 @@
+"""A user's own pairs with named columns: orders, safe flags and scores, each optional."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from data.schema import BadRow, Row, check_choice, check_text
+from data.sources.files import Cell, Record, Table, number_of
+from data.sources.labels import LabelColumns
+from data.sources.messages import prompt_of
+from lit_safe.types import ResponsesFrom
+
+
+class ScoredPairs:
+    """Two responses to a prompt, in no order by position, with whatever a scorer or people said of each.
+
+    The prompt is plain text or a list of turns. Where no column says which response is better or safer, an order
+    follows from the rewards or costs that the annotator reads from ``scores``.
+
+    Args:
+        path: A local JSONL, JSON, CSV or Parquet file, or a hub id.
+        split: Hub only.
+        revision: Hub only: branch, tag or commit.
+        prompt: Column of the prompt.
+        responses: Columns of the two responses.
+        scores: For each score its two columns, of response 0 and of response 1.
+        safe: The two columns of safe flags, or None.
+        better: Column with the index (0 or 1) of the more helpful response, or None.
+        safer: Column with the index of the less harmful response, or None.
+        user_turn: Whether a plain prompt is a user's turn (and goes through the chat template) or raw text.
+        licence: Of the data.
+        responses_from: Who wrote the responses.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        revision: str | None = None,
+        prompt: str = "prompt",
+        responses: Sequence[str] = ("response_0", "response_1"),
+        scores: Mapping[str, Sequence[str]] | None = None,
+        safe: Sequence[str] | None = None,
+        better: str | None = None,
+        safer: str | None = None,
+        user_turn: bool = True,
+        licence: str = "unknown",
+        responses_from: ResponsesFrom = "unknown",
+    ) -> None:
+        if len(responses) != 2:
+            raise ValueError(f"responses must name two columns, got {list(responses)}")
+        self.table = Table(path, split, revision)
+        self.prompt, self.responses = prompt, tuple(responses)
+        self.labels = LabelColumns(scores, safe)
+        self.better, self.safer = better, safer
+        self.user_turn = user_turn
+        self.licence = licence
+        self.responses_from = responses_from
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "source": type(self).__name__,
+            **self.table.describe(),
+            "columns": f"{self.prompt},{self.responses},better={self.better},safer={self.safer}",
+            "user_turn": str(self.user_turn),
+            **self.labels.describe(),
+            "responses_from": self.responses_from,
+        }
+
+    def __iter__(self) -> Iterator[Row | BadRow]:
+        return self.table.parsed(self._row)
+
+    def _row(self, name: str, record: Record) -> Row:
+        prompt = prompt_of(name, self.prompt, record.get(self.prompt), self.user_turn)
+        first, second = (
+            self.labels.response(name, record, k, check_text(name, column, record.get(column)))
+            for k, column in enumerate(self.responses)
+        )
+        better, safer = (
+            None if column is None else _choice(name, column, record.get(column))
+            for column in (self.better, self.safer)
+        )
+        return Row(name, prompt, (first, second), better, safer, self.responses_from)
+
+
+def _choice(name: str, column: str, value: object) -> int:
+    if isinstance(value, Cell):
+        number = number_of(name, column, value)
+        value = int(number) if number.is_integer() else value
+    return check_choice(name, column, value)

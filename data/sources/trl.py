@@ -1,0 +1,129 @@
+"""Preference data as TRL reads it: prompt (explicit or implicit), chosen and rejected, plain or conversational."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+from data.schema import BadRow, Message, Row, check_text
+from data.sources.files import Record, Table
+from data.sources.labels import LabelColumns
+from data.sources.messages import messages_of, prompt_of
+from lit_safe.types import ResponsesFrom
+
+
+class TRL:
+    """Any set in one of TRL's four preference formats, told apart row by row.
+
+    Explicit prompt: ``prompt`` beside two answers. Implicit prompt (no prompt column, or conversations that hold it):
+    what both begin with. In plain text the answers begin at the last white space before the first difference, so that
+    no word is cut. Turns may also be spelt ``from``/``value``. An answer is one assistant turn.
+
+    Args:
+        path: Hub id, or a local JSONL, JSON, CSV or Parquet file.
+        split: Hub only.
+        revision: Hub only: branch, tag or commit.
+        data_dir: Hub only: the folder inside the repository that is the dataset.
+        prompt: Column of the prompt; where a row lacks it, the prompt is implicit.
+        chosen: Column of the preferred answer.
+        rejected: Column of the other one.
+        chosen_is: What ``chosen`` was preferred for.
+        scores: For each score its columns of the chosen and of the rejected answer.
+        safe: Columns of the safe flags of the chosen and of the rejected answer, or None.
+        user_turn: Whether a plain explicit prompt is a user's turn (and goes through the chat template) or raw text,
+            as TRL takes it.
+        licence: Of the data.
+        responses_from: Who wrote the responses.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        revision: str | None = None,
+        data_dir: str | None = None,
+        prompt: str = "prompt",
+        chosen: str = "chosen",
+        rejected: str = "rejected",
+        chosen_is: Literal["better", "safer"] = "better",
+        scores: Mapping[str, Sequence[str]] | None = None,
+        safe: Sequence[str] | None = None,
+        user_turn: bool = False,
+        licence: str = "unknown",
+        responses_from: ResponsesFrom = "unknown",
+    ) -> None:
+        self.table = Table(path, split, revision, data_dir)
+        self.prompt, self.chosen, self.rejected = prompt, chosen, rejected
+        self.chosen_is = chosen_is
+        self.user_turn = user_turn
+        self.labels = LabelColumns(scores, safe)
+        self.licence = licence
+        self.responses_from = responses_from
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "source": type(self).__name__,
+            **self.table.describe(),
+            "columns": ",".join((self.prompt, self.chosen, self.rejected)),
+            "chosen_is": self.chosen_is,
+            "user_turn": str(self.user_turn),
+            **self.labels.describe(),
+            "responses_from": self.responses_from,
+        }
+
+    def __iter__(self) -> Iterator[Row | BadRow]:
+        return self.table.parsed(self._row)
+
+    def _row(self, name: str, record: Record) -> Row:
+        prompt, chosen, rejected = (record.get(column) for column in (self.prompt, self.chosen, self.rejected))
+        context: tuple[Message, ...] | str
+        if isinstance(chosen, list | dict):
+            sides = messages_of(name, self.chosen, chosen), messages_of(name, self.rejected, rejected)
+            context, answers = self._conversation(name, prompt, *sides)
+        else:
+            texts = check_text(name, self.chosen, chosen), check_text(name, self.rejected, rejected)
+            context, answers = self._plain(name, prompt, *texts)
+        return Row(
+            name,
+            context,
+            (
+                self.labels.response(name, record, 0, check_text(name, self.chosen, answers[0])),
+                self.labels.response(name, record, 1, check_text(name, self.rejected, answers[1])),
+            ),
+            better=0 if self.chosen_is == "better" else None,
+            safer=0 if self.chosen_is == "safer" else None,
+            responses_from=self.responses_from,
+        )
+
+    def _conversation(
+        self, name: str, prompt: object, chosen: tuple[Message, ...], rejected: tuple[Message, ...]
+    ) -> tuple[tuple[Message, ...], tuple[str, str]]:
+        shared = chosen[:-1]
+        if rejected[:-1] != shared:
+            raise BadRow(name, self.rejected, f"differs from {self.chosen} in more than its last turn")
+        for column, side in ((self.chosen, chosen), (self.rejected, rejected)):
+            if side[-1].role != "assistant":
+                raise BadRow(name, column, "does not end with the assistant")
+        answers = chosen[-1].content, rejected[-1].content
+        if isinstance(prompt, str) and shared:  # beside full conversations, the prompt is a repetition of their text
+            return shared, answers
+        if prompt is not None:
+            if isinstance(prompt, str):
+                prompt = {"role": "user", "content": prompt}
+            turns = messages_of(name, self.prompt, prompt)
+            if shared and shared != turns:
+                raise BadRow(name, self.chosen, f"does not begin with {self.prompt}, nor is it one answer")
+            return turns, answers
+        if not shared:
+            raise BadRow(name, self.prompt, "is null or missing")
+        return shared, answers
+
+    def _plain(
+        self, name: str, prompt: object, chosen: str, rejected: str
+    ) -> tuple[tuple[Message, ...] | str, tuple[str, str]]:
+        if prompt is not None:
+            return prompt_of(name, self.prompt, prompt, self.user_turn), (chosen, rejected)
+        shared = os.path.commonprefix([chosen, rejected])  # noqa: RUF071
+        end = max((i for i, character in enumerate(shared) if character.isspace()), default=0)
+        if not shared[:end].strip():
+            raise BadRow(name, self.prompt, f"is null or missing, and {self.chosen} and {self.rejected} share no text")
+        return shared[:end], (chosen[end:], rejected[end:])
