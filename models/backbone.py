@@ -1,0 +1,203 @@
+"""A Hugging Face causal language model as two parts: hidden states at response positions, and a head to score them.
+
+Letters: N sequences, S longest of them, T tokens, R response positions (scored rows), D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from lit_safe.types import IGNORE, PackedSequences
+from ops.sequence_logratio import sequence_logp
+
+Layout = Literal["padded", "packed"]
+
+
+class ResponseHidden(NamedTuple):
+    """What a model thinks where a response token comes next: rows in the order of the sequences."""
+
+    hidden_RD: Tensor
+    target_R: Tensor  # int64, the token that comes next
+    cu_responses_N1: Tensor  # [N+1] int32, bounds of each sequence's rows
+
+
+class Head(NamedTuple):
+    """The last map: logit = softcap(scale * (hidden @ weight.T + bias))."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    scale: float
+    softcap: float | None
+
+
+class Backbone(nn.Module):
+    """Sums of response log-probs from a causal language model; its head never sees another position.
+
+    Args:
+        model: The model, or the peft model around it.
+        backend: Name of the log-prob backend, or ``auto``.
+        layout: How sequences reach the model: ``padded`` to the right as a batch, or ``packed`` end to end as one row.
+    """
+
+    def __init__(self, model: nn.Module, *, backend: str = "auto", layout: Layout = "padded") -> None:
+        super().__init__()
+        if layout not in ("padded", "packed"):
+            raise ValueError(f"layout must be 'padded' or 'packed', got {layout!r}")
+        self.model: Any = model
+        self.backend = backend
+        self.layout = layout
+
+    @property
+    def causal_lm(self) -> transformers.PreTrainedModel:
+        """The model itself, without a peft model around it (its layers may hold an adapter)."""
+        return self.model if isinstance(self.model, transformers.PreTrainedModel) else self.model.get_base_model()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def head(self) -> Head:
+        """The head's weights and the fixed maps after it."""
+        linear = self.causal_lm.get_output_embeddings()
+        if not isinstance(linear, nn.Linear):
+            raise ValueError(
+                f"the head of {self._name} is a {type(linear).__name__}; only a plain linear head can be scored at "
+                "response positions (leave the head out of the adapter's target_modules and modules_to_save)"
+            )
+        config = self.causal_lm.config.get_text_config()
+        scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
+        scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
+        return Head(linear.weight, linear.bias, float(scale), getattr(config, "final_logit_softcapping", None))
+
+    def forward(self, sequences: PackedSequences) -> Tensor:
+        """[N] summed log-probs of the scored tokens, fp32 nats.
+
+        Raises:
+            ValueError: If a sequence is longer than the model has positions, or the weights are fp16 on a CPU.
+        """
+        hidden_RD, target_R, cu_responses_N1 = self.response_hidden(sequences)
+        head = self.head
+        kind = hidden_RD.device.type
+        # autocast would round fp32 logits to its own type; hidden states it has rounded already, so they meet the head
+        # in that type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight_VD.dtype
+        with torch.autocast(kind, enabled=False):
+            return sequence_logp(
+                hidden_RD.to(dtype),
+                head.weight_VD.to(dtype),
+                target_R,
+                cu_seqlens_N1=cu_responses_N1,
+                bias_V=head.bias_V,
+                scale=head.scale,
+                softcap=head.softcap,
+                backend=self.backend,
+            )
+
+    def response_hidden(self, sequences: PackedSequences) -> ResponseHidden:
+        """The last hidden states at positions whose target is scored."""
+        self._check(sequences)
+        scored_T = sequences.target != IGNORE
+        hidden_RD = self._padded(sequences, scored_T) if self.layout == "padded" else self._packed(sequences, scored_T)
+        before_T1 = nn.functional.pad(scored_T.cumsum(0), (1, 0))
+        return ResponseHidden(
+            hidden_RD, sequences.target[scored_T], before_T1[sequences.cu_seqlens.long()].to(torch.int32)
+        )
+
+    def log_softmax(self, hidden_RD: Tensor) -> Tensor:
+        """[R, V] fp32 log-probs of every token after ``hidden_RD``; for few rows at a time, since V is large."""
+        head = self.head
+        with torch.autocast(hidden_RD.device.type, enabled=False):
+            bias_V = None if head.bias_V is None else head.bias_V.float()
+            logit_RV = nn.functional.linear(hidden_RD.float(), head.weight_VD.float(), bias_V) * head.scale
+            if head.softcap is not None:
+                logit_RV = head.softcap * torch.tanh(logit_RV / head.softcap)
+            return logit_RV.log_softmax(-1)
+
+    @torch.no_grad()
+    def verify(self) -> None:
+        """Compare with the model's own logits on a few tokens, each sequence alone.
+
+        Raises:
+            ValueError: If this architecture does something between hidden state and logit, or between the rows of
+                this layout, that is not known here; it names the architecture.
+        """
+        was_training = self.training
+        self.eval()
+        vocabulary = self.head.weight_VD.shape[0]
+        ids_T = torch.linspace(1, vocabulary - 1, 9, device=self.device).long()
+        rows = ids_T.split((5, 1, 3))
+        own_TV = torch.cat([self.causal_lm(input_ids=row[None], use_cache=False).logits[0].float() for row in rows])
+        position_T = torch.cat([torch.arange(len(row), device=self.device) for row in rows])
+        bounds_N1 = torch.tensor([0, 5, 6, 9], dtype=torch.int32, device=self.device)
+        hidden_TD = self.response_hidden(PackedSequences(ids_T, ids_T, position_T, bounds_N1)).hidden_RD
+        apart = (self.log_softmax(hidden_TD) - own_TV.log_softmax(-1)).abs().max().item()
+        tolerance = (1e-4 if hidden_TD.dtype == torch.float32 else 5e-2) * (1 + own_TV.abs().max().item())
+        self.train(was_training)
+        if not apart <= tolerance:
+            raise ValueError(
+                f"{self._name}: log-probs from hidden states and head are off its own logits by {apart:.3g} nats in "
+                f"layout {self.layout!r}; this architecture needs support in models/backbone.py"
+                + (" (layout 'padded' may work)" if self.layout == "packed" else "")
+            )
+
+    def checkpoint_activations(self) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        model = self.causal_lm
+        renamed = getattr(
+            model, "activation_checkpointing_enable", None
+        )  # its name in later versions of transformers 5
+        (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+    @property
+    def _name(self) -> str:
+        return type(self.causal_lm).__name__
+
+    def _padded(self, sequences: PackedSequences, scored_T: Tensor) -> Tensor:
+        """Sequences as rows of a batch; the mask comes from lengths, never from a pad id."""
+        length_N = sequences.cu_seqlens.diff().long()
+        sequence_T = torch.repeat_interleave(torch.arange(len(length_N), device=length_N.device), length_N)
+        column_T = torch.arange(len(sequence_T), device=length_N.device) - sequences.cu_seqlens[:-1].long()[sequence_T]
+        ids_NS = length_N.new_zeros(len(length_N), int(length_N.max()))
+        position_NS, mask_NS = ids_NS.clone(), ids_NS.clone()
+        ids_NS[sequence_T, column_T] = sequences.input_ids
+        position_NS[sequence_T, column_T] = sequences.position
+        mask_NS[sequence_T, column_T] = 1
+        hidden_NSD = self._decode(ids_NS, position_NS, mask_NS)
+        return hidden_NSD[sequence_T[scored_T], column_T[scored_T]]
+
+    def _packed(self, sequences: PackedSequences, scored_T: Tensor) -> Tensor:
+        """All sequences as one row. The library keeps them apart where positions restart and no mask is given."""
+        return self._decode(sequences.input_ids[None], sequences.position[None], None)[0][scored_T]
+
+    def _decode(self, ids: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
+        decoder = self.causal_lm.base_model
+        given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        if "position_ids" in inspect.signature(decoder.forward).parameters:
+            given["position_ids"] = position
+        return decoder(**given).last_hidden_state
+
+    def _check(self, sequences: PackedSequences) -> None:
+        parameter = next(self.parameters())
+        if parameter.dtype == torch.float16 and parameter.device.type == "cpu":
+            raise ValueError("float16 weights on a CPU lose log-probs to rounding: set dtype: float32 or bfloat16")
+        longest = int(sequences.cu_seqlens.diff().max())
+        limit = getattr(self.causal_lm.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and longest > limit:
+            raise ValueError(f"a sequence of {longest} tokens exceeds the {limit} positions of {self._name}")
+
+
+def no_dropout(model: nn.Module) -> None:
+    """Set every dropout probability of ``model`` to 0, those that attention layers keep as numbers included."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

@@ -1,0 +1,189 @@
+"""The policy and its reference: what a LightningModule trains and compares.
+
+Letters: N sequences, R response positions, D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from lit_safe.types import ModelFacts, PackedSequences
+from models.adaptation import Adaptation, Full
+from models.backbone import Backbone, Layout, no_dropout
+from models.export import save_pretrained
+from models.memory import MemoryEstimate, memory_estimate
+from models.reference import FrozenCopy, OpenReference, Reference
+from models.sampling import generate
+from models.sources import ModelSource
+from models.trainable_state import keep_trainable
+
+FULL, FROZEN_COPY = Full(), FrozenCopy()
+KL_LOGITS = 2**24  # logits at a time in token_kl: 64 MiB for each model in fp32
+
+
+class PolicyReference(nn.Module):
+    """A policy that trains and a reference that does not.
+
+    ``state_dict`` holds what trains alone, and ``load_state_dict`` takes exactly that; everything else is what
+    ``source`` gives again, which a fingerprint in the state checks.
+
+    Args:
+        source: Where the policy's first weights and its tokenizer come from.
+        adaptation: Which parameters train.
+        reference: What the policy is compared with.
+        backend: Log-prob backend, or ``auto``.
+        layout: ``padded`` batches, or ``packed`` rows without padding.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        disable_dropout: Set the dropout of the model (not of a LoRA adapter) to 0.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        adaptation: Adaptation = FULL,
+        reference: Reference = FROZEN_COPY,
+        backend: str = "auto",
+        layout: Layout = "padded",
+        gradient_checkpointing: bool = False,
+        disable_dropout: bool = True,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.adaptation = adaptation
+        self.reference = reference
+        self.backend = backend
+        self.layout: Layout = layout
+        self.gradient_checkpointing = gradient_checkpointing
+        self.disable_dropout = disable_dropout
+        self.policy: Backbone | None = None
+        self._open_reference: OpenReference | None = None
+        self._tokenizer: transformers.PreTrainedTokenizerBase | None = None
+        self._fingerprint = ""
+
+    def load(self) -> None:
+        """Read the policy, mark what trains, and make the reference. Idempotent."""
+        if self.policy is not None:
+            return
+        model = self.source.load_model()
+        if self.disable_dropout:
+            no_dropout(model)
+        self._fingerprint = _fingerprint(model)
+        policy = Backbone(self.adaptation.apply(model), backend=self.backend, layout=self.layout)
+        policy.verify()
+        if self.gradient_checkpointing:
+            policy.checkpoint_activations()
+        policy.train()  # models are read in evaluation mode, in which checkpointing is silently off
+        self._open_reference = self.reference.attach(policy)
+        self.policy = policy
+        keep_trainable(self)
+
+    def load_tokenizer(self) -> transformers.PreTrainedTokenizerBase:
+        """The policy's tokenizer, read once."""
+        if self._tokenizer is None:
+            self._tokenizer = self.source.load_tokenizer()
+        return self._tokenizer
+
+    def policy_logp(self, sequences: PackedSequences) -> Tensor:
+        """[N] summed response log-probs of the policy, fp32 nats, with gradient where enabled."""
+        return self._both()[0](sequences)
+
+    @torch.no_grad()
+    def reference_logp(self, sequences: PackedSequences) -> Tensor:
+        """[N] summed response log-probs of the reference, fp32 nats, never with gradient."""
+        with self._both()[1]() as reference:
+            return reference(sequences)
+
+    @torch.no_grad()
+    def token_kl(self, sequences: PackedSequences) -> Tensor:
+        """[N] sums over response positions of KL(policy || reference) over the full vocabulary, nats, no gradient."""
+        policy, open_reference = self._both()
+        mine_RD, _, bounds_N1 = policy.response_hidden(sequences)
+        with open_reference() as reference:
+            theirs_RD, _, _ = reference.response_hidden(sequences)
+            rows = max(1, KL_LOGITS // policy.head.weight_VD.shape[0])
+            parts = [
+                _kl(policy.log_softmax(a), reference.log_softmax(b))
+                for a, b in zip(mine_RD.split(rows), theirs_RD.split(rows), strict=True)
+            ]
+        kl_R = torch.cat(parts)
+        length_N = bounds_N1.diff().long()
+        sequence_R = torch.repeat_interleave(torch.arange(len(length_N), device=kl_R.device), length_N)
+        return kl_R.new_zeros(len(length_N)).index_add(0, sequence_R, kl_R)
+
+    def generate(self, prompts: Sequence[Sequence[int]], uniforms: Tensor, temperature: float = 1.0) -> list[list[int]]:
+        """Sample a response to each prompt; see ``models.sampling.generate``."""
+        model = self._both()[0].causal_lm
+        return generate(model, prompts, uniforms, temperature=temperature, stop_ids=self._stop_ids(model))
+
+    def facts(self) -> ModelFacts:
+        """What a report names of this pair."""
+        policy, _ = self._both()
+        description = self.source.describe()
+        parameters = list(policy.parameters())
+        return ModelFacts(
+            source=str(description),
+            reference=self.reference.describe(),
+            parameters=sum(p.numel() for p in parameters),
+            trainable=sum(p.numel() for p in parameters if p.requires_grad),
+            dtype=str(parameters[0].dtype).removeprefix("torch."),
+            backend=self.backend,
+            licence=description.licence,
+        )
+
+    def save_pretrained(self, folder: str, *, adapter_only: bool = False) -> None:
+        """Write the policy as a Hugging Face folder (safetensors), merged, or its adapter alone."""
+        save_pretrained(self._both()[0], self.load_tokenizer(), folder, adapter_only=adapter_only)
+
+    def memory_estimate(self, tokens: int, scored: int) -> MemoryEstimate:
+        """Bytes of a training step with ``tokens`` in a micro-batch, ``scored`` of them in responses."""
+        policy, open_reference = self._both()
+        with open_reference() as reference:
+            held = list(reference.parameters())
+        return memory_estimate(policy, held, tokens=tokens, scored=scored, checkpointed=self.gradient_checkpointing)
+
+    def base_fingerprint(self) -> str:
+        """A hash of the weights as ``source`` gave them, from at most 1024 numbers of each tensor."""
+        self._both()
+        return self._fingerprint
+
+    def get_extra_state(self) -> dict[str, str]:
+        return {"base_fingerprint": self._fingerprint}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        if state["base_fingerprint"] != self.base_fingerprint():
+            raise ValueError(
+                f"this checkpoint was trained from other weights than {self.source.describe()} holds now: "
+                f"fingerprint {state['base_fingerprint']}, here {self._fingerprint}"
+            )
+
+    def _both(self) -> tuple[Backbone, OpenReference]:
+        if self.policy is None or self._open_reference is None:
+            raise RuntimeError("the pair is not loaded: call load() (a LightningModule's configure_model does)")
+        return self.policy, self._open_reference
+
+    def _stop_ids(self, model: transformers.PreTrainedModel) -> list[int]:
+        """Stop tokens of the generation config, and the tokenizer's end of sequence."""
+        named = model.generation_config.eos_token_id if model.generation_config is not None else None
+        ids = [] if named is None else [named] if isinstance(named, int) else list(named)
+        end = self.load_tokenizer().eos_token_id
+        return sorted({*ids, *([] if end is None else [end])})
+
+
+def _kl(logp_RV: Tensor, other_RV: Tensor) -> Tensor:
+    """[R] KL between two distributions given by log-probs."""
+    return (logp_RV.exp() * (logp_RV - other_RV)).sum(-1)
+
+
+def _fingerprint(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        sample = parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 1024)][:1024].contiguous()
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(sample.cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]

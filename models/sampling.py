@@ -1,0 +1,113 @@
+"""Sampling whose only randomness is an argument: token t of prompt n is a function of ``uniforms[n, t]``.
+
+Letters: n prompts, P longest prompt, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import transformers
+from torch import Tensor
+
+
+class InverseCDF(transformers.LogitsProcessor):
+    """Leaves one token possible: the first whose cumulative probability exceeds the uniform number of its step.
+
+    Args:
+        uniforms: [n, steps] in [0, 1).
+        temperature: Divides the logits.
+        begin: Tokens before the first step.
+    """
+
+    def __init__(self, uniforms: Tensor, temperature: float, begin: int) -> None:
+        self.uniforms = uniforms
+        self.temperature = temperature
+        self.begin = begin
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = input_ids.shape[1] - self.begin
+        cumulative_nV = (scores.double() / self.temperature).softmax(-1).cumsum(-1)
+        total_n1 = cumulative_nV[:, -1:].contiguous()
+        wanted_n1 = self.uniforms[:, step : step + 1].to(total_n1) * total_n1
+        drawn_n1 = torch.searchsorted(cumulative_nV, wanted_n1, right=True)
+        last_n1 = torch.searchsorted(cumulative_nV, total_n1)  # the product above can round up to the total
+        return torch.full_like(scores, -torch.inf).scatter(-1, torch.minimum(drawn_n1, last_n1), 0.0)
+
+
+@torch.no_grad()
+def generate(
+    model: transformers.PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    uniforms: Tensor,
+    *,
+    temperature: float,
+    stop_ids: Sequence[int],
+) -> list[list[int]]:
+    """Sample one response to each prompt, all in one batch padded on the left.
+
+    Args:
+        model: The model; it leaves as it came, in training or evaluation mode.
+        prompts: Token ids of each prompt, none empty.
+        uniforms: [n, max_new_tokens] in [0, 1): all the randomness; no global generator is touched.
+        temperature: > 0; divides the logits.
+        stop_ids: Tokens that end a response; the first one drawn is its last token.
+
+    Returns:
+        Token ids of each response.
+
+    Raises:
+        ValueError: If shapes, numbers or the temperature do not fit, or a response might outrun the positions.
+    """
+    if not prompts:
+        return []
+    steps = _check(model, prompts, uniforms, temperature)
+    width = max(map(len, prompts))
+    ids_nP = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
+    mask_nP = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    config = transformers.GenerationConfig(
+        max_new_tokens=steps,
+        do_sample=False,  # greedy over what InverseCDF leaves
+        eos_token_id=list(stop_ids) or None,
+        pad_token_id=stop_ids[0] if stop_ids else 0,
+        use_cache=True,
+    )
+    shipped, was_training = model.generation_config, model.training
+    model.generation_config = config  # or the shipped repetition penalty and the like would be merged in
+    model.eval()
+    try:
+        out = model.generate(
+            input_ids=ids_nP,
+            attention_mask=mask_nP,
+            generation_config=config,
+            logits_processor=[InverseCDF(uniforms.to(model.device), temperature, width)],
+        )
+    finally:
+        model.generation_config = shipped
+        model.train(was_training)
+    return [_until_stop(row, frozenset(stop_ids)) for row in out[:, width:].tolist()]
+
+
+def _until_stop(ids: list[int], stop_ids: frozenset[int]) -> list[int]:
+    end = next((i + 1 for i, token in enumerate(ids) if token in stop_ids), len(ids))
+    return ids[:end]
+
+
+def _check(
+    model: transformers.PreTrainedModel, prompts: Sequence[Sequence[int]], uniforms: Tensor, temperature: float
+) -> int:
+    """The number of steps."""
+    if uniforms.ndim != 2 or len(uniforms) != len(prompts) or uniforms.shape[1] == 0:
+        raise ValueError(f"need uniforms [{len(prompts)}, max_new_tokens >= 1], got {tuple(uniforms.shape)}")
+    if not bool(((uniforms >= 0) & (uniforms < 1)).all()):
+        raise ValueError("uniforms must lie in [0, 1)")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be > 0, got {temperature}")
+    if empty := [i for i, prompt in enumerate(prompts) if len(prompt) == 0]:
+        raise ValueError(f"prompt {empty[0]} has no tokens")
+    longest = max(map(len, prompts)) + uniforms.shape[1]
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise ValueError(f"prompt and response may take {longest} tokens; {type(model).__name__} has {limit} positions")
+    return uniforms.shape[1]

@@ -1,0 +1,101 @@
+"""Models in Hugging Face format: from the hub, from a folder, or out of a GGUF file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import transformers
+import yaml
+from transformers.utils import cached_file, find_adapter_config_file
+
+from models.sources.source import Description
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class HuggingFace:
+    """Any causal language model of the hub, or of a folder. Reads safetensors or GGUF and never runs remote code.
+
+    A repository that holds a LoRA adapter alone gives its base model with the adapter merged in.
+
+    Args:
+        name_or_path: Hub id, or a folder.
+        revision: Branch, tag or commit on the hub.
+        dtype: Type of the weights; ``auto`` is the checkpoint's own, and float32 for a GGUF file.
+        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ...; the library chooses where it is null.
+        gguf_file: Name of a GGUF file inside ``name_or_path``.
+    """
+
+    name_or_path: str
+    revision: str | None = None
+    dtype: Dtype = "auto"
+    attn_implementation: str | None = None
+    gguf_file: str | None = None
+
+    def load_model(self) -> transformers.PreTrainedModel:
+        options = {"revision": self.revision, "dtype": self._dtype(), "trust_remote_code": False}
+        if self.attn_implementation is not None:
+            options["attn_implementation"] = self.attn_implementation
+        if self.gguf_file is not None:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                self.name_or_path, gguf_file=self.gguf_file, **options
+            )
+            return _forget_quantization(model)
+        options["use_safetensors"] = True
+        if find_adapter_config_file(self.name_or_path, revision=self.revision) is None:
+            return transformers.AutoModelForCausalLM.from_pretrained(self.name_or_path, **options)
+        import peft
+
+        # not peft's auto class, which resizes the embeddings to the length of the tokenizer
+        adapter = peft.PeftConfig.from_pretrained(self.name_or_path, revision=self.revision)
+        options["revision"] = adapter.revision
+        base = transformers.AutoModelForCausalLM.from_pretrained(adapter.base_model_name_or_path, **options)
+        return peft.PeftModel.from_pretrained(base, self.name_or_path, revision=self.revision).merge_and_unload()
+
+    def load_tokenizer(self) -> transformers.PreTrainedTokenizerBase:
+        options = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+        return transformers.AutoTokenizer.from_pretrained(
+            self.name_or_path, revision=self.revision, trust_remote_code=False, **options
+        )
+
+    def describe(self) -> Description:
+        return Description(self.name_or_path, self.revision, self._licence())
+
+    def _dtype(self) -> torch.dtype | str:
+        if self.dtype != "auto":
+            return getattr(torch, self.dtype)
+        return torch.float32 if self.gguf_file is not None else "auto"
+
+    def _licence(self) -> str:
+        """The ``license`` of the model card, where a card can be read."""
+        card = cached_file(
+            self.name_or_path,
+            "README.md",
+            revision=self.revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if card is None:
+            return "unknown"
+        with open(card, encoding="utf-8") as file:
+            text = file.read()
+        head = text.split("---", 2)[1] if text.startswith("---") and text.count("---") >= 2 else ""
+        front = yaml.safe_load(head)
+        return str(front.get("license", "unknown")) if isinstance(front, dict) else "unknown"
+
+
+def _forget_quantization(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """Make a model that was read from GGUF an ordinary one.
+
+    Its weights are dequantized already, yet transformers 5 keeps the marks of a quantized model and then refuses
+    ``save_pretrained``.
+    """
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    return model

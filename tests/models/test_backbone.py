@@ -1,0 +1,86 @@
+import pytest
+import torch
+import transformers
+
+from models.backbone import Backbone, no_dropout
+
+pytestmark = pytest.mark.parametrize("layout", ["padded", "packed"])
+
+
+def test_sequence_logps_are_those_of_the_models_own_logits(
+    architecture, layout, random_model, pack, plain_logp, sequences
+):
+    model = random_model(architecture).eval()
+    logp_N = Backbone(model, layout=layout)(pack(*sequences))
+    assert logp_N.dtype == torch.float32
+    torch.testing.assert_close(logp_N, torch.stack([plain_logp(model, *s) for s in sequences]), rtol=1e-5, atol=1e-4)
+
+
+def test_every_known_architecture_passes_verification(architecture, layout, random_model):
+    backbone = Backbone(random_model(architecture), layout=layout).train()
+    backbone.verify()
+    assert backbone.training
+
+
+class Reshaped(transformers.LlamaForCausalLM):
+    """Does something between head and logits that no config says."""
+
+    def forward(self, **given):
+        out = super().forward(**given)
+        out.logits = out.logits * 0.9
+        return out
+
+
+def test_an_architecture_whose_logits_are_made_otherwise_is_refused_by_name(layout, random_model):
+    model = Reshaped(random_model("llama").config)
+    with pytest.raises(ValueError, match=r"Reshaped.*models/backbone\.py"):
+        Backbone(model, layout=layout).verify()
+
+
+def test_an_architecture_that_cannot_tell_packed_sequences_apart_is_refused_when_packed(layout):
+    config = transformers.BloomConfig(vocab_size=97, hidden_size=16, n_layer=2, n_head=2, initializer_range=0.3)
+    backbone = Backbone(transformers.BloomForCausalLM(config), layout=layout)
+    if layout == "padded":
+        return backbone.verify()
+    with pytest.raises(ValueError, match="BloomForCausalLM.*layout 'padded' may work"):
+        backbone.verify()
+
+
+def test_a_response_of_no_scored_token_has_logp_zero_and_the_backward_pass_runs(layout, random_model, pack):
+    backbone = Backbone(random_model("llama"), layout=layout)
+    logp_N = backbone(pack(([1, 2], []), ([3], [])))
+    logp_N.sum().backward()
+    assert logp_N.tolist() == [0.0, 0.0]
+
+
+def test_dropout_is_off_in_training_mode_wherever_a_model_keeps_its_probability(
+    architecture, layout, random_model, pack, sequences
+):
+    model = random_model(architecture)
+    no_dropout(model)
+    backbone = Backbone(model, layout=layout)
+    assert torch.equal(backbone.train()(pack(*sequences)), backbone.eval()(pack(*sequences)))
+
+
+def test_autocast_rounds_the_layers_and_leaves_the_log_probs_in_fp32(layout, random_model, pack, sequences):
+    backbone = Backbone(random_model("llama").eval(), layout=layout)
+    exact = backbone(pack(*sequences))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = backbone(pack(*sequences))
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_a_sequence_longer_than_the_positions_is_an_error_naming_both(layout, random_model, pack):
+    with pytest.raises(ValueError, match="130 tokens exceeds the 128 positions of LlamaForCausalLM"):
+        Backbone(random_model("llama"), layout=layout)(pack(([1] * 100, [2] * 30)))
+
+
+def test_fp16_on_a_cpu_is_refused(layout, random_model, pack):
+    with pytest.raises(ValueError, match="float16 weights on a CPU"):
+        Backbone(random_model("llama").half(), layout=layout)(pack(([1], [2])))
+
+
+def test_an_unknown_layout_is_refused(layout, random_model):
+    with pytest.raises(ValueError, match="layout must be"):
+        Backbone(random_model("llama"), layout=layout + "!")

@@ -1,0 +1,268 @@
+import json
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from lit_safe.types import PairModel
+from models.adaptation import Full, LastLayers, LoRA
+from models.pair import PolicyReference
+from models.reference import AdapterOff, Checkpoint, FrozenCopy
+from models.sources import HuggingFace, TinyLlama
+
+KINDS = {
+    "full": (Full(), FrozenCopy()),
+    "last": (LastLayers(1), FrozenCopy()),
+    "lora-copy": (LoRA(r=2), FrozenCopy()),
+    "lora-off": (LoRA(r=2), AdapterOff()),
+}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return KINDS[request.param]
+
+
+def load(source, adaptation=KINDS["full"][0], reference=KINDS["full"][1], **options) -> PolicyReference:
+    pair = PolicyReference(source, adaptation, reference, **options)
+    pair.load()
+    return pair
+
+
+def train(pair, sequences, steps=3) -> None:
+    optimizer = torch.optim.AdamW([p for p in pair.parameters() if p.requires_grad], lr=0.02)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (-pair.policy_logp(sequences).mean()).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_before_training_policy_and_reference_agree_to_the_bit(
+    kind, layout, architecture, random_source, pack, sequences
+):
+    pair = load(random_source(architecture), *kind, layout=layout)
+    policy, reference = pair.policy_logp(pack(*sequences)), pair.reference_logp(pack(*sequences))
+    assert torch.equal(policy, reference)
+    assert policy.requires_grad
+    assert not reference.requires_grad
+    assert pair.token_kl(pack(*sequences)).tolist() == [0.0] * len(sequences)
+
+
+def test_training_moves_the_policy_and_leaves_the_reference(kind, random_source, pack, sequences):
+    pair = load(random_source(), *kind)
+    batch = pack(*sequences)
+    before = pair.reference_logp(batch)
+    train(pair, batch)
+    assert (pair.policy_logp(batch) - before).abs().min() > 0.01
+    assert torch.equal(pair.reference_logp(batch), before)
+
+
+def test_the_reference_is_in_no_parameter_list_and_no_checkpoint(kind, random_source):
+    pair = load(random_source(), *kind)
+    base = sum(p.numel() for p in random_source().load_model().parameters())
+    added = sum(p.numel() for n, p in pair.named_parameters() if "lora_" in n)
+    assert sum(p.numel() for p in pair.parameters()) == base + added
+    assert {n for n in pair.state_dict() if n != "_extra_state"} == {
+        n for n, p in pair.named_parameters() if p.requires_grad
+    }
+
+
+def test_a_frozen_copy_shares_the_memory_of_what_does_not_train(random_source):
+    pair = load(random_source(), LastLayers(1))
+    with pair._open_reference() as reference:
+        theirs = dict(reference.named_parameters())
+    for name, mine in pair.policy.named_parameters():
+        assert (mine.data_ptr() == theirs[name].data_ptr()) == (not mine.requires_grad)
+    assert pair.memory_estimate(8, 4).reference == pair.memory_estimate(8, 4).gradients
+
+
+def test_a_frozen_copy_in_another_type_shares_nothing_and_leaves_the_policy_as_it_was(random_source, pack, sequences):
+    pair = load(random_source(), LastLayers(1), FrozenCopy(dtype="bfloat16"))
+    assert {p.dtype for p in pair.parameters()} == {torch.float32}
+    logratio = pair.policy_logp(pack(*sequences)) - pair.reference_logp(pack(*sequences))
+    assert 0 < logratio.abs().max() < 3
+
+
+def test_the_copy_follows_a_policy_that_is_cast_after_loading(random_source, pack, sequences):
+    pair = load(random_source(), LastLayers(1)).bfloat16()
+    assert torch.equal(pair.policy_logp(pack(*sequences)), pair.reference_logp(pack(*sequences)))
+
+
+def test_another_checkpoint_can_be_the_reference(random_source, pack, sequences):
+    pair = load(random_source(seed=0), reference=Checkpoint(random_source(seed=1)))
+    other = load(random_source(seed=1))
+    assert torch.equal(pair.reference_logp(pack(*sequences)), other.policy_logp(pack(*sequences)))
+
+
+def test_a_reference_of_another_vocabulary_is_refused(random_source):
+    with pytest.raises(ValueError, match="a vocabulary of 259 tokens, the policy one of 97"):
+        load(random_source(), reference=Checkpoint(TinyLlama()))
+
+
+def test_switching_off_an_adapter_that_is_not_there_is_an_error(random_source):
+    with pytest.raises(ValueError, match=r"AdapterOff needs an adapter.*LoRA"):
+        load(random_source(), Full(), AdapterOff())
+
+
+def test_more_layers_than_there_are_is_an_error_with_the_count(random_source):
+    with pytest.raises(ValueError, match="k must be 1 to 3, the layers of LlamaForCausalLM; got 4"):
+        load(random_source(), LastLayers(4))
+
+
+def test_an_adapter_on_the_head_is_refused(random_source):
+    with pytest.raises(ValueError, match="the head of LlamaForCausalLM is a Linear"):
+        load(random_source(), LoRA(target_modules=["lm_head"]), AdapterOff())
+
+
+def test_adapters_are_drawn_from_their_seed_and_from_nothing_else(random_source):
+    first = load(random_source(), LoRA(r=2), AdapterOff()).state_dict()
+    torch.rand(1)
+    again = load(random_source(), LoRA(r=2), AdapterOff()).state_dict()
+    other = load(random_source(), LoRA(r=2, seed=1), AdapterOff()).state_dict()
+    names = [name for name in first if "lora_A" in name]
+    assert all(torch.equal(first[name], again[name]) for name in names)
+    assert not any(torch.equal(first[name], other[name]) for name in names)
+
+
+def test_token_kl_is_that_of_the_full_distributions(random_source, pack, sequences, plain_logp):
+    pair = load(random_source("gemma2-softcap"), reference=Checkpoint(random_source("gemma2-softcap", seed=1)))
+    prompt, response = sequences[0]
+    ids = torch.tensor([prompt + response])
+    p, q = (s.load_model().eval()(ids).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1).detach()
+            for s in (pair.source, pair.reference.source))  # fmt: skip
+    want = (p.exp() * (p - q)).sum()
+    torch.testing.assert_close(pair.token_kl(pack(*sequences))[0].double(), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_checkpoint_brings_back_the_policy_and_loads_as_weights_only(kind, random_source, pack, sequences, tmp_path):
+    batch = pack(*sequences)
+    pair = load(random_source("llama-tied"), *kind)
+    train(pair, batch)
+    torch.save(pair.state_dict(), tmp_path / "state.ckpt")
+    again = load(random_source("llama-tied"), *kind)
+    again.load_state_dict(torch.load(tmp_path / "state.ckpt", weights_only=True))
+    assert torch.equal(again.policy_logp(batch), pair.policy_logp(batch))
+    assert torch.equal(again.reference_logp(batch), pair.reference_logp(batch))
+
+
+def test_as_a_submodule_the_pair_keeps_its_small_state(random_source):
+    outer = nn.ModuleDict({"pair": load(random_source(), LastLayers(1))})
+    outer.load_state_dict(outer.state_dict())
+    assert all(name.startswith("pair.") for name in outer.state_dict())
+    assert len(outer.state_dict()) < len(list(outer.parameters()))
+
+
+def test_missing_unknown_and_frozen_keys_are_refused(random_source):
+    pair = load(random_source(), LastLayers(1))
+    state = pair.state_dict()
+    name, weight = next((n, w) for n, w in state.items() if n != "_extra_state")
+    frozen = next(n for n, p in pair.named_parameters() if not p.requires_grad)
+    for wrong, message in (
+        ({n: w for n, w in state.items() if n != name}, "Missing key"),
+        (state | {"policy.stray": weight}, "Unexpected key"),
+        (state | {frozen: pair.get_parameter(frozen).detach()}, f'Unexpected key.*"{frozen}"'),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            pair.load_state_dict(wrong)
+
+
+def test_a_checkpoint_on_another_base_model_is_refused(random_source):
+    state = load(random_source(seed=0), LoRA(r=2), AdapterOff()).state_dict()
+    with pytest.raises(ValueError, match="trained from other weights"):
+        load(random_source(seed=1), LoRA(r=2), AdapterOff()).load_state_dict(state)
+
+
+def test_the_fingerprint_is_of_the_weights_as_read_and_training_does_not_move_it(kind, random_source, pack, sequences):
+    pair = load(random_source(), *kind)
+    before = pair.base_fingerprint()
+    train(pair, pack(*sequences), steps=1)
+    assert pair.base_fingerprint() == before == load(random_source()).base_fingerprint()
+    assert before != load(random_source(seed=1)).base_fingerprint()
+
+
+def test_gradient_checkpointing_runs_layers_twice_and_changes_no_gradient(kind, random_source, pack, sequences):
+    def gradients(gradient_checkpointing):
+        pair = load(random_source(), *kind, gradient_checkpointing=gradient_checkpointing)
+        calls = []
+        layer = pair.policy.causal_lm.base_model.layers[-1].self_attn
+        layer.register_forward_hook(lambda *_: calls.append(1))
+        pair.policy_logp(pack(*sequences)).sum().backward()
+        return len(calls), [p.grad for p in pair.parameters() if p.requires_grad]
+
+    calls, grads = gradients(True)
+    plain_calls, plain_grads = gradients(False)
+    assert (calls, plain_calls) == (2, 1)
+    assert all(torch.equal(a, b) for a, b in zip(grads, plain_grads, strict=True))
+
+
+def test_dropout_can_be_kept(random_source, pack, sequences):
+    pair = load(random_source("gpt2-positions"), disable_dropout=False)
+    assert not torch.equal(pair.policy_logp(pack(*sequences)), pair.policy_logp(pack(*sequences)))
+
+
+def test_loading_twice_keeps_the_first_models(random_source):
+    pair = load(random_source())
+    policy = pair.policy
+    pair.load()
+    assert pair.policy is policy
+
+
+def test_what_needs_models_says_that_they_are_not_loaded(random_source, pack, sequences):
+    with pytest.raises(RuntimeError, match=r"call load\(\)"):
+        PolicyReference(random_source()).policy_logp(pack(*sequences))
+
+
+def test_it_is_a_pair_model_and_names_its_facts(random_source):
+    pair = load(random_source("llama"), LastLayers(1))
+    assert isinstance(pair, PairModel)
+    facts = pair.facts()
+    assert (facts.source, facts.dtype) == ("llama", "float32")
+    assert 0 < facts.trainable < facts.parameters
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2-positions"])
+def test_an_exported_folder_has_the_log_probs_of_the_policy(kind, name, random_source, pack, sequences, tmp_path):
+    batch = pack(*sequences)
+    pair = load(random_source(name), *kind)
+    train(pair, batch)
+    want = pair.policy_logp(batch)
+    pair.save_pretrained(str(tmp_path / "export"))
+    assert torch.equal(pair.policy_logp(batch), want), "writing must not touch the policy"
+    again = load(HuggingFace(str(tmp_path / "export")))
+    torch.testing.assert_close(again.policy_logp(batch), want, rtol=1e-5, atol=1e-5)
+    assert again.load_tokenizer().chat_template == pair.load_tokenizer().chat_template
+    assert {"model.safetensors", "generation_config.json"} <= set(os.listdir(tmp_path / "export"))
+
+
+def test_an_adapter_alone_is_small_and_loads_on_its_base(random_source, pack, sequences, tmp_path):
+    random_source().load_model().save_pretrained(tmp_path / "base")
+    TinyLlama().load_tokenizer().save_pretrained(tmp_path / "base")
+    pair = load(HuggingFace(str(tmp_path / "base")), LoRA(r=2), AdapterOff())
+    train(pair, pack(*sequences))
+    pair.save_pretrained(str(tmp_path / "adapter"), adapter_only=True)
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 2
+    again = load(HuggingFace(str(tmp_path / "adapter")))
+    torch.testing.assert_close(
+        again.policy_logp(pack(*sequences)), pair.policy_logp(pack(*sequences)), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_an_adapter_that_is_not_there_cannot_be_exported(random_source, tmp_path):
+    with pytest.raises(ValueError, match="adapter_only needs an adapter"):
+        load(random_source()).save_pretrained(str(tmp_path), adapter_only=True)
+
+
+def test_the_memory_estimate_is_exact_where_it_can_be(kind, random_source, pack, sequences):
+    pair = load(random_source(), *kind)
+    estimate = pair.memory_estimate(tokens=16, scored=8)
+    optimizer = torch.optim.AdamW([p for p in pair.parameters() if p.requires_grad])
+    pair.policy_logp(pack(*sequences)).sum().backward()
+    optimizer.step()
+    moments = [t for state in optimizer.state.values() for key, t in state.items() if key != "step"]
+    assert estimate.weights == sum(p.nbytes for p in pair.parameters())
+    assert estimate.gradients == sum(p.grad.nbytes for p in pair.parameters() if p.grad is not None)
+    assert estimate.optimizer == sum(t.nbytes for t in moments)
+    assert estimate.logits == 3 * 8 * 97 * 4
