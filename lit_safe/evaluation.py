@@ -1,0 +1,330 @@
+"""What a policy does on held-out pairs and prompts: rows first, from which every mean and difference is taken.
+
+Letters: B pairs of a batch, n rows, N = 2B sequences, K columns.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor
+
+from lit_safe.costs.quiet import device_of, merge, quiet, rank_and_world
+from lit_safe.hashing import hash64, uniforms
+from lit_safe.metrics import better
+from lit_safe.sequences import pack_sequences
+from lit_safe.statistics import Estimate, clustered_mean, paired_difference
+from lit_safe.types import CostFunction, PackedBatch, Pair, PairModel, Prompt, Scored
+
+Columns = dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]]
+"""A table: columns of one length by name. Ids are int64, everything else float64, NaN where not known."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and of how much."""
+
+PAIR_IDS = ("pair_id", "prompt_id")
+PAIR_VALUES = (
+    "logp_chosen",
+    "logp_rejected",
+    "logratio_chosen",
+    "logratio_rejected",
+    "length_chosen",
+    "length_rejected",
+    "reward_margin",
+    "cost_chosen",
+    "cost_rejected",
+    "weight",
+)
+ROLLOUT_IDS = ("prompt_id", "sample")
+ROLLOUT_VALUES = ("cost", "tokens", "kl")
+
+
+class Evaluated(Protocol):
+    """What is known of the module: its pair, and what it makes of a batch."""
+
+    pair: PairModel
+
+    def __call__(self, batch: PackedBatch) -> tuple[Pair, Pair, Scored]:
+        """Policy log-probs, log-ratios, and the objective's word on each pair."""
+
+
+class HeldOut(Protocol):
+    """What is known of the data: labelled pairs and prompts of the val split."""
+
+    def val_dataloader(self) -> Iterable[PackedBatch]:
+        """This rank's share; every rank has as many batches of as many rows."""
+
+    def prompts(self, split: str) -> Sequence[Prompt]:
+        """The prompts of a split, each once."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text without special tokens."""
+
+
+@runtime_checkable
+class Preparable(Protocol):
+    """A cost function that sees the data before it can score: a scorer that fits itself on the train split."""
+
+    def prepare(self, data: object) -> None:
+        """Get ready. Called on every rank, once in a run and again after a resume."""
+
+
+class Measure(NamedTuple):
+    """A quantity of every row: [n] values (NaN where not defined), the prompts that cluster them, and weights."""
+
+    value: npt.NDArray[np.float64]
+    cluster: npt.NDArray[np.int64]
+    weight: npt.NDArray[np.float64] | None = None
+
+
+class Evaluation(NamedTuple):
+    """``pairs`` has a row for each held-out pair, sorted by id; ``rollouts`` one for each response, empty without cost.
+
+    Costs are those of the worst constraint, in cost units; log-probs, log-ratios and KL are sums over a response in
+    nats. Every rank holds all rows.
+    """
+
+    pairs: Columns
+    rollouts: Columns
+
+    def measures(self) -> dict[str, Measure]:
+        """Everything reported, by name; the names that training logs where they mean the same."""
+        return {**_pair_measures(self.pairs), **_rollout_measures(self.rollouts)}
+
+    def summary(self) -> dict[str, Estimate]:
+        """Means with errors clustered by prompt; a quantity that no row has is left out."""
+        found = {name: clustered_mean(*measure) for name, measure in self.measures().items()}
+        return {name: estimate for name, estimate in found.items() if estimate.samples}
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Plain tensors, loadable with ``weights_only=True``."""
+        tables = {"pairs": self.pairs, "rollouts": self.rollouts}
+        return {part: {k: torch.from_numpy(v.copy()) for k, v in table.items()} for part, table in tables.items()}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Mapping[str, Tensor]]) -> "Evaluation":
+        """What ``state_dict`` gave."""
+        return cls(*({k: v.numpy() for k, v in state[part].items()} for part in ("pairs", "rollouts")))
+
+
+def differences(after: Evaluation, before: Evaluation) -> dict[str, Estimate]:
+    """``after - before`` of everything both have, over the rows both have, with errors clustered by prompt."""
+    pairs = _shared(after.pairs, before.pairs, PAIR_IDS[:1])
+    rollouts = _shared(after.rollouts, before.rollouts, ROLLOUT_IDS)
+    ours = Evaluation(pairs[0], rollouts[0]).measures()
+    theirs = Evaluation(pairs[1], rollouts[1]).measures()
+    found = {
+        name: paired_difference(one.value, theirs[name].value, one.cluster, one.weight, theirs[name].weight)
+        for name, one in ours.items()
+    }
+    return {name: estimate for name, estimate in found.items() if estimate.samples}
+
+
+def evaluate(
+    module: Evaluated,
+    data: HeldOut,
+    *,
+    cost: CostFunction | None = None,
+    pairs: int | None = None,
+    prompts: int = 32,
+    samples_per_prompt: int = 1,
+    max_new_tokens: int = 48,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure the policy as it stands on the val split. Leaves no trace: no gradient, flags and random state restored.
+
+    A response is a function of (seed, prompt, its number) and the policy, whatever was drawn before: two policies
+    answer with the same luck, so that their difference is theirs.
+
+    Args:
+        module: The policy, its reference and objective.
+        data: Where the val split is.
+        cost: Scores responses that the policy samples; None samples none.
+        pairs: At most so many held-out pairs, rounded up to whole batches; None takes all.
+        prompts: At most so many held-out prompts to answer, chosen by hash.
+        samples_per_prompt: Responses to each. More prompts tell more than more samples.
+        max_new_tokens: Longest response.
+        batch_size: Responses generated at once.
+        seed: Of the responses.
+        progress: Told how far it is.
+
+    Raises:
+        ValueError: If the cost function returns something that is not finite or of the wrong length.
+    """
+    with quiet(module, hash64("evaluation", seed)):
+        table = _score_pairs(module, data, pairs, progress)
+        rollouts: Columns = {}
+        if cost is not None:
+            rollouts = _roll_out(
+                module, data, cost, prompts, samples_per_prompt, max_new_tokens, batch_size, seed, progress
+            )
+    return Evaluation(table, rollouts)
+
+
+def stratum(pairs: Columns) -> npt.NDArray[np.float64]:
+    """[n] how many responses of a pair are unsafe, NaN where a cost is not known."""
+    unsafe = (pairs["cost_chosen"] > 0).astype(np.float64) + (pairs["cost_rejected"] > 0)
+    return np.where(np.isnan(pairs["cost_chosen"] + pairs["cost_rejected"]), np.nan, unsafe)
+
+
+def _pair_measures(pairs: Columns) -> dict[str, Measure]:
+    prompt = pairs["prompt_id"]
+    logp, logratio, length = (
+        Pair(*(torch.from_numpy(pairs[f"{name}_{side}"]) for side in Pair._fields))
+        for name in ("logp", "logratio", "length")
+    )
+    per_token = logp.chosen / length.chosen.clamp(min=1) - logp.rejected / length.rejected.clamp(min=1)
+    # +1 where the chosen response is the only safe one, -1 where the rejected one is
+    safer = np.sign(pairs["cost_rejected"].clip(0)) - np.sign(pairs["cost_chosen"].clip(0))
+    one_safe = np.where(stratum(pairs) == 1, safer, np.nan)
+    margins = {"logps/accuracies": logp.margin, "logps/accuracies_per_token": per_token}
+    values = {
+        **{name: better(margin).numpy() for name, margin in margins.items()},
+        **{f"{name}/safer": _toward(margin.numpy(), one_safe) for name, margin in margins.items()},
+        "rewards/accuracies": better(logratio.margin).numpy(),
+        "rewards/accuracies/safer": _toward(logratio.margin.numpy(), one_safe),
+        "logratios/margins": logratio.margin.numpy(),
+        **{f"logratios/{side}": pairs[f"logratio_{side}"] for side in Pair._fields},
+        **{f"logps/{side}": pairs[f"logp_{side}"] for side in Pair._fields},
+    }
+    return {name: Measure(value.astype(np.float64), prompt.astype(np.int64)) for name, value in values.items()}
+
+
+def _toward(margin: npt.NDArray[np.float64], direction: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """1 where the margin has the sign of ``direction``, 0 where the other, one half for a tie; NaN as ``direction``."""
+    return (np.sign(margin) * direction + 1) / 2
+
+
+def _rollout_measures(rollouts: Columns) -> dict[str, Measure]:
+    if not rollouts:
+        return {}
+    prompt = rollouts["prompt_id"].astype(np.int64)
+    cost, tokens, kl = (rollouts[name].astype(np.float64) for name in ROLLOUT_VALUES)
+    return {
+        "rollouts/unsafe": Measure((cost > 0).astype(np.float64), prompt),
+        "rollouts/cost": Measure(cost, prompt),
+        "rollouts/tokens": Measure(tokens, prompt),
+        "rollouts/kl_per_token": Measure(kl / tokens.clip(1), prompt, tokens),
+    }
+
+
+def _score_pairs(module: Evaluated, data: HeldOut, most: int | None, progress: Progress | None) -> Columns:
+    device = device_of(module)
+    loader = data.val_dataloader()
+    _, world = rank_and_world()
+    total = len(loader) if isinstance(loader, Sized) else 0
+    rows: list[Tensor] = []
+    for number, batch in enumerate(loader, start=1):
+        rows.append(_pair_rows(batch, *module(move_data_to_device(batch, device))))
+        if most is not None:
+            total = min(total, -(-most // (world * len(batch.pair_id))))
+        if progress is not None:
+            progress("held-out pairs", number, total)
+        if most is not None and number >= total:
+            break
+    if not rows:
+        raise ValueError("the val split has no pairs")
+    table = _gather(torch.cat(rows), device)
+    table = table[table[:, -1] == 1][:, :-1]
+    ids, values = table[:, : len(PAIR_IDS)], table[:, len(PAIR_IDS) :].contiguous().view(torch.float64)
+    order = ids[:, 0].argsort(stable=True)
+    return {
+        **{name: ids[order, k].numpy() for k, name in enumerate(PAIR_IDS)},
+        **{name: values[order, k].numpy() for k, name in enumerate(PAIR_VALUES)},
+    }
+
+
+def _pair_rows(batch: PackedBatch, policy: Pair, logratio: Pair, scored: Scored) -> Tensor:
+    """[B, K] int64: ids, values by the bits of their float64, and whether the row is present."""
+    worst = Pair(*(c.amax(-1) if c.ndim == 2 else c for c in batch.label.cost))
+    values = (*policy, *logratio, *batch.response_length, batch.label.reward.margin, *worst, scored.weight)
+    as_bits = torch.stack([value.cpu().double() for value in values], dim=-1).view(torch.int64)
+    ids = torch.stack([batch.pair_id, batch.prompt_id], dim=-1).cpu()
+    return torch.cat([ids, as_bits, batch.present.cpu().long()[:, None]], dim=-1)
+
+
+def _gather(rows: Tensor, device: torch.device) -> Tensor:
+    """The rows [n, K] of all ranks, each of which brings as many."""
+    _, world = rank_and_world()
+    if world == 1:
+        return rows
+    own = rows.to(device)
+    parts = [torch.empty_like(own) for _ in range(world)]
+    dist.all_gather(parts, own)
+    return torch.cat(parts).cpu()
+
+
+def _roll_out(
+    module: Evaluated,
+    data: HeldOut,
+    cost: CostFunction,
+    count: int,
+    samples: int,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
+    progress: Progress | None,
+) -> Columns:
+    prompts = sorted(data.prompts("val"), key=lambda p: (hash64("evaluation-prompt", seed, p.prompt_id), p.prompt_id))
+    jobs = [(prompt, sample) for prompt in prompts[:count] for sample in range(samples)]
+    rank, world = rank_and_world()
+    # a remainder wraps around and counts for nothing, so that every rank runs as many batches
+    turns = [turn % len(jobs) for turn in range(rank, -(-len(jobs) // world) * world, world)]
+    rows = torch.zeros(len(jobs), len(ROLLOUT_VALUES), dtype=torch.float64)
+    own = range(rank, len(jobs), world)
+    for start in range(0, len(turns), batch_size):
+        batch = turns[start : start + batch_size]
+        answered = _answer(module, data, cost, [jobs[turn] for turn in batch], max_new_tokens, seed)
+        for turn, row in zip(batch, answered, strict=True):
+            if turn in own:
+                rows[turn] = row
+        if progress is not None:
+            progress("responses to held-out prompts", start + len(batch), len(turns))
+    values = merge(rows, device_of(module)).numpy()
+    ids = np.array([(prompt.prompt_id, sample) for prompt, sample in jobs], dtype=np.int64)
+    return {
+        **{name: ids[:, k] for k, name in enumerate(ROLLOUT_IDS)},
+        **{name: values[:, k] for k, name in enumerate(ROLLOUT_VALUES)},
+    }
+
+
+def _answer(
+    module: Evaluated, data: HeldOut, cost: CostFunction, jobs: list[tuple[Prompt, int]], tokens: int, seed: int
+) -> Tensor:
+    """[n, 3] cost, response tokens and KL(policy || reference) in nats of one response to each job."""
+    prompts = [prompt for prompt, _ in jobs]
+    uniform = torch.stack([uniforms(tokens, "evaluation", seed, p.prompt_id, sample) for p, sample in jobs])
+    responses = module.pair.generate([p.ids for p in prompts], uniform)
+    scored = cost([p.text for p in prompts], [data.decode(ids) for ids in responses]).cpu().double()
+    if len(scored) != len(jobs):
+        raise ValueError(f"the cost function returned {len(scored)} costs of {len(jobs)} responses")
+    worst = scored.amax(-1) if scored.ndim == 2 else scored
+    for prompt, value in zip(prompts, worst.tolist(), strict=True):
+        if not np.isfinite(value):
+            raise ValueError(f"the cost function returned {value} for a response to prompt {prompt.prompt_id}")
+    packed = move_data_to_device(pack_sequences([p.ids for p in prompts], responses), device_of(module))
+    kl = module.pair.token_kl(packed).cpu().double()
+    return torch.stack([worst, torch.tensor([len(ids) for ids in responses], dtype=torch.float64), kl], dim=-1)
+
+
+def _shared(one: Columns, other: Columns, ids: Sequence[str]) -> tuple[Columns, Columns]:
+    """The rows of both that have the same ids, in one order."""
+    if not one or not other:
+        return _empty(one), _empty(other)
+    index = [
+        {key: row for row, key in enumerate(zip(*(table[name].tolist() for name in ids), strict=True))}
+        for table in (one, other)
+    ]
+    keys = sorted(index[0].keys() & index[1].keys())
+    first, second = (np.array([rows[key] for key in keys], dtype=np.int64) for rows in index)
+    return {k: v[first] for k, v in one.items()}, {k: v[second] for k, v in other.items()}
+
+
+def _empty(table: Columns) -> Columns:
+    return {name: column[:0] for name, column in table.items()}

@@ -1,0 +1,181 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lit_safe.evaluation import Evaluation, differences, evaluate, stratum
+from lit_safe.module import PreferenceAlignment
+from lit_safe.objectives import DPO
+from lit_safe.types import Annotation, PackedBatch, Pair, Prompt
+from tests.lit_safe.dual_world import COST, K, P, Table, TableCost, Toy, all_pairs, optimum
+
+
+class HeldOut(Toy):
+    """All pairs in batches of seven, the last one filled up with rows that are not there."""
+
+    def val_dataloader(self):
+        return [take(all_pairs(self.costs_PKC), start, start + 7) for start in range(0, P * K * (K - 1) // 2, 7)]
+
+    def prompts(self, split):
+        return [Prompt(p, (p,), f"prompt {p}") for p in range(P)] if split == "val" else []
+
+
+def take(batch: PackedBatch, start: int, end: int) -> PackedBatch:
+    """Rows of a batch; beyond its end, copies of row 0 with absurd labels that are not present."""
+    index = torch.arange(start, end)
+    present = index < len(batch.pair_id)
+    index = torch.where(present, index, 0)
+    sides = torch.stack([2 * index, 2 * index + 1], dim=1).flatten()
+    ids = batch.sequences.input_ids.view(-1, 2)[sides]
+    target = batch.sequences.target.view(-1, 2)[sides]
+
+    def pick(side):
+        value = side[index].clone()
+        value[~present] = 999
+        return value
+
+    return PackedBatch(
+        batch.sequences._replace(
+            input_ids=ids.flatten(), target=target.flatten(), position=torch.tensor([0, 1]).repeat(len(sides)),
+            cu_seqlens=torch.arange(0, 2 * len(sides) + 1, 2, dtype=torch.int32),
+        ),
+        Annotation(*(Pair(*map(pick, pair)) for pair in batch.label[:2])),
+        batch.pair_id[index], batch.prompt_id[index], Pair(*(side[index] for side in batch.response_length)),
+        present, batch.pairs_in_step,
+    )  # fmt: skip
+
+
+def module(policy_PK: torch.Tensor | None = None) -> PreferenceAlignment:
+    table = Table()
+    if policy_PK is not None:
+        table.logit_PK.data.copy_(policy_PK)
+    return PreferenceAlignment(table, DPO())
+
+
+def test_every_true_pair_counts_once_and_its_numbers_are_the_policys():
+    logp_PK = optimum(1.0)
+    found = evaluate(module(logp_PK), HeldOut()).pairs
+    batch = all_pairs()
+    assert found["pair_id"].tolist() == list(range(P * K * (K - 1) // 2))
+    response = batch.sequences.input_ids.view(-1, 2, 2)[:, :, 1] - P
+    expected = logp_PK[batch.prompt_id, response[:, 0]].numpy()
+    np.testing.assert_allclose(found["logp_chosen"], expected, atol=1e-5)
+    np.testing.assert_allclose(found["cost_rejected"], batch.label.cost.rejected, rtol=1e-6)
+
+
+def test_before_training_implicit_rewards_tie_and_count_one_half_while_the_policys_own_ranking_does_not():
+    summary = evaluate(module(), HeldOut()).summary()
+    assert summary["rewards/accuracies"][:2] == (0.5, 0.0)
+    assert summary["rewards/accuracies/safer"].mean == 0.5
+    assert summary["logratios/chosen"].mean == 0
+    assert summary["logps/accuracies"].mean not in (0.0, 0.5, 1.0)
+    assert summary["logps/accuracies"].clusters == P
+
+
+def test_the_safer_accuracy_asks_for_the_safe_response_whichever_was_chosen():
+    """In this world the more helpful response is the unsafe one: a policy that loves safety ranks against `chosen`."""
+    summary = evaluate(module(-20 * COST.double()), HeldOut()).summary()
+    assert summary["logps/accuracies/safer"].mean == 1
+    assert summary["logps/accuracies_per_token/safer"].mean == 1
+    assert summary["logps/accuracies"].mean < 0.5
+    assert summary["logps/accuracies/safer"].samples == P * 2 * 3  # two unsafe and three safe responses a prompt
+
+
+def test_strata_count_unsafe_responses_and_leave_the_unknown_out():
+    table = {"cost_chosen": np.array([-1.0, 1.0, 1.0, math.nan]), "cost_rejected": np.array([0.0, 0.0, 2.0, 1.0])}
+    np.testing.assert_array_equal(stratum(table), [0, 1, 2, math.nan])
+
+
+def test_with_many_constraints_the_worst_one_speaks():
+    costs = torch.stack([COST, 1 - COST], dim=-1)
+    found = evaluate(module(), HeldOut(costs_PKC=costs)).pairs
+    np.testing.assert_allclose(found["cost_chosen"], all_pairs(costs).label.cost.chosen.amax(-1), rtol=1e-6)
+
+
+def test_rollouts_estimate_what_the_policy_costs():
+    policy = module(optimum(0.0))
+    summary = evaluate(policy, HeldOut(), cost=TableCost(), prompts=P, samples_per_prompt=400, batch_size=64).summary()
+    table = policy.pair
+    share = (table.logit_PK.detach().softmax(-1) * (COST > 0)).sum(-1).mean()
+    assert summary["rollouts/cost"].mean == pytest.approx(table.expected(COST), abs=0.06)
+    assert summary["rollouts/unsafe"].mean == pytest.approx(float(share), abs=0.05)
+    assert summary["rollouts/tokens"].mean == 1
+    reference = table.reference_PK.log_softmax(-1)
+    kl = (optimum(0.0).exp() * (optimum(0.0) - reference)).sum(-1).mean()
+    assert summary["rollouts/kl_per_token"].mean == pytest.approx(float(kl), abs=1e-3)
+
+
+def test_rollouts_do_not_depend_on_how_they_are_batched_and_begin_alike_however_many_there_are():
+    runs = [
+        evaluate(module(), HeldOut(), cost=TableCost(), samples_per_prompt=5, batch_size=size).rollouts
+        for size in (1, 3, 99)
+    ]
+    for run in runs[1:]:
+        np.testing.assert_array_equal(runs[0]["cost"], run["cost"])
+
+
+def test_nothing_is_left_behind():
+    policy = module()
+    policy.train()
+    policy.pair.dropout.eval()
+    with isolate_rng():
+        torch.manual_seed(5)
+        evaluate(policy, HeldOut(), cost=TableCost())
+        drawn = torch.rand(3)
+        torch.manual_seed(5)
+        assert torch.equal(drawn, torch.rand(3))
+    assert policy.pair.training
+    assert not policy.pair.dropout.training
+    assert policy.pair.logit_PK.grad is None
+    assert torch.is_grad_enabled()
+
+
+def test_an_unchanged_policy_differs_from_itself_by_exactly_nothing():
+    before, after = (evaluate(module(), HeldOut(), cost=TableCost()) for _ in range(2))
+    found = differences(after, before)
+    assert set(found) == set(before.summary())
+    assert all(estimate[:2] == (0.0, 0.0) for estimate in found.values())
+
+
+def test_differences_are_taken_over_the_rows_that_both_have():
+    before, after = evaluate(module(), HeldOut()), evaluate(module(optimum(2.0)), HeldOut())
+    half = Evaluation({name: column[::2][::-1] for name, column in before.pairs.items()}, {})
+    found = differences(after, half)["logps/chosen"]
+    expected = (after.pairs["logp_chosen"] - before.pairs["logp_chosen"])[::2]
+    assert found.samples == len(expected)
+    assert found.mean == pytest.approx(expected.mean())
+
+
+def test_a_few_pairs_are_whole_batches_of_the_same_rows():
+    some, everything = evaluate(module(), HeldOut(), pairs=8).pairs, evaluate(module(), HeldOut()).pairs
+    assert len(some["pair_id"]) == 14
+    assert set(some["pair_id"].tolist()) < set(everything["pair_id"].tolist())
+
+
+def test_it_comes_back_from_a_checkpoint_as_it_went_in(tmp_path):
+    found = evaluate(module(), HeldOut(), cost=TableCost())
+    torch.save(found.state_dict(), tmp_path / "state.pt")
+    again = Evaluation.from_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert again.summary() == found.summary()
+    np.testing.assert_array_equal(again.pairs["pair_id"], found.pairs["pair_id"])
+
+
+def test_progress_ends_at_its_end():
+    told = []
+    evaluate(module(), HeldOut(), cost=TableCost(), batch_size=3, progress=lambda *step: told.append(step))
+    assert told[-1] == ("responses to held-out prompts", P, P)
+    pairs = [step for step in told if step[0] == "held-out pairs"]
+    assert pairs[-1][1:] == (6, 6)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(math.nan, "returned nan for a response to prompt"), (None, "1 costs of")]
+)
+def test_a_cost_that_is_no_number_is_refused(value, message):
+    def broken(prompts, responses):
+        return torch.zeros(1) if value is None else torch.full((len(prompts),), value)
+
+    with pytest.raises(ValueError, match=message):
+        evaluate(module(), HeldOut(), cost=broken)
