@@ -65,6 +65,7 @@ class SafeCLI(LightningCLI):
             self.config_init = self.parser.instantiate_classes(self.config)
             return
         super().instantiate_classes()
+        self.model.save_hyperparameters(self._typed_model())  # as plain values, which a checkpoint may hold
         self.datamodule.connect(self.model)
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -79,6 +80,10 @@ class SafeCLI(LightningCLI):
         if status:
             sys.exit(status)
 
+    def _typed_model(self) -> dict[str, Any]:
+        config = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
+        return (config[self.subcommand] if self.subcommand else config)["model"]
+
     def _parse_ckpt_path(self) -> None:
         """Say where a checkpoint's model differs from what was typed. What was typed is never overridden.
 
@@ -89,13 +94,10 @@ class SafeCLI(LightningCLI):
         path = self.config[command].get("ckpt_path") if command else None
         if not path or not Path(path).is_file():
             return
-        stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {})
-        model = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))[command]["model"]
-        stored_model = {
-            "class_path": stored.get("_class_path"),
-            "init_args": {k: v for k, v in stored.items() if not k.startswith("_")},
-        }
-        changes = list(differences(stored_model, model))
+        stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters")
+        if stored is None:
+            return  # made without the command line
+        changes = list(differences(stored, self._typed_model()))
         if not changes:
             return
         listing = "\n".join(f"  model.{key}: checkpoint {old!r}, typed {new!r}" for key, old, new in changes)

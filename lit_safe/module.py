@@ -40,7 +40,6 @@ class PreferenceAlignment(StepModule):
         gradient_clip_norm: float | None = 1.0,
     ) -> None:
         super().__init__(pair, optimizer, schedule or Constant(), gradient_clip_norm, PAIR_NAMES)
-        self.save_hyperparameters()
         self.objective = objective
         start = torch.tensor(multiplier, dtype=torch.float32)
         if not bool((start >= 0).all()):

@@ -31,7 +31,6 @@ class SupervisedFineTuning(StepModule):
         gradient_clip_norm: float | None = 1.0,
     ) -> None:
         super().__init__(pair, optimizer, schedule or Constant(), gradient_clip_norm, ("loss", "lengths/response"))
-        self.save_hyperparameters()
 
     def _nll(self, batch: SequenceBatch) -> tuple[Tensor, dict[str, Measured]]:
         nll_N = -self.pair.policy_logp(batch.sequences)

@@ -1,0 +1,1 @@
+"""What a run does beside training: its folder, its checkpoints, its progress."""

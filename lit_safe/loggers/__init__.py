@@ -1,0 +1,1 @@
+"""Where metrics go, in files that a resumed run continues exactly."""

@@ -1,0 +1,127 @@
+"""All metrics of a run in one wide CSV file."""
+
+import csv
+import io
+import os
+import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from lit_safe.loggers.run_logger import Position
+
+FILE = "metrics.csv"
+LEADING = ("step", "time")
+
+
+class MetricsCSV(Logger):
+    """Writes ``metrics.csv``: a row for each call of ``log_metrics``, a column for each metric ever logged.
+
+    Columns are ``step`` (optimizer steps done), ``time`` (Unix seconds), then metrics in the order they first came; a
+    cell is empty where a call did not log that metric. Rows are only ever appended, so that a kill loses none: one row
+    a step is ``pandas.read_csv(path).groupby("step").last()``. A new metric extends the header by an atomic rewrite.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._path: Path | None = None
+        self._columns: list[str] = list(LEADING)
+        self._rows = 0
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return FILE
+
+    @property
+    def version(self) -> str:
+        """None: a run folder is one run."""
+        return ""
+
+    @property
+    def save_dir(self) -> str | None:
+        """The run folder, once it is open."""
+        return None if self._path is None else str(self._path.parent)
+
+    def open(self, folder: Path) -> None:
+        """Write to ``folder/metrics.csv``, after the rows that it holds."""
+        self._path = folder / FILE
+        self._columns, rows = _read(self._path)
+        self._rows = len(rows)
+        if self._path.exists():
+            self._write(rows)  # a kill may have left half a row
+
+    def position(self) -> Position:
+        """Rows written; each was flushed when it was."""
+        return {FILE: self._rows}
+
+    def cut_back(self, position: Position) -> None:
+        """Keep the first ``position["metrics.csv"]`` rows, and the columns that they fill.
+
+        Raises:
+            ValueError: If the file has fewer rows.
+        """
+        columns, rows = _read(self._opened())
+        keep = position.get(FILE, 0)
+        if len(rows) < keep:
+            raise ValueError(f"{self._path} has {len(rows)} rows, the checkpoint was saved after {keep}")
+        rows = rows[:keep]
+        filled = [i for i, name in enumerate(columns) if name in LEADING or any(row[i] != "" for row in rows)]
+        self._columns = [columns[i] for i in filled]
+        self._write([[row[i] for i in filled] for row in rows])
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
+        """Append one row.
+
+        Args:
+            metrics: Scalars by name.
+            step: Optimizer steps done.
+        """
+        path = self._opened()
+        cells = {"step": "" if step is None else str(step), "time": f"{time.time():.3f}"}
+        cells |= {name: repr(value.item() if isinstance(value, Tensor) else value) for name, value in metrics.items()}
+        new = [name for name in cells if name not in self._columns]
+        if new or not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _, rows = _read(path)
+            self._columns += new
+            self._write([[*row, *[""] * len(new)] for row in rows])
+        with path.open("a", newline="") as file:
+            file.write(_line([cells.get(name, "") for name in self._columns]))
+        self._rows += 1
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: they are in the run's ``config.yaml``."""
+
+    def _opened(self) -> Path:
+        if self._path is None:
+            raise RuntimeError("no folder yet: put lit_safe.callbacks.run_folder.RunFolder in callbacks")
+        return self._path
+
+    def _write(self, rows: Sequence[Sequence[str]]) -> None:
+        path = self._opened()
+        new = path.with_suffix(".csv.tmp")
+        new.write_text("".join(map(_line, [self._columns, *rows])), newline="")
+        os.replace(new, path)
+        self._rows = len(rows)
+
+
+def _read(path: Path) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) of a file written by us; a last line without its end is a kill's and does not count."""
+    if not path.exists():
+        return list(LEADING), []
+    whole, _, _ = path.read_text().rpartition("\n")
+    columns, *rows = csv.reader(io.StringIO(whole)) if whole else [list(LEADING)]
+    return columns, rows
+
+
+def _line(cells: Sequence[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()

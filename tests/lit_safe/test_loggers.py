@@ -1,0 +1,132 @@
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_safe.loggers.metrics_csv import MetricsCSV
+from lit_safe.loggers.run_logger import RunLogger
+from lit_safe.loggers.tensorboard import TensorBoardRun
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "time"} for row in csv.DictReader(file)]
+
+
+def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return sorted((event.step, event.value) for event in events.Scalars(tag))
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> MetricsCSV:
+    logger = MetricsCSV()
+    logger.open(tmp_path)
+    return logger
+
+
+def test_both_loggers_are_what_a_run_folder_asks_for() -> None:
+    assert isinstance(MetricsCSV(), RunLogger)
+    assert isinstance(TensorBoardRun(), RunLogger)
+
+
+def test_a_row_is_on_disk_as_soon_as_it_is_logged_with_step_first(metrics: MetricsCSV, tmp_path: Path) -> None:
+    metrics.log_metrics({"loss": torch.tensor(0.5), "rows": 4}, step=1)
+    assert (tmp_path / "metrics.csv").read_text().startswith("step,time,loss,rows\n1,")
+    assert table(tmp_path) == [{"step": "1", "loss": "0.5", "rows": "4"}]
+
+
+def test_a_number_reads_back_to_the_bit(metrics: MetricsCSV, tmp_path: Path) -> None:
+    metrics.log_metrics({"third": 1 / 3, "none": float("nan")}, step=0)
+    [row] = table(tmp_path)
+    assert float(row["third"]) == 1 / 3
+    assert row["none"] == "nan"
+
+
+def test_a_new_metric_extends_the_header_and_leaves_earlier_rows_empty_there(
+    metrics: MetricsCSV, tmp_path: Path
+) -> None:
+    metrics.log_metrics({"loss": 1.0}, step=1)
+    metrics.log_metrics({"eval, loss": 2.0}, step=1)
+    assert table(tmp_path) == [
+        {"step": "1", "loss": "1.0", "eval, loss": ""},
+        {"step": "1", "loss": "", "eval, loss": "2.0"},
+    ]
+
+
+def test_cut_back_and_repeated_the_file_is_that_of_an_uninterrupted_run(metrics: MetricsCSV, tmp_path: Path) -> None:
+    calls = [({"loss": 1.0}, 1), ({"loss": 0.5}, 2), ({"eval/loss": 3.0}, 2), ({"loss": 0.25, "new": 1.0}, 3)]
+    positions = []
+    for values, step in calls:
+        positions.append(metrics.position())
+        metrics.log_metrics(values, step=step)
+    whole = table(tmp_path)
+    for count, position in enumerate(positions):
+        resumed = MetricsCSV()
+        resumed.open(tmp_path)
+        resumed.cut_back(position)
+        assert [row["step"] for row in table(tmp_path)] == [str(step) for _, step in calls[:count]]
+        for values, step in calls[count:]:
+            resumed.log_metrics(values, step=step)
+        assert table(tmp_path) == whole
+
+
+def test_half_a_row_left_by_a_kill_is_dropped(metrics: MetricsCSV, tmp_path: Path) -> None:
+    metrics.log_metrics({"loss": 1.0}, step=1)
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("2,17000")
+    resumed = MetricsCSV()
+    resumed.open(tmp_path)
+    resumed.log_metrics({"loss": 2.0}, step=2)
+    assert table(tmp_path) == [{"step": "1", "loss": "1.0"}, {"step": "2", "loss": "2.0"}]
+
+
+def test_a_file_shorter_than_the_checkpoint_says_is_an_error(metrics: MetricsCSV) -> None:
+    metrics.log_metrics({"loss": 1.0}, step=1)
+    with pytest.raises(ValueError, match="has 1 rows, the checkpoint was saved after 2"):
+        metrics.cut_back({"metrics.csv": 2})
+
+
+def test_a_logger_without_a_folder_says_who_gives_it_one() -> None:
+    with pytest.raises(RuntimeError, match="RunFolder"):
+        MetricsCSV().log_metrics({"loss": 1.0}, step=1)
+    with pytest.raises(AttributeError, match="RunFolder"):
+        _ = TensorBoardRun().experiment
+
+
+def test_event_files_lie_in_the_run_folder_itself_and_nothing_is_written_before_a_record(tmp_path: Path) -> None:
+    logger = TensorBoardRun()
+    logger.open(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    logger.log_hyperparams({"lr": 1.0})
+    logger.log_metrics({"loss": 1.0}, step=1)
+    logger.finalize("success")
+    [file] = (tmp_path / "tensorboard").iterdir()
+    assert file.name.startswith("events.out.tfevents.")
+    assert curve(tmp_path, "loss") == [(1, 1.0)]
+
+
+def test_no_curve_has_a_step_twice_or_misses_one_after_two_resumes(tmp_path: Path) -> None:
+    logger = TensorBoardRun()
+    logger.open(tmp_path)
+    for step in range(1, 6):
+        logger.log_metrics({"loss": 1 / step}, step=step)
+        if step == 3:
+            position = logger.position()
+    logger.finalize("failed")
+    for last in (5, 6):
+        resumed = TensorBoardRun()
+        resumed.open(tmp_path)
+        resumed.cut_back(position)
+        resumed.log_metrics({"loss": 1 / 4}, step=4)
+        position = resumed.position()
+        for step in range(5, last + 1):
+            resumed.log_metrics({"loss": 1 / step}, step=step)
+        resumed.finalize("success")
+        assert [step for step, _ in curve(tmp_path, "loss")] == [1, 2, 3, 4, *range(5, last + 1)][:last]
+        position = {name: size for name, size in position.items()}
+        logger = resumed
+        break
