@@ -6,10 +6,10 @@ So a prompt that stands in two datasets, or in an SFT file and a preference file
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, get_args
 
-from data.schema import Message
+from data.schema import Message, PreferenceRow, SftRow
 from lit_safe.hashing import hash64, uniform
 
 Split = Literal["train", "val", "dual", "certify"]
@@ -49,3 +49,17 @@ def split_of(
         if point < 0:
             return name
     return "train"  # a rounding remainder
+
+
+def assign(rows: Iterable[PreferenceRow | SftRow], evaluation_only: Collection[int] = ()) -> dict[int, Split]:
+    """The split of every prompt of ``rows``, by prompt id.
+
+    A prompt that stands in a split group anywhere follows its group everywhere, and a prompt among ``evaluation_only``
+    (ids) is in ``val`` whichever source repeats it.
+    """
+    prompts: dict[int, tuple[tuple[Message, ...] | str, str | None]] = {}
+    for row in rows:
+        identity = prompt_id(row.prompt)
+        if identity not in prompts or prompts[identity][1] is None:
+            prompts[identity] = (row.prompt, row.split_group)
+    return {i: "val" if i in evaluation_only else split_of(prompt, group) for i, (prompt, group) in prompts.items()}

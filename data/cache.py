@@ -1,0 +1,105 @@
+"""Processed rows on disk, found again by named inputs alone: nothing that is not named can make or break a hit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from data.schema import SftSource, Source
+
+CODE = Path(__file__).parent
+
+
+class Cache:
+    """One folder for each set of inputs, named by their sha256: ``inputs.json``, ``facts.json`` and ``arrays.npz``.
+
+    Args:
+        folder: Made when first written to.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+
+    def entry(self, inputs: Mapping[str, Any]) -> Path:
+        """Where rows with these inputs lie, written or not."""
+        return self.folder / hashlib.sha256(_canonical(inputs).encode()).hexdigest()
+
+    def read(self, inputs: Mapping[str, Any]) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]] | None:
+        """Arrays and facts stored under these inputs, or None."""
+        entry = self.entry(inputs)
+        if not entry.is_dir():
+            return None
+        with np.load(entry / "arrays.npz", allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        return arrays, json.loads((entry / "facts.json").read_text("utf-8"))
+
+    def write(self, inputs: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], facts: object) -> None:
+        """Store them, all or nothing: a reader never sees half an entry, and the first of two writers wins."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self.folder))
+        try:
+            np.savez(unfinished / "arrays.npz", **arrays)  # type: ignore[arg-type]
+            (unfinished / "facts.json").write_text(json.dumps(facts), "utf-8")
+            (unfinished / "inputs.json").write_text(json.dumps(inputs, indent=2, sort_keys=True), "utf-8")
+            try:
+                os.rename(unfinished, self.entry(inputs))
+            except OSError:
+                if not self.entry(inputs).is_dir():
+                    raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def named_inputs(
+    sources: Sequence[Source | SftSource], tokenizer: PreTrainedTokenizerBase, **options: object
+) -> dict[str, Any]:
+    """Everything that decides the processed rows, by name; an option that is no JSON value goes by its ``repr``.
+
+    Raises:
+        ValueError: An option whose ``repr`` is an address, and says nothing.
+    """
+    for name, value in options.items():
+        if type(value).__repr__ is object.__repr__:
+            raise ValueError(f"{name}: {type(value).__name__} has no repr that names its options: make it a dataclass")
+    return {
+        "sources": [{"class": type(source).__qualname__, **source.describe()} for source in sources],
+        "tokenizer": tokenizer_digest(tokenizer),
+        "template": hashlib.sha256(_canonical(tokenizer.chat_template).encode()).hexdigest(),
+        "code": _code_digest(),
+        **{name: value if isinstance(value, str | int | None) else repr(value) for name, value in options.items()},
+    }
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of what the tokenizer does to text. The padding and truncation that its last caller set are left out."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = {"vocabulary": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
+    content.pop("padding", None)
+    content.pop("truncation", None)
+    content["class"] = type(tokenizer).__name__
+    content["special"] = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
+    return hashlib.sha256(_canonical(content).encode()).hexdigest()
+
+
+def _code_digest() -> str:
+    """A hash of this package's own sources: a changed rule makes new rows."""
+    digest = hashlib.sha256()
+    for path in sorted(CODE.rglob("*.py")):
+        digest.update(f"{path.relative_to(CODE).as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=True)

@@ -1,0 +1,169 @@
+"""Preference data as a LightningDataModule: from sources to steps of training, held-out pairs and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from data.pack import pack_pairs
+from data.preparation import Order, prepare
+from data.report import PreparationReport
+from data.schema import Annotator, PreferenceRow, Source
+from data.split import Split, assign
+from data.steps import EvalLoader, MicroBatch, StepLoader, ordered
+from data.texts import TextPair, text_pairs
+from data.tokenised import TokenisedData, evaluation_only
+from data.tokens import AUTHORS, Int64s, OnBadRow, TokenisedPairs, Tokeniser
+from lit_safe.types import Need, PackedBatch, ResponsesFrom
+
+
+class PreferenceData(TokenisedData[TokenisedPairs, Source]):
+    """Preference pairs from any number of sources, split by prompt into train, val, dual and certify.
+
+    Training reads ``train``; ``validate`` and ``test`` both read ``val``; ``dual`` is for the multiplier's steps and
+    ``certify`` for certificates alone. The rows of an optimizer step depend on seed, epoch and the pairs' texts, not on
+    micro-batches, ranks or where a run was stopped.
+
+    Args:
+        sources: Datasets of pairs.
+        annotator: Gives responses their rewards and costs.
+        order: Which response is chosen: the more ``helpful``, the ``safer``, or the more helpful of pairs whose chosen
+            response is safe (``safe_better``).
+        pairs_per_step: Pairs of one optimizer step over all micro-batches and ranks.
+        micro_batch_pairs: Pairs of one forward and backward pass on one rank, at most.
+        eval_batch_pairs: Pairs of one forward pass without gradients on one rank.
+        max_length: Tokens of prompt and response together, at most; the response is kept, the prompt loses its start.
+        contradictions: What becomes of pairs that stand in both orders or hold a text labelled both safe and unsafe.
+        max_pairs_per_prompt: Pairs of one prompt, at most, chosen by hash; null keeps all.
+        max_eval_pairs: Pairs of the val split that are evaluated, at most, chosen by hash; null takes all.
+        on_bad_row: ``error`` stops at a row that cannot be used and names it, ``skip`` counts it in the report.
+        tokenizer: Name or folder of a tokenizer; null takes the model's.
+        cache_dir: Where tokenised rows are kept between runs; null keeps none.
+        seed: Of the order of rows and of the coins of ``labels: sampled``.
+    """
+
+    kind = TokenisedPairs
+
+    def __init__(
+        self,
+        sources: list[Source],
+        annotator: Annotator,
+        order: Order = "helpful",
+        pairs_per_step: int = 32,
+        micro_batch_pairs: int = 4,
+        eval_batch_pairs: int = 8,
+        max_length: int = 512,
+        contradictions: Literal["keep", "drop"] = "keep",
+        max_pairs_per_prompt: int | None = None,
+        max_eval_pairs: int | None = None,
+        on_bad_row: OnBadRow = "error",
+        tokenizer: str | None = None,
+        cache_dir: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(sources, max_length, on_bad_row, tokenizer, cache_dir, seed)
+        self.annotator, self.order = annotator, order
+        self.pairs_per_step, self.micro_batch_pairs = pairs_per_step, micro_batch_pairs
+        self.eval_batch_pairs, self.max_eval_pairs = eval_batch_pairs, max_eval_pairs
+        self.contradictions, self.max_pairs_per_prompt = contradictions, max_pairs_per_prompt
+
+    @property
+    def constraints(self) -> tuple[str, ...]:
+        """Names of the C cost constraints."""
+        return self.annotator.constraints
+
+    @property
+    def responses_from(self) -> set[ResponsesFrom]:
+        """Who wrote the responses of the dual split."""
+        return {AUTHORS[code] for code in self.tokenised.responses_from[self.rows_of("dual")]}
+
+    def require(self, needs: Sequence[Need]) -> None:
+        """Check that every pair has the labels that an objective cannot do without.
+
+        Raises:
+            ValueError: One has not; names its row and the column.
+        """
+        pairs = self.tokenised
+        values = {"reward": pairs.reward[..., None], "cost": pairs.cost, "flags": pairs.cost}
+        for need in needs:
+            missing = np.argwhere(np.isnan(values[need]))
+            if len(missing):
+                row, side, column = (int(i) for i in missing[0])
+                label = "reward" if need == "reward" else f"cost {self.constraints[column]!r}"
+                count = len(np.unique(missing[:, 0]))
+                raise ValueError(
+                    f"row {pairs.name[row]}, column {('chosen', 'rejected')[side]} {label}: not known, and the "
+                    f"objective needs {need!r}; it is missing in {count:,} of {len(pairs.name):,} pairs. Choose an "
+                    "annotator or sources that have it"
+                )
+
+    def pairs(self, split: Split) -> list[TextPair]:
+        """The pairs of one split as texts, read from the sources anew: no tokenizer is needed, and nothing is cut.
+
+        Raises:
+            BadRow: At the first unusable row, with ``on_bad_row="error"``.
+        """
+        rows, _ = self._prepared()
+        return text_pairs(rows, self.sources, split)
+
+    def train_dataloader(self) -> StepLoader[PackedBatch]:
+        """Items are the micro-batches of one optimizer step."""
+        index = self.rows_of("train")
+
+        def pack(micro: MicroBatch, step: Int64s) -> PackedBatch:
+            return pack_pairs(self.tokenised, index[micro.rows], micro.fillers, len(step), self.seed)
+
+        ids = self.tokenised.pair_id[index]
+        return StepLoader(ids, pack, self.pairs_per_step, self.micro_batch_pairs, self.seed, self.rank, self.position)
+
+    def val_dataloader(self) -> EvalLoader[PackedBatch]:
+        """Batches of the val split."""
+        return self.held_out("val", self.max_eval_pairs)
+
+    def test_dataloader(self) -> EvalLoader[PackedBatch]:
+        """Batches of the val split: ``certify`` is for certificates."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> EvalLoader[PackedBatch]:
+        """Batches of the val split."""
+        return self.val_dataloader()
+
+    def dual_pairs(self) -> Iterable[PackedBatch]:
+        """Batches of the dual split: this rank's share, with filler rows, so that sums over ranks count a pair once."""
+        return self.held_out("dual")
+
+    def held_out(self, split: Split, most: int | None = None) -> EvalLoader[PackedBatch]:
+        """Batches of ``most`` pairs of a split, chosen by hash; all of them with None."""
+        index = self.rows_of(split)
+        index = index[np.sort(ordered(self.tokenised.pair_id[index], "evaluation")[:most])]
+
+        def pack(micro: MicroBatch, together: Int64s) -> PackedBatch:
+            return pack_pairs(self.tokenised, index[micro.rows], micro.fillers, len(together), self.seed)
+
+        return EvalLoader(self.tokenised.pair_id[index], pack, self.eval_batch_pairs, self.rank)
+
+    def _tokenise(self, tokeniser: Tokeniser, *, progress: bool) -> tuple[TokenisedPairs, dict[str, Any], list[str]]:
+        rows, report = self._prepared()
+        splits = assign(rows, evaluation_only(self.sources))
+        return tokeniser.pairs(rows, splits, progress=progress), report.to_dict(), report.lines()
+
+    def _prepared(self) -> tuple[list[PreferenceRow], PreparationReport]:
+        return prepare(
+            self.sources,
+            self.annotator,
+            self.order,
+            self.on_bad_row,
+            self.contradictions,
+            self.max_pairs_per_prompt,
+            evaluation=True,  # such prompts are put into val
+        )
+
+    def _options(self) -> dict[str, object]:
+        return {
+            "annotator": self.annotator,
+            "order": self.order,
+            "contradictions": self.contradictions,
+            "max_pairs_per_prompt": self.max_pairs_per_prompt,
+        }

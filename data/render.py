@@ -1,0 +1,183 @@
+"""A conversation and a response, as token ids: the chat template rendered once, each text tokenised once.
+
+The prompt's ids never depend on the response. A response's ids end with exactly one stop token, the one that the
+template puts after an assistant's turn (the tokenizer's eos where it puts none); nothing after it is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from data.schema import BadRow, Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Conversation = tuple[Message, ...] | str
+
+# Stands inside a special token's string that a text merely quotes, so that the tokenizer does not read it as the token.
+BREAK = "\ue0f0"
+PROBE = "zebra"
+
+
+class Renderer:
+    """Renders prompts and responses with one tokenizer.
+
+    A conversation is rendered by the tokenizer's chat template, which alone decides on a BOS. A plain string is never
+    templated and gets what the tokenizer itself puts in front of a text, once.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer that has an eos token.
+
+    Attributes:
+        stop_id: The token that ends a response in a conversation, where the tokenizer has a chat template, and the
+            eos token otherwise.
+        opening: How many of a templated prompt's last tokens open the assistant's turn; no truncation removes them.
+
+    Raises:
+        ValueError: The tokenizer has no eos token, or its template does not begin a conversation with the prompt.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"{type(tokenizer).__name__} has no eos token: a response could never end")
+        self.tokenizer = tokenizer
+        self.stop_id = self.eos_id = int(tokenizer.eos_token_id)
+        self.opening = 1
+        added = tokenizer.added_tokens_decoder
+        self._special_ids = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+        texts = {*tokenizer.all_special_tokens, *(token.content for token in added.values() if token.special)}
+        self._special_texts = sorted(filter(None, texts), key=len, reverse=True)
+        self._head = self._own_head()
+        self._suffix = self._before_stop = ""
+        if tokenizer.chat_template is not None:
+            self._read_template()
+
+    def prompt(self, row: str, prompt: Conversation) -> list[int]:
+        """The prompt's ids, up to and with the opening of the assistant's turn.
+
+        Raises:
+            BadRow: The template refuses the conversation, or the text holds U+E0F0, which is used inside.
+            ValueError: A conversation, and the tokenizer has no chat template.
+        """
+        if isinstance(prompt, str):
+            ids = self._head + self._encode(self._guard(row, "prompt", prompt))
+        else:
+            ids = self._encode(self._template(row, self._guarded(row, prompt), opened=True))
+        if not ids:
+            raise BadRow(row, "prompt", "has no tokens")
+        return ids
+
+    def response(self, row: str, column: str, prompt: Conversation, prompt_ids: Sequence[int], text: str) -> list[int]:
+        """The response's ids after ``prompt``, one stop token last.
+
+        Args:
+            row: For messages.
+            column: For messages: which response of the row this is.
+            prompt: What it answers.
+            prompt_ids: Of that prompt, as ``prompt`` gave them.
+            text: The response.
+
+        Raises:
+            BadRow: The template does not keep the prompt, or ends this turn unlike others, or the response has no
+                tokens or a stop token inside.
+        """
+        guarded = self._guard(row, column, text)
+        if isinstance(prompt, str):
+            start, body, head, stop_id = self._guard(row, "prompt", prompt), guarded, self._head, self.eos_id
+        else:
+            messages = self._guarded(row, prompt)
+            start = self._template(row, messages, opened=True)
+            whole = self._template(row, [*messages, {"role": "assistant", "content": guarded}], opened=False)
+            if not whole.startswith(start):
+                raise BadRow(row, column, "the chat template does not keep the prompt in front of this response")
+            if not whole.endswith(self._suffix):
+                raise BadRow(row, column, "the chat template ends this response unlike others")
+            body = whole[len(start) : len(whole) - len(self._suffix)] + self._before_stop
+            head, stop_id = [], self.stop_id
+        # Where tokenising both at once leaves the prompt alone, the rest is what follows it in ordinary text: a
+        # tokenizer that puts a space before every text would put one here. Where it merges over the seam, it may not.
+        joint = head + self._encode(start + body)
+        size = len(prompt_ids)
+        ids = joint[size:] if joint[:size] == list(prompt_ids) else self._encode(body)
+        if not ids:
+            raise BadRow(row, column, "has no tokens")
+        if stop_id in ids:
+            raise BadRow(row, column, "holds the stop token inside")
+        return [*ids, stop_id]
+
+    def cut_prompt(self, ids: Sequence[int], size: int) -> list[int]:
+        """The last ``size`` tokens of a prompt; a BOS that opens the document (and no later turn) is kept as well."""
+        if len(ids) <= size:
+            return list(ids)
+        opens_document = ids[0] == self.tokenizer.bos_token_id and ids[0] not in ids[1:]
+        if opens_document and size > self.opening:
+            return [ids[0], *ids[len(ids) - size + 1 :]]
+        return list(ids[len(ids) - size :])
+
+    def _own_head(self) -> list[int]:
+        """What the tokenizer puts in front of a plain text: usually a BOS or nothing."""
+        plain = self._ids(PROBE)
+        whole = list(self.tokenizer(PROBE).input_ids)
+        for start in range(len(whole)):
+            if whole[start : start + len(plain)] == plain:
+                return whole[:start]
+        return []
+
+    def _read_template(self) -> None:
+        """Learn from one harmless conversation what the template puts after a response; refuse one of no use."""
+        asked = [{"role": "user", "content": "Hello"}]
+        start = self._template("template", asked, opened=True)
+        whole = self._template("template", [*asked, {"role": "assistant", "content": PROBE}], opened=False)
+        if not whole.startswith(start):
+            same = next((i for i, (a, b) in enumerate(zip(start, whole, strict=False)) if a != b), len(whole))
+            raise ValueError(
+                "the chat template does not begin a conversation with its own prompt, so no response can be told from "
+                f"the prompt: with add_generation_prompt it goes on {start[same : same + 40]!r}, with the answer "
+                f"{whole[same : same + 40]!r}"
+            )
+        if PROBE not in whole[len(start) :]:
+            raise ValueError("the chat template leaves the assistant's answer out")
+        self._suffix = whole[whole.rindex(PROBE) + len(PROBE) :]
+        found = [(self._suffix.find(text), -len(text), text) for text in self._special_texts if text in self._suffix]
+        if found:
+            position, _, text = min(found)
+            self.stop_id = int(self.tokenizer.convert_tokens_to_ids(text))
+            self._before_stop = self._suffix[:position]
+        bare = self._template("template", asked, opened=False)
+        if start.startswith(bare):
+            self.opening = max(1, len(self._encode(start)) - len(self._encode(bare)))
+
+    def _template(self, row: str, messages: list[dict[str, str]], *, opened: bool) -> str:
+        if self.tokenizer.chat_template is None:
+            raise ValueError(
+                f"row {row}: the prompt is a conversation, and {type(self.tokenizer).__name__} has no chat template; "
+                "name a tokenizer that has one, or give prompts as plain strings"
+            )
+        try:
+            text: Any = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened)
+        except TemplateError as error:
+            raise BadRow(row, "prompt", f"the chat template refuses it ({error})") from error
+        return str(text)
+
+    def _guarded(self, row: str, prompt: tuple[Message, ...]) -> list[dict[str, str]]:
+        return [{"role": turn.role, "content": self._guard(row, "prompt", turn.content)} for turn in prompt]
+
+    def _guard(self, row: str, column: str, text: str) -> str:
+        """``text`` with a break inside every string that the tokenizer would read as a special token."""
+        if BREAK in text:
+            raise BadRow(row, column, "holds U+E0F0, which marks quoted special tokens")
+        for special in self._special_texts:
+            if special in text:
+                text = text.replace(special, special[0] + BREAK + special[1:])
+        return text
+
+    def _encode(self, guarded: str) -> list[int]:
+        """Ids of a guarded text: the pieces between breaks one by one, and nothing added."""
+        return [i for piece in guarded.split(BREAK) if piece for i in self._ids(piece)]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)

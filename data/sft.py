@@ -1,0 +1,104 @@
+"""Fine-tuning data as a LightningDataModule: responses to imitate, with the splits and habits of preference data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from data.pack import pack_rows
+from data.schema import BadRow, SftRow, SftSource
+from data.split import assign
+from data.steps import EvalLoader, MicroBatch, StepLoader, ordered
+from data.tokenised import TokenisedData, evaluation_only
+from data.tokens import Int64s, OnBadRow, TokenisedRows, Tokeniser
+from lit_safe.types import SequenceBatch
+
+
+class SftData(TokenisedData[TokenisedRows, SftSource]):
+    """Single responses from any number of sources; the same prompt lies in the same split as in PreferenceData.
+
+    Args:
+        sources: Datasets of responses.
+        rows_per_step: Rows of one optimizer step over all micro-batches and ranks.
+        micro_batch_rows: Rows of one forward and backward pass on one rank, at most.
+        eval_batch_rows: Rows of one forward pass without gradients on one rank.
+        max_length: Tokens of prompt and response together, at most; the response is kept, the prompt loses its start.
+        max_eval_rows: Rows of the val split that are evaluated, at most, chosen by hash; null takes all.
+        on_bad_row: ``error`` stops at a row that cannot be used and names it, ``skip`` counts it in the report.
+        tokenizer: Name or folder of a tokenizer; null takes the model's.
+        cache_dir: Where tokenised rows are kept between runs; null keeps none.
+        seed: Of the order of rows.
+    """
+
+    kind = TokenisedRows
+
+    def __init__(
+        self,
+        sources: list[SftSource],
+        rows_per_step: int = 32,
+        micro_batch_rows: int = 8,
+        eval_batch_rows: int = 16,
+        max_length: int = 512,
+        max_eval_rows: int | None = None,
+        on_bad_row: OnBadRow = "error",
+        tokenizer: str | None = None,
+        cache_dir: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(sources, max_length, on_bad_row, tokenizer, cache_dir, seed)
+        self.rows_per_step, self.micro_batch_rows = rows_per_step, micro_batch_rows
+        self.eval_batch_rows, self.max_eval_rows = eval_batch_rows, max_eval_rows
+
+    def train_dataloader(self) -> StepLoader[SequenceBatch]:
+        """Items are the micro-batches of one optimizer step."""
+        index = self.rows_of("train")
+        ids = self.tokenised.row_id[index]
+        return StepLoader(
+            ids, self._packer(index), self.rows_per_step, self.micro_batch_rows, self.seed, self.rank, self.position
+        )
+
+    def val_dataloader(self) -> EvalLoader[SequenceBatch]:
+        """Batches of the val split."""
+        index = self.rows_of("val")
+        index = index[np.sort(ordered(self.tokenised.row_id[index], "evaluation")[: self.max_eval_rows])]
+        return EvalLoader(self.tokenised.row_id[index], self._packer(index), self.eval_batch_rows, self.rank)
+
+    def test_dataloader(self) -> EvalLoader[SequenceBatch]:
+        """Batches of the val split."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> EvalLoader[SequenceBatch]:
+        """Batches of the val split."""
+        return self.val_dataloader()
+
+    def _packer(self, index: Int64s) -> Any:
+        sizes = self.tokenised.response.sizes[index]
+
+        def pack(micro: MicroBatch, step: Int64s) -> SequenceBatch:
+            return pack_rows(self.tokenised, index[micro.rows], micro.fillers, int(sizes[step].sum()))
+
+        return pack
+
+    def _tokenise(self, tokeniser: Tokeniser, *, progress: bool) -> tuple[TokenisedRows, dict[str, Any], list[str]]:
+        rows: dict[tuple[Any, str], SftRow] = {}
+        dropped: Counter[str] = Counter()
+        for source in self.sources:
+            for row in source:
+                if isinstance(row, BadRow):
+                    if self.on_bad_row == "error":
+                        raise row
+                    dropped[f"column {row.column!r} {row.reason}"] += 1
+                elif (row.prompt, row.response) in rows:
+                    dropped["the same prompt and response again"] += 1
+                else:
+                    rows[row.prompt, row.response] = row
+        kept = list(rows.values())
+        licences = sorted({source.licence for source in self.sources})
+        report = {"kept": len(kept), "dropped": dict(dropped), "licences": licences}
+        lines = [f"{len(kept):,} rows read"] + [f"{n:,} rows dropped: {reason}" for reason, n in dropped.items()]
+        return tokeniser.rows(kept, assign(kept, evaluation_only(self.sources)), progress=progress), report, lines
+
+    def _options(self) -> dict[str, object]:
+        return {}

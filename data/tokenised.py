@@ -1,0 +1,177 @@
+"""What preference data and fine-tuning data share: one tokenizer, one cache, one split, one place among the ranks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from lightning import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from data.cache import Cache, named_inputs
+from data.render import Renderer
+from data.schema import Row, SftRow, SftSource, Source
+from data.split import Split, prompt_id
+from data.steps import Rank, ordered, position
+from data.tokens import SPLITS, Int64s, OnBadRow, Tokenised, Tokeniser, from_arrays, to_arrays
+from lit_safe.types import Prompt
+
+AnySource = TypeVar("AnySource", bound="Source | SftSource")
+
+
+class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
+    """Reads rows once, tokenises them, splits them by prompt, and says what became of them."""
+
+    kind: type[Tokenised]
+
+    def __init__(
+        self,
+        sources: Sequence[AnySource],
+        max_length: int,
+        on_bad_row: OnBadRow,
+        tokenizer: str | None,
+        cache_dir: str | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if not sources:
+            raise ValueError("sources: name at least one")
+        self.sources: list[AnySource] = list(sources)
+        self.max_length, self.on_bad_row, self.seed = max_length, on_bad_row, seed
+        self.tokenizer_name = tokenizer
+        self.cache = None if cache_dir is None else Cache(cache_dir)
+        self._model: Any = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._tokenised: Tokenised | None = None
+        self._facts: dict[str, Any] = {}
+
+    @abstractmethod
+    def _tokenise(self, tokeniser: Tokeniser, *, progress: bool) -> tuple[Tokenised, dict[str, Any], list[str]]:
+        """Rows as ids, with what a report says of them: as JSON, and in lines."""
+
+    @abstractmethod
+    def _options(self) -> dict[str, object]:
+        """What else decides the rows, by name."""
+
+    def connect(self, model: Any) -> None:
+        """Take the tokenizer of ``model`` (a pair, or a module with a ``pair``), unless ``tokenizer`` names another."""
+        self._model = model if hasattr(model, "load_tokenizer") else model.pair
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that ``tokenizer`` names, or the connected model's; loaded at first use."""
+        if self._tokenizer is None:
+            if self.tokenizer_name is not None:
+                self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_name)
+            elif self._model is not None:
+                self._tokenizer = self._model.load_tokenizer()
+            else:
+                raise ValueError("no tokenizer: set data.init_args.tokenizer, or connect(model) first")
+        return self._tokenizer
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids as text, without special tokens."""
+        return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+
+    def prepare_data(self) -> None:
+        """On one process of a machine: fill the cache, so that the others only read it."""
+        if self.cache is not None:
+            self._load()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, tokenise and split, once; say what was kept and dropped."""
+        if self._tokenised is None:
+            self._load()
+            for line in self.report_lines:
+                rank_zero_info(f"data: {line}")
+
+    @property
+    def tokenised(self) -> Tokenised:
+        """Every row as ids; there after ``setup``."""
+        if self._tokenised is None:
+            raise RuntimeError("the data is not there before setup()")
+        return self._tokenised
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What became of the rows: ``preparation``, ``tokenisation``, ``splits`` and ``prompts`` (counts by split)."""
+        tokenised = self.tokenised
+        counted = {"splits": tokenised.split, "prompts": tokenised.prompts.split}
+        counts = {n: {s: int((codes == i).sum()) for i, s in enumerate(SPLITS)} for n, codes in counted.items()}
+        return {**self._facts["report"], **counts}
+
+    @property
+    def report_lines(self) -> list[str]:
+        """The report for people, a few lines."""
+        splits = self.report["splits"]
+        return [*self._facts["lines"], "by split: " + ", ".join(f"{name} {count:,}" for name, count in splits.items())]
+
+    def prompts(self, split: Split) -> list[Prompt]:
+        """Every prompt of a split once, in an order that depends on nothing but the prompts.
+
+        Raises:
+            ValueError: The split has no prompt.
+        """
+        table = self.tokenised.prompts
+        members = np.flatnonzero(table.split == SPLITS.index(split))
+        if not len(members):
+            raise self._empty(split)
+        order = members[ordered(table.prompt_id[members], "prompts")]
+        return [Prompt(int(table.prompt_id[i]), tuple(table.ids.at(i).tolist()), table.text[i]) for i in order]
+
+    @property
+    def rank(self) -> Rank:
+        """This process's place among those that share the rows."""
+        return Rank() if self.trainer is None else Rank(self.trainer.global_rank, self.trainer.world_size)
+
+    def position(self, steps: int) -> tuple[int, int]:
+        """(epoch, step within it) where training stands; its start where nothing trains."""
+        return (0, 0) if self.trainer is None else position(self.trainer, steps)
+
+    def rows_of(self, split: Split) -> Int64s:
+        """Indices of a split's rows.
+
+        Raises:
+            ValueError: It has none.
+        """
+        index = np.flatnonzero(self.tokenised.split == SPLITS.index(split))
+        if not len(index):
+            raise self._empty(split)
+        return index
+
+    def _empty(self, split: Split) -> ValueError:
+        return ValueError(
+            f"the {split} split has no rows: {'; '.join(self.report_lines)}. Prompts are split by hash, so a handful "
+            "may miss a split; name more sources"
+        )
+
+    def _load(self) -> None:
+        if self.cache is None:
+            self._tokenised, self._facts = self._read()
+            return
+        options = {"max_length": self.max_length, "on_bad_row": self.on_bad_row, **self._options()}
+        inputs = named_inputs(self.sources, self.tokenizer, rows=self.kind.__name__, **options)
+        stored = self.cache.read(inputs)
+        if stored is None:
+            self._tokenised, self._facts = self._read()
+            arrays, texts = to_arrays(self._tokenised)
+            self.cache.write(inputs, arrays, {**self._facts, "texts": texts})
+        else:
+            arrays, facts = stored
+            self._facts = facts
+            self._tokenised = from_arrays(self.kind, arrays, facts.pop("texts"))
+
+    def _read(self) -> tuple[Tokenised, dict[str, Any]]:
+        tokeniser = Tokeniser(Renderer(self.tokenizer), self.max_length, self.on_bad_row)
+        tokenised, preparation, lines = self._tokenise(tokeniser, progress=getattr(rank_zero_only, "rank", 0) == 0)
+        report = {"preparation": preparation, "tokenisation": tokeniser.report.to_dict()}
+        return tokenised, {"report": report, "lines": [*lines, *tokeniser.report.lines()]}
+
+
+def evaluation_only(sources: Sequence[Source | SftSource]) -> set[int]:
+    """Ids of the prompts of sources that no training may read (those that say ``evaluation_only``)."""
+    barred = [source for source in sources if getattr(source, "evaluation_only", False)]
+    return {prompt_id(row.prompt) for source in barred for row in source if isinstance(row, Row | SftRow)}

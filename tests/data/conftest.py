@@ -1,0 +1,54 @@
+"""Small tokenizers that read bytes: nothing is lost, and every id can be checked by eye."""
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from data.render import Renderer
+
+OPEN = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+TEMPLATES = {
+    "chatml": OPEN + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    # adds a default system message, as the embedded model's does
+    "system": "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}"
+    + OPEN
+    + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    # no stop token anywhere
+    "bare": "{{ '<s>' }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content }}{% endif %}{% endfor %}",
+    # trims contents, and closes with a space and eos
+    "llama": "{{ '<s>' }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content|trim + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content|trim + ' </s>' }}{% endif %}{% endfor %}",
+    # ends the turn with one token and the document with another
+    "two_ends": OPEN + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% else %}{{ '</s>' }}{% endif %}",
+}
+SPECIALS = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
+
+
+def byte_tokenizer(
+    template: str | None = "chatml", eos: str = "</s>", *, bos_habit: bool = False, space_first: bool = False
+):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    if space_first:  # as SentencePiece does to every text
+        backend.normalizer = normalizers.Prepend(" ")
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
+    if bos_habit:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+        )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token=eos, pad_token=eos)
+    tokenizer.chat_template = None if template is None else TEMPLATES.get(template, template)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer():
+    return byte_tokenizer
+
+
+@pytest.fixture(scope="session")
+def renderer():
+    return Renderer(byte_tokenizer())
