@@ -8,8 +8,9 @@ This module imports torch and nothing of ours, so that it is cheap to import eve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -112,17 +113,28 @@ class Prompt(NamedTuple):
     text: str
 
 
+class ScoredResponse(NamedTuple):
+    """A response to a prompt as text, with its costs (C of them)."""
+
+    prompt: str
+    response: str
+    cost: tuple[float, ...]
+
+
 class CostEstimate(NamedTuple):
     """E[cost] under the current policy: ``mean`` and ``stderr`` [] or [C] in cost units, from ``count`` samples.
 
-    ``unsafe`` [] is the share of samples with any cost > 0; ``effective`` the effective sample size.
+    ``unsafe`` [] is the share of samples with any cost > 0; ``effective`` the effective sample size. ``also`` holds
+    what else the pass measured, by logged name; ``samples`` a few of the scored texts, for people to read.
     """
 
     mean: Tensor
     stderr: Tensor
-    count: int
+    count: int  # type: ignore[assignment]  # shadows tuple.count
     unsafe: Tensor
     effective: float
+    also: Mapping[str, float] = MappingProxyType({})
+    samples: tuple[ScoredResponse, ...] = ()
 
 
 @runtime_checkable

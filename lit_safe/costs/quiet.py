@@ -1,0 +1,51 @@
+"""An evaluation pass that training cannot notice, and how ranks share one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lit_safe.costs import Aligned
+from lit_safe.rng import isolated
+
+
+@contextmanager
+def quiet(module: Aligned, seed: int) -> Iterator[None]:
+    """No gradient, eval mode, random state seeded with ``seed``; flags and states are put back afterwards."""
+    pair = _network(module)
+    training = {part: part.training for part in pair.modules()}
+    pair.eval()
+    try:
+        with torch.no_grad(), isolated(seed):
+            yield
+    finally:
+        for part, flag in training.items():
+            part.training = flag
+
+
+def device_of(module: Aligned) -> torch.device:
+    """Where the policy lies."""
+    return next(_network(module).parameters()).device
+
+
+def _network(module: Aligned) -> nn.Module:
+    assert isinstance(module.pair, nn.Module)
+    return module.pair
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process and how many there are; (0, 1) outside a distributed run."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def merge(rows: Tensor, device: torch.device) -> Tensor:
+    """Rows that ranks filled in turn, zero where another rank's turn was: all of them, alike to the bit everywhere."""
+    if rank_and_world()[1] == 1:
+        return rows
+    shared = rows.to(device)
+    dist.all_reduce(shared)
+    return shared.to(rows.device)

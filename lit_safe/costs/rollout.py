@@ -1,0 +1,157 @@
+"""E[cost] from fresh responses of the current policy: the expectation that C-DPO's dual step is defined by."""
+
+import torch
+from torch import Tensor
+
+from lit_safe.costs import Aligned, HeldOut
+from lit_safe.costs.clusters import weighted_mean
+from lit_safe.costs.quiet import device_of, merge, quiet, rank_and_world
+from lit_safe.hashing import hash64, uniforms
+from lit_safe.sequences import pack_sequences
+from lit_safe.types import CostEstimate, CostFunction, Prompt, ScoredResponse
+
+SHOWN = 8  # samples handed on for people to read
+
+
+class RolloutCost:
+    """Samples responses to held-out prompts from the policy and scores their text.
+
+    A sample is a function of (seed, epoch, prompt, its number) and the policy: it depends neither on batch size nor on
+    ranks nor on what was drawn before. An empty response is a response: the cost function is called on the empty
+    text, and answers for what silence costs. A response cut at ``max_new_tokens`` is scored as it stands.
+
+    Besides the cost it measures, per response token, ``drift/kl_per_token``: KL(policy || reference) over the full
+    vocabulary at the positions visited, and ``drift/reference_logp_per_token``: how plausible the reference finds them.
+
+    Args:
+        cost: Scores text, > 0 is unsafe.
+        prompts: How many prompts of the dual split to answer; all of them where there are fewer.
+        samples_per_prompt: Responses to each. More prompts tell more than more samples.
+        max_new_tokens: Longest response.
+        temperature: Of sampling. Other than 1, it is not the policy's own expectation any more.
+        batch_size: Responses generated at once.
+        fresh_prompts: Draw other prompts each epoch; false answers the same ones, which makes the curve smoother and
+            the multiplier fit those prompts.
+
+    Raises:
+        ValueError: If a count or the temperature is not positive, or ``prompts`` is 1 (no standard error).
+    """
+
+    def __init__(
+        self,
+        cost: CostFunction,
+        prompts: int = 64,
+        samples_per_prompt: int = 1,
+        max_new_tokens: int = 64,
+        temperature: float = 1.0,
+        batch_size: int = 16,
+        fresh_prompts: bool = True,
+    ) -> None:
+        if prompts < 2:
+            raise ValueError(f"prompts must be at least 2, got {prompts}")
+        for name, value in (
+            ("samples_per_prompt", samples_per_prompt),
+            ("max_new_tokens", max_new_tokens),
+            ("temperature", temperature),
+            ("batch_size", batch_size),
+        ):
+            if not value > 0:
+                raise ValueError(f"{name} must be > 0, got {value}")
+        self.cost = cost
+        self.prompts = prompts
+        self.samples_per_prompt = samples_per_prompt
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+        self.batch_size = batch_size
+        self.fresh_prompts = fresh_prompts
+
+    def __call__(self, module: Aligned, data: HeldOut, *, seed: int, epoch: int) -> CostEstimate:
+        """Estimate; see the class.
+
+        Raises:
+            ValueError: With fewer than two dual prompts, or where the cost function returns something not finite (it
+                names the prompt) or of the wrong length.
+        """
+        chosen = self._choose(data, seed, epoch)
+        jobs = [(prompt, sample) for prompt in chosen for sample in range(self.samples_per_prompt)]
+        rank, world = rank_and_world()
+        # a remainder wraps around and counts for nothing, so that every rank runs as many batches
+        turns = [turn % len(jobs) for turn in range(rank, -(-len(jobs) // world) * world, world)]
+        costs, drifts, samples = [], [], []
+        with quiet(module, hash64("rollout-pass", seed, epoch, rank)):
+            for start in range(0, len(turns), self.batch_size):
+                batch = [jobs[turn] for turn in turns[start : start + self.batch_size]]
+                cost, drift, texts = self._batch(module, data, batch, seed, epoch)
+                costs.append(cost)
+                drifts.append(drift)
+                samples += [
+                    ScoredResponse(*text, tuple(c.reshape(-1).tolist())) for text, c in zip(texts, cost, strict=True)
+                ]
+        own = torch.tensor(turns)[: len(range(rank, len(jobs), world))]
+        device = device_of(module)
+        cost = self._shared(torch.cat(costs), own, len(jobs), device)
+        kl, logp, tokens = self._shared(torch.cat(drifts), own, len(jobs), device).sum(0).tolist()
+        prompt_n = torch.tensor([prompt.prompt_id for prompt, _ in jobs])
+        one_n = torch.ones(len(jobs), dtype=torch.float64)
+        mean, stderr = weighted_mean(cost, one_n, prompt_n)
+        unsafe_n = (cost > 0).reshape(len(jobs), -1).any(-1)
+        return CostEstimate(
+            mean,
+            stderr,
+            len(jobs),
+            unsafe_n.double().mean(),
+            float(len(jobs)),
+            {
+                "drift/kl_per_token": kl / max(1, tokens),
+                "drift/reference_logp_per_token": logp / max(1, tokens),
+                "drift/tokens_per_response": tokens / len(jobs),
+            },
+            tuple(samples[:SHOWN]),
+        )
+
+    def _choose(self, data: HeldOut, seed: int, epoch: int) -> list[Prompt]:
+        draw = epoch if self.fresh_prompts else "every"
+        prompts = sorted(
+            data.prompts("dual"), key=lambda p: (hash64("rollout-prompt", seed, draw, p.prompt_id), p.prompt_id)
+        )
+        if len(prompts) < 2:
+            raise ValueError(f"the dual split has {len(prompts)} prompts, a standard error needs two: add data")
+        return prompts[: self.prompts]
+
+    def _batch(
+        self, module: Aligned, data: HeldOut, batch: list[tuple[Prompt, int]], seed: int, epoch: int
+    ) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
+        """Costs [n] or [n, C]; drift [n, 3]: KL, reference log-prob (nats) and tokens; (prompt, response) texts."""
+        prompts = [prompt for prompt, _ in batch]
+        uniform = torch.stack(
+            [uniforms(self.max_new_tokens, "rollout", seed, epoch, p.prompt_id, sample) for p, sample in batch]
+        )
+        responses = module.pair.generate([p.ids for p in prompts], uniform, self.temperature)
+        texts = [(p.text, data.decode(ids)) for p, ids in zip(prompts, responses, strict=True)]
+        cost = self.cost([prompt for prompt, _ in texts], [response for _, response in texts]).cpu().double()
+        if len(cost) != len(batch):
+            raise ValueError(f"the cost function returned {len(cost)} costs of {len(batch)} responses")
+        wrong_n = ~cost.isfinite().reshape(len(batch), -1).all(-1)
+        if wrong_n.any():
+            first = int(wrong_n.nonzero()[0])
+            raise ValueError(
+                f"the cost function returned {cost[first].tolist()} for a response to prompt {prompts[first].prompt_id}"
+            )
+        device = device_of(module)
+        sequences = pack_sequences([p.ids for p in prompts], responses)
+        sequences = type(sequences)(*(field.to(device) for field in sequences))
+        drift = torch.stack(
+            [
+                module.pair.token_kl(sequences).cpu().double(),
+                module.pair.reference_logp(sequences).cpu().double(),
+                torch.tensor([len(ids) for ids in responses], dtype=torch.float64),
+            ],
+            dim=-1,
+        )
+        return cost, drift, texts
+
+    @staticmethod
+    def _shared(own_rows: Tensor, own: Tensor, count: int, device: torch.device) -> Tensor:
+        rows = own_rows.new_zeros(count, *own_rows.shape[1:])
+        rows[own] = own_rows[: len(own)]
+        return merge(rows, device)

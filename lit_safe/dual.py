@@ -1,0 +1,353 @@
+"""The multiplier of a cost limit: how it moves, when, and what is said of it.
+
+Letters: C constraints; a multiplier is [] or [C], in reward nats per cost unit.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from textwrap import indent
+from typing import Any, Literal, get_args
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from lit_safe.averaging import IterateAverage
+from lit_safe.costs import CostEstimator
+from lit_safe.module import PreferenceAlignment
+from lit_safe.types import CostEstimate, ScoredResponse
+
+log = logging.getLogger(__name__)
+
+Ship = Literal["last", "average"]
+CODE = " " * 4  # Markdown shows a text so indented as it stands
+FROZEN = 0.05  # an epoch whose mean learning rate is under this share of the run's largest moves no policy
+
+
+class FrozenPolicyWarning(UserWarning):
+    """The learning rate dies before the multiplier stops: its last steps reach no policy."""
+
+
+def dual_step(multiplier: Tensor, cost: Tensor, limit: Tensor | float, lr: float, maximum: float) -> Tensor:
+    """One projected gradient step on the dual function of C-DPO.
+
+    Args:
+        multiplier: [] or [C], nats per cost unit.
+        cost: E[cost] under the current policy, [] or [C] in cost units.
+        limit: Bound on it, [] or [C].
+        lr: Step size, nats per squared cost unit.
+        maximum: Upper end of the multiplier.
+
+    Returns:
+        The next multiplier, in the dtype of ``multiplier``: clip(multiplier + lr * (cost - limit), 0, maximum).
+
+    Raises:
+        FloatingPointError: If the cost is not finite; a NaN would stay in the multiplier for good.
+    """
+    if not bool(cost.isfinite().all()):
+        raise FloatingPointError(f"the estimated cost is {cost.tolist()}")
+    # Liu et al. 2024, arXiv:2403.02475, eq. 14: the dual's gradient is limit - E[cost], and the dual is minimised
+    return (multiplier + lr * (cost - limit)).clamp(0, maximum).to(multiplier.dtype)
+
+
+class DualAscent(Callback):
+    """Moves the module's multiplier towards a cost limit, once at the end of each complete training epoch.
+
+    The estimate is of the policy as the epoch left it. An epoch that ends early (``max_steps``, early stopping) takes
+    no step; its remainder does, if training is resumed. With ``lr: 0`` the multiplier stays and everything is still
+    estimated and logged, so that every objective's run draws the same curves.
+
+    Logged at each epoch's last optimizer step, with a suffix ``_<constraint>`` where there are several:
+    ``dual/multiplier`` (after the step; its start value at step 0), ``dual/cost``, ``dual/stderr``, ``dual/violation``
+    (cost - limit), ``dual/unsafe`` (share of samples with a cost > 0), ``dual/effective`` (sample size), and what else
+    the estimator measured.
+
+    Where each epoch brings the policy to its optimum, cost falls with the multiplier at the rate Var(cost) / beta
+    (variance among responses to one prompt): ``lr`` = beta / Var(cost) is then Newton's step, and from twice that on
+    the multiplier swings for ever.
+
+    Args:
+        limit: Largest acceptable E[cost], in cost units; a list gives each constraint its own.
+        lr: Step size, nats per squared cost unit; 0 never moves the multiplier.
+        maximum: Upper end of the multiplier. At the default, one unit of cost outweighs 10 nats of reward, odds of
+            22,000 to 1: beyond it preferences hardly change, and a limit not met there is out of reach.
+        estimator: Where E[cost] comes from; null estimates nothing.
+        every_n_epochs: Estimate and step at the end of every n-th epoch alone.
+        warmup_epochs: Epochs at the start whose ends take no step (they are estimated and logged).
+        freeze_last_epochs: Epochs at the end that train under one multiplier, with no step after them either.
+        ship: What the module holds after training: ``last``, or ``average``, the polynomial-decay average over the
+            epochs since ``warmup_epochs`` of the trained parameters and the multiplier (its cost is estimated then,
+            as ``dual/shipped_cost``).
+        seed: Of the estimator's draws.
+
+    Raises:
+        ValueError: If an argument lies outside its range, or ``lr`` > 0 has no estimator.
+    """
+
+    def __init__(
+        self,
+        limit: float | list[float] = 0.0,
+        lr: float = 0.0,
+        maximum: float = 10.0,
+        estimator: CostEstimator | None = None,
+        every_n_epochs: int = 1,
+        warmup_epochs: int = 0,
+        freeze_last_epochs: int = 0,
+        ship: Ship = "last",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.limit = torch.tensor(limit, dtype=torch.float64)
+        if not bool(self.limit.isfinite().all()):
+            raise ValueError(f"limit must be finite, got {limit}")
+        if not (math.isfinite(lr) and lr >= 0):
+            raise ValueError(f"lr must be >= 0, got {lr}")
+        if not (math.isfinite(maximum) and maximum > 0):
+            raise ValueError(f"maximum must be > 0, got {maximum}")
+        if lr > 0 and estimator is None:
+            raise ValueError("lr > 0 needs an estimator of the cost, e.g. --dual.estimator configs/cost/rollout.yaml")
+        if every_n_epochs < 1 or warmup_epochs < 0 or freeze_last_epochs < 0:
+            raise ValueError(
+                "every_n_epochs must be >= 1, warmup_epochs and freeze_last_epochs >= 0, "
+                f"got {every_n_epochs}, {warmup_epochs}, {freeze_last_epochs}"
+            )
+        if ship not in get_args(Ship):
+            raise ValueError(f"ship must be one of {get_args(Ship)}, got {ship!r}")
+        self.lr = lr
+        self.maximum = maximum
+        self.estimator = estimator
+        self.every_n_epochs = every_n_epochs
+        self.warmup_epochs = warmup_epochs
+        self.freeze_last_epochs = freeze_last_epochs
+        self.ship = ship
+        self.seed = seed
+        self.average = IterateAverage()
+
+    # -- Lightning's hooks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what could only fail epochs later."""
+        if stage != "fit" or self._idle(pl_module):
+            return
+        module = _aligned(pl_module)
+        if self.limit.ndim and self.limit.shape != module.multiplier.shape:
+            raise ValueError(
+                f"limit has shape {list(self.limit.shape)}, the module's multiplier {list(module.multiplier.shape)}"
+            )
+        constraints = trainer.datamodule.constraints  # type: ignore[attr-defined]
+        if module.multiplier.ndim and len(module.multiplier) != len(constraints):
+            raise ValueError(f"{len(module.multiplier)} multipliers for the data's constraints {list(constraints)}")
+        if self.lr > 0 and bool((module.multiplier > self.maximum).any()):
+            raise ValueError(f"multiplier {module.multiplier.tolist()} starts above its maximum {self.maximum}")
+        if self.ship == "average" and not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
+            raise ValueError(
+                f"ship: average needs whole parameters on every rank, not {type(trainer.strategy).__name__}"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the curve, look ahead for steps that no policy will follow, and catch up on one a resume skipped."""
+        if self._idle(pl_module):
+            return
+        module = _aligned(pl_module)
+        if self.freeze_last_epochs and _epochs(trainer) is None:
+            raise ValueError("freeze_last_epochs counts from the end: set trainer.max_epochs or trainer.max_steps")
+        if self.ship == "average" and self.average.count != max(0, int(module.dual_epoch) + 1 - self.warmup_epochs):
+            raise ValueError("ship: average cannot resume from a checkpoint that was written without its average")
+        if self.lr > 0:
+            self._warn_of_frozen_policy(trainer, module)
+        if trainer.global_step == 0:
+            self._publish(trainer, _named("dual/multiplier", module.multiplier, trainer))
+        if trainer.current_epoch > 0:
+            # Lightning counts an epoch as done whose checkpoint was written after its last batch but before its end,
+            # and never ends it on resume; the policy is still the one it left
+            self._end_of_epoch(trainer, module, trainer.current_epoch - 1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Estimate, step, log; before any checkpoint callback, which Lightning keeps last."""
+        if not self._idle(pl_module) and trainer.is_last_batch:
+            self._end_of_epoch(trainer, _aligned(pl_module), trainer.current_epoch)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the shipped iterate into the module."""
+        if self._idle(pl_module) or self.ship == "last" or self.average.count == 0:
+            return
+        module = _aligned(pl_module)
+        self.average.put(_iterate(module))
+        if self.estimator is not None:
+            estimate = self._estimate(trainer, module, self.estimator, trainer.current_epoch)
+            self._publish(
+                trainer,
+                {
+                    **_named("dual/shipped_multiplier", module.multiplier, trainer),
+                    **_named("dual/shipped_cost", estimate.mean, trainer),
+                },
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average, where one is kept; all other state lies in the module's buffers."""
+        return self.average.state_dict() if self.ship == "average" else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the average."""
+        if self.ship == "average" and state_dict:
+            self.average.load_state_dict(state_dict)
+
+    # -- the step
+
+    def _end_of_epoch(self, trainer: Trainer, module: PreferenceAlignment, epoch: int) -> None:
+        if int(module.dual_epoch) >= epoch:
+            return  # taken already: the hook fired twice, before and after a resume
+        if self.ship == "average" and epoch >= self.warmup_epochs:
+            self.average.add(_iterate(module))  # a policy with the multiplier that it was trained under
+        if self.estimator is None or (epoch + 1) % self.every_n_epochs:
+            module.dual_epoch.fill_(epoch)
+            self._publish(trainer, _named("dual/multiplier", module.multiplier, trainer))
+            return
+        estimate = self._estimate(trainer, module, self.estimator, epoch)
+        before = module.multiplier.detach().to("cpu", copy=True)
+        after = dual_step(before, estimate.mean, self.limit, self.lr, self.maximum)
+        _agree(after, module)
+        # the two change together: a checkpoint of one without the other would take a step twice, or never
+        if self._moves(trainer, epoch):
+            module.multiplier.copy_(after)
+        module.dual_epoch.fill_(epoch)
+        self._say(trainer, before, module.multiplier.cpu(), estimate)
+        self._publish(trainer, self._measured(trainer, module, estimate))
+        _show(trainer, estimate.samples)
+
+    def _measured(self, trainer: Trainer, module: PreferenceAlignment, estimate: CostEstimate) -> dict[str, float]:
+        return {
+            **_named("dual/multiplier", module.multiplier, trainer),
+            **_named("dual/cost", estimate.mean, trainer),
+            **_named("dual/stderr", estimate.stderr, trainer),
+            **_named("dual/violation", estimate.mean - self.limit, trainer),
+            "dual/unsafe": float(estimate.unsafe),
+            "dual/effective": estimate.effective,
+            **estimate.also,
+        }
+
+    def _estimate(
+        self, trainer: Trainer, module: PreferenceAlignment, estimator: CostEstimator, epoch: int
+    ) -> CostEstimate:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        estimate = estimator(module, data, seed=self.seed, epoch=epoch)
+        if estimate.mean.shape != module.multiplier.shape:
+            raise ValueError(
+                f"the estimated cost has shape {list(estimate.mean.shape)}, the module's multiplier "
+                f"{list(module.multiplier.shape)}: model.multiplier takes one start value for each constraint"
+            )
+        return estimate
+
+    def _moves(self, trainer: Trainer, epoch: int) -> bool:
+        """Whether the end of ``epoch`` takes a step."""
+        total = _epochs(trainer)
+        frozen = self.freeze_last_epochs > 0 and total is not None and epoch >= total - self.freeze_last_epochs
+        return self.lr > 0 and epoch >= self.warmup_epochs and not frozen
+
+    def _idle(self, module: LightningModule) -> bool:
+        """Whether there is nothing to do: a module without a multiplier, and nobody asked for one to be moved."""
+        return self.lr == 0 and self.estimator is None and not isinstance(module, PreferenceAlignment)
+
+    # -- what is said
+
+    @staticmethod
+    def _publish(trainer: Trainer, values: Mapping[str, float]) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(values), step=trainer.global_step)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+
+    def _say(self, trainer: Trainer, before: Tensor, after: Tensor, estimate: CostEstimate) -> None:
+        if not trainer.is_global_zero:
+            return
+        limit = self.limit.expand(after.shape)
+        for name, old, new, cost, bound in zip(
+            _names(trainer, after),
+            *(t.reshape(-1).tolist() for t in (before, after, estimate.mean, limit)),
+            strict=True,
+        ):
+            if new == self.maximum and old < new and cost > bound:
+                log.warning(
+                    "limit not reachable so far: the multiplier%s stands at its maximum %g and the cost at %.4g > %g. "
+                    "Train longer under it, or raise the limit or dual.maximum",
+                    name, new, cost, bound,
+                )  # fmt: skip
+            elif new == 0 and old > 0:
+                log.info("the multiplier%s is back at 0: the cost %.4g keeps its limit %g", name, cost, bound)
+
+    def _warn_of_frozen_policy(self, trainer: Trainer, module: PreferenceAlignment) -> None:
+        total, steps, epochs = int(trainer.estimated_stepping_batches), trainer.num_training_batches, _epochs(trainer)
+        if epochs is None or not math.isfinite(steps):
+            return
+        steps = int(steps)
+        factor = [module.schedule(step, total) for step in range(min(total, epochs * steps))]
+        mean = [sum(factor[e * steps : (e + 1) * steps]) / steps for e in range(epochs)]
+        frozen = [
+            epoch
+            for epoch in range(1, epochs)
+            if mean[epoch] < FROZEN * max(factor)
+            and self._moves(trainer, epoch - 1)
+            and epoch % self.every_n_epochs == 0
+        ]
+        if frozen:
+            rank_zero_warn(
+                f"the learning-rate schedule freezes the policy in epoch {frozen[0]} (mean factor "
+                f"{mean[frozen[0]]:.2g}) while the multiplier still moves before it: keep the schedule's `final` "
+                f"above 0, or set dual.freeze_last_epochs to {epochs - frozen[0] + 1}",
+                category=FrozenPolicyWarning,
+            )
+
+
+def _aligned(module: LightningModule) -> PreferenceAlignment:
+    if not isinstance(module, PreferenceAlignment):
+        raise TypeError(f"DualAscent moves the multiplier of a PreferenceAlignment, {type(module).__name__} has none")
+    return module
+
+
+def _iterate(module: PreferenceAlignment) -> dict[str, Tensor]:
+    trained = {name: p.data for name, p in module.named_parameters() if p.requires_grad}
+    return {**trained, "multiplier": module.multiplier}
+
+
+def _epochs(trainer: Trainer) -> int | None:
+    """Complete epochs in the whole run, None where neither ``max_epochs`` nor ``max_steps`` bounds it."""
+    bounds = []
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        bounds.append(trainer.max_epochs)
+    if trainer.max_steps >= 0 and math.isfinite(trainer.num_training_batches) and trainer.num_training_batches > 0:
+        bounds.append(trainer.max_steps // int(trainer.num_training_batches))
+    return min(bounds, default=None)
+
+
+def _names(trainer: Trainer, value: Tensor) -> list[str]:
+    if value.ndim == 0:
+        return [""]
+    return [f"_{name}" for name in trainer.datamodule.constraints]  # type: ignore[attr-defined]
+
+
+def _named(tag: str, value: Tensor, trainer: Trainer) -> dict[str, float]:
+    names = _names(trainer, value)
+    return {tag + name: entry for name, entry in zip(names, value.reshape(-1).tolist(), strict=True)}
+
+
+def _agree(multiplier: Tensor, module: PreferenceAlignment) -> None:
+    """Refuse to go on if ranks computed different multipliers."""
+    if module.trainer.world_size == 1:
+        return
+    gathered = module.all_gather(multiplier.to(module.device))
+    assert isinstance(gathered, Tensor)
+    if not bool((gathered == gathered[0]).all()):
+        raise RuntimeError(f"ranks disagree on the multiplier: {gathered.tolist()}")
+
+
+def _show(trainer: Trainer, samples: tuple[ScoredResponse, ...]) -> None:
+    text = "\n\n---\n\n".join(
+        f"{indent(s.prompt, CODE)}\n\ncost {', '.join(f'{c:.3g}' for c in s.cost)}:\n\n{indent(s.response, CODE)}"
+        for s in samples
+    )
+    for logger in trainer.loggers:
+        if text and isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text("dual/samples", text, trainer.global_step)
