@@ -23,14 +23,14 @@ class Cell(str):
 
 
 class Table:
-    """Rows of a local JSONL, JSON, CSV or Parquet file, or of one split of a hub dataset.
+    """Rows of a local JSONL, JSON, CSV or Parquet file, or of one split of a hub dataset or a folder laid out like one.
 
-    What ends in one of these four or exists on disk is a local file; anything else is a hub id. Rows of a file are
-    named by its name and their number from 1 (for JSONL: their line), rows of a hub set by their index from 0.
+    What ends like one of these four files is a file, what is a folder on disk is a folder, anything else is a hub id.
+    Rows of a file are named by its name and their number from 1 (for JSONL: their line), others by their index from 0.
 
     Args:
-        path: The file or the hub id (``owner/name``).
-        split: Hub only: which split.
+        path: The file, the folder, or the hub id (``owner/name``).
+        split: Hub and folder only: which split.
         revision: Hub only: branch, tag or commit; None is the newest, and the commit it stands for is described.
         data_dir: Hub only: the folder inside the repository that is the dataset.
     """
@@ -41,20 +41,25 @@ class Table:
         self.path, self.split, self.revision, self.data_dir = path, split, revision, data_dir
 
     @property
-    def local(self) -> bool:
-        """Whether this is a file rather than a hub dataset."""
-        return Path(self.path).suffix in FORMATS or Path(self.path).exists()
+    def file(self) -> bool:
+        """Whether this is a file rather than a hub dataset or a folder."""
+        return Path(self.path).is_file() or (Path(self.path).suffix in FORMATS and not Path(self.path).is_dir())
 
     @property
     def name(self) -> str:
         """What rows are named after: the file's name, or the hub id with folder and split."""
-        folder = f"/{self.data_dir}" if self.data_dir else ""
-        return Path(self.path).name if self.local else f"{self.path}{folder}[{self.split}]"
+        if self.file:
+            return Path(self.path).name
+        return f"{self.path}{'/' if self.data_dir else ''}{self.data_dir or ''}[{self.split}]"
 
     def describe(self) -> dict[str, str]:
-        """Which data this is: a file's content hash, or the hub id with split and the commit that is read."""
-        if self.local:
-            return {"name": self.name, "sha256": self._sha256()}
+        """Which data this is: the content's hash, or the hub id with split and the commit that is read."""
+        if self.file:
+            return {"name": self.name, "sha256": _sha256(Path(self.path))}
+        if Path(self.path).is_dir():
+            paths = sorted(path for path in Path(self.path).rglob("*") if path.is_file())
+            names = "".join(f"{path.relative_to(self.path)}:{_sha256(path)}\n" for path in paths)
+            return {"name": self.name, "sha256": hashlib.sha256(names.encode()).hexdigest()}
         return {"name": self.name, "commit": str(self._builder().hash)}
 
     def records(self) -> Iterator[tuple[str, Record] | BadRow]:
@@ -63,7 +68,7 @@ class Table:
         Raises:
             ValueError: If the file is missing, is of an unknown kind, or cannot be read as what its name says.
         """
-        if not self.local:
+        if not self.file:
             builder = self._builder()
             builder.download_and_prepare()
             yield from ((f"{self.name}:{i}", row) for i, row in enumerate(builder.as_dataset(split=self.split)))
@@ -71,7 +76,7 @@ class Table:
         readers = {".jsonl": self._jsonl, ".json": self._json, ".csv": self._csv, ".parquet": self._parquet}
         suffix = Path(self.path).suffix
         if suffix not in readers:
-            raise ValueError(f"{self.path}: cannot read {suffix or 'a folder'}, only {', '.join(FORMATS)}")
+            raise ValueError(f"{self.path}: cannot read {suffix or 'such a file'}, only {', '.join(FORMATS)}")
         if not Path(self.path).is_file():
             raise ValueError(f"{self.path}: no such file")
         yield from readers[suffix]()
@@ -88,13 +93,6 @@ class Table:
                 yield bad
             else:
                 yield row
-
-    def _sha256(self) -> str:
-        try:
-            with open(self.path, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise ValueError(f"{self.path}: {error.strerror}") from error
 
     def _builder(self) -> Any:
         import datasets  # takes a second to import, and local files do without
@@ -149,6 +147,14 @@ def flag_of(row: str, column: str, value: object) -> bool:
     if isinstance(value, Cell):
         value = {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower(), value)
     return check_flag(row, column, value)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
 
 
 def _json_object(name: str, line: bytes) -> tuple[str, Record] | BadRow:

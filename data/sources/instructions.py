@@ -71,6 +71,11 @@ class ResponsesOf:
     def licence(self) -> str:
         return self.source.licence
 
+    @property
+    def evaluation_only(self) -> bool:
+        """Whether training must refuse these rows."""
+        return getattr(self.source, "evaluation_only", False)
+
     def describe(self) -> dict[str, str]:
         return {**self.source.describe(), "which": self.which}
 
