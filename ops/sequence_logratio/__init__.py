@@ -3,6 +3,6 @@
 Letters: T scored positions, N sequences, D hidden width, V vocabulary.
 """
 
-from ops.sequence_logratio.api import sequence_logp, sequence_logratio, token_logp
+from ops.sequence_logratio.api import Head, sequence_logp, sequence_logratio, token_logp
 
-__all__ = ["sequence_logp", "sequence_logratio", "token_logp"]
+__all__ = ["Head", "sequence_logp", "sequence_logratio", "token_logp"]

@@ -1,23 +1,36 @@
 """The public face: checks inputs, chooses a backend, and reduces tokens to sequences.
 
-A backend is a module of this folder with ``unsupported(hidden_TD, weight_VD) -> str | None`` (the reason it cannot run
-here) and ``token_logp(hidden_TD, weight_VD, target_T, bias_V, scale, softcap) -> logp_T``; its name is its file name.
+A backend is a module of this folder, named as its file, with ``unsupported(hidden_TD, weight_VD) -> str | None`` (the
+reason it cannot run here) and ``token_logp(hidden_TD, weight_VD, target_T, bias_V, scale, softcap, grad_rows)``.
 """
 
 import functools
-import importlib
 import logging
 from types import ModuleType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from ops.sequence_logratio import chunked, reference
 from ops.sequence_logratio.reference import IGNORE
 
 log = logging.getLogger(__name__)
 
-PREFERENCE = ("reference",)  # best first: the order in which ``auto`` tries the backends
+PREFERENCE = (chunked, reference)  # best first: the order in which ``auto`` tries the backends
+# up to this many logits (1 MiB each time plain torch holds them) the reference is as fast on a CPU and has no overhead
+SMALL_LOGITS = 2**18
+
+
+class Head(NamedTuple):
+    """Hidden states of one model at the scored positions, and its head: logits = softcap(scale * (h W^T + b))."""
+
+    hidden_TD: Tensor
+    weight_VD: Tensor
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
 
 
 def token_logp(
@@ -32,9 +45,12 @@ def token_logp(
 ) -> Tensor:
     """Log-probability of each target token under ``softmax(softcap(scale * (hidden @ weight.T + bias)))``.
 
+    Under autocast on CUDA, products take autocast's dtype and are summed in fp32; on a CPU, and everywhere else in the
+    computation, nothing is rounded below fp32.
+
     Args:
         hidden_TD: Hidden states at the positions that predict the targets, any float dtype.
-        weight_VD: Head weight, of the dtype and device of ``hidden_TD``.
+        weight_VD: Head weight, of the dtype and device of ``hidden_TD`` (under autocast: any float dtype).
         target_T: int64 token ids; -100 gives 0 and no gradient.
         bias_V: Head bias, if the head has one.
         scale: Factor on the logits (Cohere's ``logit_scale``, the inverse of Granite's ``logits_scaling``).
@@ -42,14 +58,13 @@ def token_logp(
         backend: ``auto``, or the name of a backend, which then must be able to run.
 
     Returns:
-        [T] nats, fp32 (float64 for float64 inputs), always <= 0 up to rounding.
+        [T] nats, fp32 (float64 for float64 inputs), always <= 0 (``reference``: up to rounding).
 
     Raises:
-        ValueError: On shapes, dtypes or ids that do not fit, or a named backend that cannot run here.
+        ValueError: On shapes, dtypes or ids that do not fit (ids are looked at on a CPU alone: elsewhere it would wait
+            for the device), or a named backend that cannot run here.
     """
-    _check(hidden_TD, weight_VD, target_T, bias_V)
-    chosen = _backend(backend, hidden_TD, weight_VD)
-    return chosen.token_logp(hidden_TD, weight_VD, target_T, bias_V, float(scale), softcap)
+    return _token_logp(Head(hidden_TD, weight_VD, bias_V, scale, softcap), target_T, backend, None)
 
 
 def sequence_logp(
@@ -72,29 +87,99 @@ def sequence_logp(
     return _reduce(logp_T, target_T, cu_seqlens_N1, reduction)
 
 
-def sequence_logratio(policy_logp_N: Tensor, reference_logp_N: Tensor) -> Tensor:
-    """[N] log-ratios, policy minus reference, in nats; no gradient flows to the reference."""
-    if policy_logp_N.shape != reference_logp_N.shape:
-        raise ValueError(f"policy {tuple(policy_logp_N.shape)} and reference {tuple(reference_logp_N.shape)} differ")
-    return policy_logp_N - reference_logp_N.detach()
+def sequence_logratio(
+    policy: Head | Tensor,
+    reference: Head | Tensor,
+    target_T: Tensor | None = None,
+    *,
+    cu_seqlens_N1: Tensor | None = None,
+    reduction: Literal["sum", "mean"] = "sum",
+    backend: str = "auto",
+) -> Tensor:
+    """[N] log-ratios, policy minus reference, in nats; no gradient flows to the reference.
+
+    Two heads are compared token by token and then summed, which rounds less than the difference of two long sums. When
+    they share one weight (an adapter trained under a frozen head), both models go through it in one call.
+
+    Args:
+        policy: Hidden states and head, or [N] log-probs that were computed before.
+        reference: The same for the reference; [N] log-probs may come from a cache.
+        target_T: int64 token ids, -100 where there is nothing to score; needed with a ``Head``.
+        cu_seqlens_N1: Bounds of the sequences in T; needed with a ``Head``.
+        reduction: Sum or mean over the scored tokens of a sequence. Cached log-probs must have the same.
+        backend: As for ``token_logp``.
+
+    Raises:
+        ValueError: On what ``token_logp`` raises, on vocabularies or shapes that differ, and on a ``Head`` without
+            targets and bounds.
+    """
+    if isinstance(policy, Head) or isinstance(reference, Head):
+        if target_T is None or cu_seqlens_N1 is None:
+            raise ValueError("a Head needs target_T and cu_seqlens_N1")
+        if isinstance(policy, Head) and isinstance(reference, Head):
+            logratio_T = _token_logratio(policy, reference, target_T, backend)
+            return _reduce(logratio_T, target_T, cu_seqlens_N1, reduction)
+        if isinstance(policy, Head):
+            policy = _reduce(_token_logp(policy, target_T, backend, None), target_T, cu_seqlens_N1, reduction)
+        if isinstance(reference, Head):
+            with torch.no_grad():
+                reference_T = _token_logp(reference, target_T, backend, None)
+            reference = _reduce(reference_T, target_T, cu_seqlens_N1, reduction)
+    if policy.shape != reference.shape:
+        raise ValueError(f"policy {tuple(policy.shape)} and reference {tuple(reference.shape)} differ")
+    return policy - reference.detach()
 
 
-def _reduce(logp_T: Tensor, target_T: Tensor, cu_seqlens_N1: Tensor, reduction: str) -> Tensor:
-    length_N = cu_seqlens_N1.diff().long()
+def _token_logratio(policy: Head, reference: Head, target_T: Tensor, backend: str) -> Tensor:
+    if len(policy.weight_VD) != len(reference.weight_VD):
+        raise ValueError(f"vocabularies differ: {len(policy.weight_VD)} and {len(reference.weight_VD)}")
+    shared = policy.weight_VD is reference.weight_VD and policy.bias_V is reference.bias_V
+    if shared and policy[3:] == reference[3:] and policy.hidden_TD.dtype == reference.hidden_TD.dtype:
+        both = policy._replace(hidden_TD=torch.cat([policy.hidden_TD, reference.hidden_TD.detach()]))
+        policy_T, reference_T = _token_logp(both, target_T.repeat(2), backend, len(target_T)).chunk(2)
+        return policy_T - reference_T.detach()
+    with torch.no_grad():
+        reference_T = _token_logp(reference, target_T, backend, None)
+    return _token_logp(policy, target_T, backend, None) - reference_T
+
+
+def _token_logp(head: Head, target_T: Tensor, backend: str, grad_rows: int | None) -> Tensor:
+    hidden_TD, weight_VD, bias_V, scale, softcap = head
+    kind = hidden_TD.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    _check(hidden_TD, weight_VD, target_T, bias_V, any_dtype=autocast)
+    if autocast and hidden_TD.is_cuda:
+        hidden_TD = hidden_TD.to(torch.get_autocast_dtype(kind))
+    elif hidden_TD.dtype != weight_VD.dtype:
+        hidden_TD = hidden_TD.to(torch.promote_types(hidden_TD.dtype, weight_VD.dtype))
+    chosen = _backend(backend, hidden_TD, weight_VD)
+    logp_T: Tensor = chosen.token_logp(hidden_TD, weight_VD, target_T, bias_V, float(scale), softcap, grad_rows)
+    return logp_T
+
+
+def _reduce(value_T: Tensor, target_T: Tensor, cu_seqlens_N1: Tensor, reduction: str) -> Tensor:
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
-    if int(cu_seqlens_N1[0]) != 0 or int(cu_seqlens_N1[-1]) != len(logp_T) or bool((length_N < 0).any()):
-        raise ValueError(f"cu_seqlens must rise from 0 to T = {len(logp_T)}, got {cu_seqlens_N1.tolist()[:8]} ...")
-    sequence_T = torch.repeat_interleave(torch.arange(len(length_N), device=logp_T.device), length_N)
-    zero_N = logp_T.new_zeros(len(length_N))
-    sum_N = zero_N.index_add(0, sequence_T, logp_T)
+    if cu_seqlens_N1.device.type == "cpu" and not torch.compiler.is_compiling():
+        falls = bool((cu_seqlens_N1.diff() < 0).any())
+        if int(cu_seqlens_N1[0]) != 0 or int(cu_seqlens_N1[-1]) != len(value_T) or falls:
+            raise ValueError(f"cu_seqlens must rise from 0 to T = {len(value_T)}, got {cu_seqlens_N1.tolist()[:8]} ...")
+    offset_N1 = cu_seqlens_N1.to(value_T.device, torch.int64)
+    # one writer per sequence: an index_add would add in whatever order the device likes
+    sum_N = torch.segment_reduce(value_T, "sum", offsets=offset_N1, initial=0.0)
     if reduction == "sum":
         return sum_N
-    scored_N = zero_N.index_add(0, sequence_T, (target_T != IGNORE).to(logp_T))
+    scored_N = torch.segment_reduce((target_T != IGNORE).to(value_T), "sum", offsets=offset_N1, initial=0.0)
     return sum_N / scored_N.clamp(min=1)
 
 
-def _check(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, bias_V: Tensor | None) -> None:
+def _check(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, bias_V: Tensor | None, any_dtype: bool) -> None:
+    for name, tensor in (("hidden", hidden_TD), ("weight", weight_VD), ("bias", bias_V)):
+        if isinstance(tensor, DTensor):
+            raise ValueError(
+                f"{name} is a sharded DTensor: call inside the forward of the module FSDP gathers "
+                "(or register_fsdp_forward_method), where it is a whole tensor"
+            )
     if hidden_TD.ndim != 2 or weight_VD.ndim != 2 or hidden_TD.shape[1] != weight_VD.shape[1]:
         raise ValueError(
             f"need hidden [T, D] and weight [V, D], got {tuple(hidden_TD.shape)}, {tuple(weight_VD.shape)}"
@@ -103,31 +188,45 @@ def _check(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, bias_V: Tenso
         raise ValueError(f"need int64 targets [{len(hidden_TD)}], got {target_T.dtype} {tuple(target_T.shape)}")
     if bias_V is not None and bias_V.shape != weight_VD.shape[:1]:
         raise ValueError(f"need bias [{len(weight_VD)}], got {tuple(bias_V.shape)}")
+    if not any_dtype and hidden_TD.dtype != weight_VD.dtype:
+        raise ValueError(f"hidden is {hidden_TD.dtype} and weight {weight_VD.dtype}; only autocast mixes them")
+    if hidden_TD.device.type == "cpu" and len(target_T) and not torch.compiler.is_compiling():
+        valid_T = (target_T == IGNORE) | ((target_T >= 0) & (target_T < len(weight_VD)))
+        if not valid_T.all():
+            raise ValueError(f"target {int(target_T[~valid_T][0])} is neither {IGNORE} nor an id of {len(weight_VD)}")
 
 
 def _backend(name: str, hidden_TD: Tensor, weight_VD: Tensor) -> ModuleType:
     if name != "auto":
-        module = _load(name)
-        if reason := module.unsupported(hidden_TD, weight_VD):
+        named = [module for module in PREFERENCE if _name(module) == name]
+        if not named:
+            names = ["auto", *map(_name, PREFERENCE)]
+            raise ValueError(f"backend must be one of {names}, got {name!r}")
+        if reason := named[0].unsupported(hidden_TD, weight_VD):
             raise ValueError(f"backend {name!r} cannot run here: {reason}")
-        return module
-    passed_over = []
-    for candidate in PREFERENCE:
-        module = _load(candidate)
+        return named[0]
+    if hidden_TD.device.type == "cpu" and len(hidden_TD) * len(weight_VD) <= SMALL_LOGITS:
+        _say_once("reference", f"[T, V] of at most {SMALL_LOGITS} logits needs no blocks")
+        return reference
+    passed_over: list[str] = []
+    for module in PREFERENCE:
         reason = module.unsupported(hidden_TD, weight_VD)
         if reason is None:
-            _say_once(candidate, "; ".join(passed_over))
+            _say_once(_name(module), "; ".join(passed_over))
             return module
-        passed_over.append(f"{candidate}: {reason}")
+        passed_over.append(f"not {_name(module)}: {reason}")
     raise AssertionError("the reference backend runs anywhere")
 
 
-def _load(name: str) -> ModuleType:
-    if name not in PREFERENCE:
-        raise ValueError(f"backend must be 'auto' or one of {PREFERENCE}, got {name!r}")
-    return importlib.import_module(f"ops.sequence_logratio.{name}")
+def _name(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
+
+
+def _say_once(name: str, why: str) -> None:
+    if not torch.compiler.is_compiling():
+        _say(name, why)
 
 
 @functools.cache
-def _say_once(name: str, passed_over: str) -> None:
-    log.info("log-prob backend: %s%s", name, f" (not {passed_over})" if passed_over else "")
+def _say(name: str, why: str) -> None:
+    log.info("log-prob backend: %s%s", name, f" ({why})" if why else "")

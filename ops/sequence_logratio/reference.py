@@ -12,16 +12,24 @@ def unsupported(hidden_TD: Tensor, weight_VD: Tensor) -> str | None:
 
 
 def token_logp(
-    hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, bias_V: Tensor | None, scale: float, softcap: float | None
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    target_T: Tensor,
+    bias_V: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    grad_rows: int | None = None,
 ) -> Tensor:
-    """The log-prob of each target: z[target] - logsumexp(z), z = cap * tanh(scale * (h W^T + b) / cap)."""
+    """Log softmax(z)[target], 0 for an ignored target, with z = cap * tanh(scale * (h W^T + b) / cap).
+
+    ``grad_rows`` saves other backends work on rows whose result the caller detaches; autograd sees that by itself.
+    """
     precise = torch.promote_types(hidden_TD.dtype, torch.float32)
-    logit_TV = torch.nn.functional.linear(
-        hidden_TD.to(precise), weight_VD.to(precise), None if bias_V is None else bias_V.to(precise)
-    )
-    logit_TV = logit_TV * scale
-    if softcap is not None:
-        logit_TV = softcap * torch.tanh(logit_TV / softcap)
-    scored_T = target_T != IGNORE
-    picked_T = logit_TV.gather(-1, target_T.where(scored_T, 0).unsqueeze(-1)).squeeze(-1)
-    return (picked_T - logit_TV.logsumexp(-1)).where(scored_T, 0.0)
+    with torch.autocast(hidden_TD.device.type, enabled=False):
+        logit_TV = torch.nn.functional.linear(
+            hidden_TD.to(precise), weight_VD.to(precise), None if bias_V is None else bias_V.to(precise)
+        )
+        logit_TV = logit_TV * scale
+        if softcap is not None:
+            logit_TV = softcap * torch.tanh(logit_TV / softcap)
+        return -torch.nn.functional.cross_entropy(logit_TV, target_T, ignore_index=IGNORE, reduction="none")
