@@ -62,7 +62,7 @@ class SafeCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build module, data and trainer; a command that takes neither builds nothing."""
         if self.subcommand in COMMANDS and not _builds(_command(str(self.subcommand))):
-            self.config_init = self.parser.instantiate_classes(self.config)
+            self.config_init = self.parser.instantiate(self.config)
             return
         super().instantiate_classes()
         self.model.save_hyperparameters(self._typed_model())  # as plain values, which a checkpoint may hold
@@ -81,7 +81,7 @@ class SafeCLI(LightningCLI):
             sys.exit(status)
 
     def _typed_model(self) -> dict[str, Any]:
-        config = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
+        config = json.loads(self.parser.dump(self.config, skip_unset=False, format="json"))
         return (config[self.subcommand] if self.subcommand else config)["model"]
 
     def _parse_ckpt_path(self) -> None:

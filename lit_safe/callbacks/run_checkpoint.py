@@ -34,6 +34,18 @@ class RunCheckpoint(Checkpoint):
         self.keep_epochs = keep_epochs
         self._after_validation = False
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on after an epoch that the checkpoint holds the end of.
+
+        Under ``max_steps`` Lightning 2.6 takes such an epoch for unfinished: it would end it, and count it, twice.
+        """
+        loop = trainer.fit_loop
+        if loop.restarted_on_epoch_end:
+            loop.epoch_progress.increment_completed()
+            loop.epoch_loop.restarting = False
+            loop.epoch_loop.reset_restart_stage()
+            loop.reset_restart_stage()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -55,23 +67,18 @@ class RunCheckpoint(Checkpoint):
 
         The last epoch is left to ``on_train_end``: a run resumed from before would find nothing to do and skip it.
         """
-        if _ends_training(trainer) or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        self._save(trainer)
-        if self.keep_epochs and trainer.is_global_zero:
-            last = self._folder(trainer) / LAST
-            copy = last.with_suffix(".tmp")
-            shutil.copyfile(last, copy)
-            os.replace(copy, last.with_name(f"epoch-{trainer.current_epoch}.ckpt"))
+        if not _ends_training(trainer):
+            self._save(trainer, trainer.current_epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, with what callbacks logged since the last epoch."""
-        self._save(trainer)
+        """Save, with what callbacks did since the last epoch."""
+        self._save(trainer, trainer.current_epoch - 1)
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(trainer.default_root_dir) / FOLDER
 
-    def _save(self, trainer: Trainer) -> None:
+    def _save(self, trainer: Trainer, ended: int | None = None) -> None:
+        """Replace the last checkpoint; ``ended`` is the epoch that this is the end of."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         path = self._folder(trainer) / LAST
@@ -82,6 +89,9 @@ class RunCheckpoint(Checkpoint):
             with new.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(new, path)
+            if self.keep_epochs and ended is not None:
+                shutil.copyfile(path, new)
+                os.replace(new, path.with_name(f"epoch-{ended}.ckpt"))
         trainer.strategy.barrier("last.ckpt")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_safe.loggers.run_logger import Position, RunLogger
 
@@ -36,7 +37,7 @@ class RunFolder(Callback):
         self._begun = False
         self._restored = None
         if stage != "fit":
-            self._open(trainer, Path(trainer.default_root_dir) / stage)
+            self._open(trainer, Path(trainer.default_root_dir) / TrainerFn(stage).value)
         elif Path.cwd().is_relative_to(Path(trainer.default_root_dir).resolve()):
             raise ValueError(
                 f"trainer.default_root_dir is {trainer.default_root_dir!r}, which holds the working directory: a run "
@@ -112,7 +113,7 @@ class SaveConfig(SaveConfigCallback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         path = Path(trainer.default_root_dir) / CONFIG
-        text = self.parser.dump(self.config, skip_none=False)
+        text = self.parser.dump(self.config, skip_unset=False)
         if path.exists() and path.read_text() != text:
             os.replace(path, path.with_name(f"config.until-step-{trainer.global_step}.yaml"))
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from lit_safe.loggers.metrics_csv import MetricsCSV
 from lit_safe.loggers.tensorboard import TensorBoardRun
 from lit_safe.module import PreferenceAlignment
 from lit_safe.objectives import ConstrainedDPO
-from lit_safe.schedules import Cosine
+from lit_safe.schedules import Constant, Cosine
 from lit_safe.types import Annotation, CostEstimate, PackedBatch, PackedSequences, Pair
 
 PLACES = ("micro_batch", "step", "validation", "dual", "logging", "half a checkpoint", "whole checkpoint", "end")
@@ -38,8 +38,9 @@ ROWS, LENGTH, VOCABULARY = 26, 5, 11
 VARIANTS: dict[str, dict[str, Any]] = {
     "validates within epochs": {"max_epochs": 3, "val_check_interval": 3, "every_n_steps": 3},
     "validates at epoch ends": {"max_epochs": 3, "every_n_steps": 1},
-    "stops within an epoch": {"max_epochs": -1, "max_steps": 17, "val_check_interval": 2, "every_n_steps": 2},
+    "stops within an epoch": {"max_epochs": 3, "max_steps": 18, "val_check_interval": 2, "every_n_steps": 2},
     "ships the average": {"max_epochs": 3, "every_n_steps": None, "ship": "average", "log_every_n_steps": 3},
+    "at a constant rate": {"max_epochs": 3, "every_n_steps": None, "schedule": Constant()},
 }
 
 
@@ -205,6 +206,7 @@ def fit(job: Job) -> None:
     if job.max_epochs is not None:
         options["max_epochs"] = job.max_epochs
     every_n_steps, ship = options.pop("every_n_steps"), options.pop("ship", "last")
+    schedule = options.pop("schedule", Cosine(final=0.1))
     places = Places(job.place, job.count, job.folder.with_suffix(".tally"))
     trainer = Trainer(
         accelerator="cpu",
@@ -226,7 +228,7 @@ def fit(job: Job) -> None:
         Bigram(places),
         ConstrainedDPO(),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.05),
-        schedule=Cosine(final=0.1),
+        schedule=schedule,
     )
     last = job.folder / "checkpoints" / "last.ckpt"
     torch.manual_seed(hash64("whatever the process drew before", os.getpid()))

@@ -1,0 +1,86 @@
+"""How far something long is: a bar on a terminal, lines in a log elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from datetime import timedelta
+from typing import TypeVar
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+
+class Tracker:
+    """Shows ``done`` of ``total`` as a bar if standard error is a terminal, otherwise as a log line now and then.
+
+    Args:
+        description: Of what is done.
+        total: How much there is to do; None where nobody knows.
+        done: How much was done before.
+        seconds: Between two log lines; the last one always comes.
+    """
+
+    def __init__(self, description: str, total: int | None, done: int = 0, seconds: float = 30.0) -> None:
+        self._description, self._total, self._first, self._seconds = description, total, done, seconds
+        self._started = self._said = time.monotonic()
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            self._bar = Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True))
+            self._task = self._bar.add_task(description, total=total, completed=done, note="")
+            self._bar.start()
+
+    def update(self, done: int, note: str = "") -> None:
+        """Show that ``done`` is done, and ``note`` beside it."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, note=note)
+            return
+        now = time.monotonic()
+        if now - self._said >= self._seconds or done == self._total:
+            self._said = now
+            log.info("%s", ", ".join(filter(None, (self._how_far(done, now - self._started), note))))
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _how_far(self, done: int, elapsed: float) -> str:
+        if self._total is None:
+            return f"{self._description} {done}"
+        text = f"{self._description} {done} of {self._total}"
+        if done == self._total or done == self._first:
+            return text
+        left = elapsed / (done - self._first) * (self._total - done)
+        return f"{text}, {timedelta(seconds=round(left))} left"
+
+
+def progress(
+    iterable: Iterable[Item], description: str, total: int | None = None, seconds: float = 30.0
+) -> Iterator[Item]:
+    """Yield from ``iterable`` and show how far it is, on the first rank.
+
+    Args:
+        iterable: What is gone through.
+        description: Of what is done with it.
+        total: How many items there are; by default its length, where it has one.
+        seconds: Between two log lines.
+    """
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        yield from iterable
+        return
+    if total is None and isinstance(iterable, Sized):
+        total = len(iterable)
+    tracker = Tracker(description, total, seconds=seconds)
+    try:
+        for done, item in enumerate(iterable, start=1):
+            yield item
+            tracker.update(done)
+    finally:
+        tracker.close()

@@ -1,0 +1,31 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from lit_safe.rng import isolated
+
+
+def draws() -> tuple[float, float, float]:
+    return torch.rand(()).item(), float(np.random.rand()), random.random()
+
+
+def test_a_block_draws_the_same_whatever_was_drawn_before() -> None:
+    with isolated(7):
+        first = draws()
+    draws()
+    with isolated(7):
+        assert draws() == first
+    with isolated(8):
+        assert not set(draws()) & set(first)
+
+
+def test_what_follows_a_block_draws_as_if_it_had_not_been_even_after_an_error() -> None:
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    expected = draws()
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    with pytest.raises(KeyError), isolated(2**63 - 1):
+        draws()
+        raise KeyError
+    assert draws() == expected
