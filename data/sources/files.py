@@ -71,7 +71,8 @@ class Table:
         if not self.file:
             builder = self._builder()
             builder.download_and_prepare()
-            yield from ((f"{self.name}:{i}", row) for i, row in enumerate(builder.as_dataset(split=self.split)))
+            name = self.name
+            yield from ((f"{name}:{i}", row) for i, row in enumerate(builder.as_dataset(split=self.split)))
             return
         readers = {".jsonl": self._jsonl, ".json": self._json, ".csv": self._csv, ".parquet": self._parquet}
         suffix = Path(self.path).suffix
@@ -100,10 +101,11 @@ class Table:
         return datasets.load_dataset_builder(self.path, revision=self.revision, data_dir=self.data_dir)
 
     def _jsonl(self) -> Iterator[tuple[str, Record] | BadRow]:
+        name = self.name
         with open(self.path, "rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield _json_object(f"{self.name}:{number}", line)
+                    yield _json_object(f"{name}:{number}", line)
 
     def _json(self) -> Iterator[tuple[str, Record] | BadRow]:
         try:

@@ -19,6 +19,7 @@ from data.sources.instructions import Instructions
 from data.sources.pku_saferlhf import PKUSafeRLHF
 from data.sources.scored import ScoredPairs
 from data.sources.trl import TRL
+from data.sources.xstest import XSTest
 
 SOURCES: dict[str, tuple[Callable[[str], Any], list[str]]] = {
     "pku": (
@@ -40,6 +41,10 @@ SOURCES: dict[str, tuple[Callable[[str], Any], list[str]]] = {
         lambda path: ScoredPairs(path, safe=["safe_0", "safe_1"], better="better"),
         ["prompt", "response_0", "response_1", "safe_0", "safe_1", "better"],
     ),
+    "xstest": (
+        lambda path: XSTest(path, [path, path]),
+        ["id", "type", "prompt", "completion", "final_label", "focus"],
+    ),
     "instructions": (lambda path: Instructions(path, input="input"), ["prompt", "input", "response"]),
 }
 
@@ -56,7 +61,8 @@ TURN = st.fixed_dictionaries(
         "value": TEXT,
     },
 )
-LEAF = st.none() | st.booleans() | st.integers(-1, 3) | st.just(10**400) | st.floats() | TEXT | TALK
+LABEL = st.sampled_from(["1_full_compliance", "2_full_refusal", "contrast_x", "7"])
+LEAF = LABEL | st.none() | st.booleans() | st.integers(-1, 3) | st.just(10**400) | st.floats() | TEXT | TALK
 VALUE = LEAF | st.lists(TURN | LEAF, max_size=3) | TURN | st.dictionaries(st.just("Noise"), LEAF)
 
 
