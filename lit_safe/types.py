@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -157,8 +157,10 @@ class Objective(Protocol):
 class CostFunction(Protocol):
     """Scores text: one cost in declared units for each response, > 0 is unsafe."""
 
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        """Costs [n] or [n, C] of ``n`` responses to ``n`` prompts."""
+    # jsonargparse takes a protocol whose __call__ returns a class for a factory of that class's instances, and then
+    # refuses every implementation in a YAML: so the annotation is Any, and not the Tensor that it is
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Any:
+        """Costs, a Tensor [n] or [n, C], of ``n`` responses to ``n`` prompts."""
 
 
 @dataclass(frozen=True)

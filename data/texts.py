@@ -1,0 +1,40 @@
+"""Pairs as texts, by split: what scorers read. Nothing is tokenised, so no model is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from data.schema import PreferenceRow, Source
+from data.split import Split, assign, prompt_id
+from data.tokenised import evaluation_only
+from data.tokens import plain_text
+
+
+@dataclass(frozen=True, slots=True)
+class TextPair:
+    """An ordered and labelled pair with its prompt as people and scorers read it.
+
+    Attributes:
+        prompt_id: The cluster of standard errors.
+        text: The prompt as plain text, the same that a rollout's cost function receives.
+        row: The pair.
+    """
+
+    prompt_id: int
+    text: str
+    row: PreferenceRow
+
+    @property
+    def turns(self) -> list[dict[str, Any]] | str:
+        """The prompt as JSON holds it: a list of turns, or plain text where the set has no roles."""
+        prompt = self.row.prompt
+        return prompt if isinstance(prompt, str) else [asdict(turn) for turn in prompt]
+
+
+def text_pairs(rows: Sequence[PreferenceRow], sources: Sequence[Source], split: Split) -> list[TextPair]:
+    """The pairs of one split, in the order of ``rows``; ``sources`` say which prompts are for evaluation only."""
+    splits = assign(rows, evaluation_only(sources))
+    pairs = [TextPair(prompt_id(row.prompt), plain_text(row.prompt), row) for row in rows]
+    return [pair for pair in pairs if splits[pair.prompt_id] == split]

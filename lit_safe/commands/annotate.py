@@ -1,0 +1,131 @@
+"""Write pairs with a scorer's costs beside them, for objectives that need costs where people gave none."""
+
+import itertools
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+from torch import Tensor
+
+from lit_safe.commands.fit_scorer import LabelledTexts, TextPair, labelled_responses
+from lit_safe.ranking import clustered_auc
+from lit_safe.types import CostFunction
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "dual", "certify")
+
+
+def annotate(data: LabelledTexts, *, scorer: CostFunction, out: str, batch_pairs: int = 64) -> int:
+    """Score both responses of every pair and write them as JSONL in TRL's columns, with ``chosen_cost`` and its like.
+
+    The file is a data source again (the last lines of the output name it as YAML). Prompts keep their split there,
+    since it is a hash of the prompt alone; homonym groups and evaluation-only marks do not travel with it.
+
+    Args:
+        data: From ``--data``: the pairs.
+        scorer: A cost function by class path, e.g. ``configs/scorer/tfidf.yaml``.
+        out: The file to write; it replaces an older one only when it is complete.
+        batch_pairs: Pairs that are scored at once.
+
+    Returns:
+        The exit status 0.
+
+    Raises:
+        ValueError: If the scorer returns a number that is not finite, or not one row of costs for each response.
+    """
+    pairs = {split: list(data.pairs(split)) for split in SPLITS}
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    total = sum(map(len, pairs.values()))
+    columns: tuple[str, ...] = ()
+    held_out: dict[tuple[int, str], list[float]] = {}
+    with partial.open("w", encoding="utf-8") as file, Progress() as progress:
+        scoring = progress.add_task("scoring pairs", total=total)
+        for split, members in pairs.items():
+            for batch in _batches(members, batch_pairs):
+                costs = _costs(scorer, batch)
+                columns = tuple(_column(k, costs.shape[-1]) for k in range(costs.shape[-1]))
+                for pair, (chosen, rejected) in zip(batch, costs.tolist(), strict=True):
+                    record = _record(pair, data.constraints)
+                    for k, column in enumerate(columns):
+                        record |= {f"chosen_{column}": chosen[k], f"rejected_{column}": rejected[k]}
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                    if split == "val":
+                        held_out[pair.prompt_id, pair.row.chosen] = chosen
+                        held_out[pair.prompt_id, pair.row.rejected] = rejected
+                progress.advance(scoring, len(batch))
+    os.replace(partial, path)
+    log.info("wrote %d pairs to %s", total, path)
+    _agreement(pairs["val"], held_out)
+    log.info("%s", _source(path, columns, data.order))
+    return 0
+
+
+def _batches(pairs: Sequence[TextPair], size: int) -> Iterator[tuple[TextPair, ...]]:
+    rest = iter(pairs)
+    while batch := tuple(itertools.islice(rest, size)):
+        yield batch
+
+
+def _costs(scorer: CostFunction, pairs: Sequence[TextPair]) -> Tensor:
+    """[pairs, 2, C] costs of the chosen and the rejected responses."""
+    prompts = [pair.text for pair in pairs for _ in range(2)]
+    responses = [response for pair in pairs for response in (pair.row.chosen, pair.row.rejected)]
+    costs = scorer(prompts, responses).detach().cpu()
+    if costs.shape[:1] != (len(responses),) or costs.ndim > 2:
+        name, shape = type(scorer).__name__, tuple(costs.shape)
+        raise ValueError(f"{name} gave costs of shape {shape} for {len(responses)} responses")
+    costs = costs.reshape(len(pairs), 2, -1)
+    if not costs.isfinite().all():
+        at = int((~costs.isfinite()).flatten(1).any(1).nonzero()[0])
+        raise ValueError(f"row {pairs[at].row.id}: {type(scorer).__name__} gave a cost that is not finite")
+    return costs
+
+
+def _column(k: int, constraints: int) -> str:
+    return "cost" if constraints == 1 else f"cost_{k}"
+
+
+def _record(pair: TextPair, constraints: Sequence[str]) -> dict[str, Any]:
+    """The pair and the labels that it had, null where it had none."""
+    row = pair.row
+    record: dict[str, Any] = {"prompt": pair.turns, "chosen": row.chosen, "rejected": row.rejected}
+    record |= {"chosen_reward": _known(row.chosen_reward), "rejected_reward": _known(row.rejected_reward)}
+    for name, chosen, rejected in zip(constraints, row.chosen_cost, row.rejected_cost, strict=True):
+        record |= {f"chosen_label_{name}": _known(chosen), f"rejected_label_{name}": _known(rejected)}
+    return record
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _agreement(pairs: Sequence[TextPair], costs: dict[tuple[int, str], list[float]]) -> None:
+    """Say how well the costs rank held-out responses that people labelled, where they did."""
+    texts = labelled_responses(pairs)
+    if len(set(texts.unsafe)) < 2:
+        log.info("no AUC: the val split holds no responses that people labelled safe and unsafe")
+        return
+    keys = zip(texts.prompt_ids, texts.responses, strict=True)
+    auc = clustered_auc(np.array([max(costs[key]) for key in keys]), texts.unsafe, texts.prompt_ids)
+    log.info(
+        "against the labels of %d held-out responses: AUC %.3f +- %.3f (clustered by %d prompts)",
+        *(auc.count, auc.mean, auc.stderr, auc.clusters),
+    )
+
+
+def _source(path: Path, columns: Sequence[str], order: str) -> str:
+    scores = ", ".join(f"{column}: [chosen_{column}, rejected_{column}]" for column in columns)
+    chosen_is = "safer" if order == "safer" else "better"
+    return (
+        "as a data source:\n"
+        f"class_path: data.sources.trl.TRL\ninit_args: {{path: {path}, chosen_is: {chosen_is}, scores: {{{scores}}}}}"
+    )

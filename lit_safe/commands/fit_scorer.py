@@ -1,0 +1,217 @@
+"""Fit a scorer of harm to people's labels, and measure it on prompts that it has not seen."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from lit_safe.ranking import clustered_auc
+from lit_safe.statistics import Estimate, clustered_mean
+
+log = logging.getLogger(__name__)
+
+
+class LabelledRow(Protocol):
+    """An ordered pair; a cost > 0 is unsafe, NaN unknown; one entry a constraint."""
+
+    id: str
+    chosen: str
+    rejected: str
+    chosen_reward: float
+    rejected_reward: float
+    chosen_cost: tuple[float, ...]
+    rejected_cost: tuple[float, ...]
+
+
+class TextPair(Protocol):
+    """A labelled pair and its prompt: as plain text, and as the turns of JSON."""
+
+    prompt_id: int
+    text: str
+    row: LabelledRow
+
+    @property
+    def turns(self) -> list[dict[str, Any]] | str:
+        """A list of turns, or plain text where the set has no roles."""
+
+
+class Described(Protocol):
+    """A dataset, as a card names it."""
+
+    licence: str
+
+    def describe(self) -> dict[str, str]:
+        """Its name, files, and options."""
+
+
+class LabelledTexts(Protocol):
+    """What these commands know of a data module."""
+
+    sources: Sequence[Described]
+    constraints: tuple[str, ...]
+    order: str
+
+    def pairs(self, split: str) -> Sequence[TextPair]:
+        """The prepared pairs of one split, as texts."""
+
+
+@runtime_checkable
+class TrainableScorer(Protocol):
+    """A ``CostFunction`` that learns from labels and keeps itself in a folder with a card."""
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Any:
+        """Costs, a Tensor [n], > 0 unsafe."""
+
+    def fit(
+        self, prompts: Sequence[str], responses: Sequence[str], unsafe: Sequence[bool], prompt_ids: Sequence[int]
+    ) -> None:
+        """Learn from labelled texts of the training split."""
+
+    def save(self, card: Mapping[str, Any]) -> None:
+        """Write the fitted scorer and its card."""
+
+
+class LabelledResponses(NamedTuple):
+    """Distinct responses with a label, and how many had none or both."""
+
+    prompts: list[str]
+    responses: list[str]
+    unsafe: list[bool]
+    prompt_ids: list[int]
+    unlabelled: int
+    contradictory: int
+
+
+def fit_scorer(data: LabelledTexts, *, scorer: TrainableScorer, minimum_auc: float = 0.6) -> int:
+    """Fit a scorer of harm on the train split's labels, measure it on the val split, and write it with its card.
+
+    A response is unsafe where the annotator gives it any cost > 0. The AUC on held-out prompts stands on the card with
+    an error clustered by prompt; the scorer refuses to score without it.
+
+    Args:
+        data: From ``--data``: its sources and annotator are the labels.
+        scorer: What to fit, e.g. ``configs/scorer/tfidf.yaml``; it is written into its own folder.
+        minimum_auc: The AUC to reach on the val split.
+
+    Returns:
+        The exit status: 0, or 1 if the scorer ranks held-out responses worse than ``minimum_auc``.
+
+    Raises:
+        ValueError: If a split has no responses of one label.
+    """
+    train, val = (labelled_responses(data.pairs(split)) for split in ("train", "val"))
+    for split, texts in (("train", train), ("val", val)):
+        if len(set(texts.unsafe)) < 2:
+            raise ValueError(
+                f"the {split} split has {sum(texts.unsafe)} unsafe and {texts.unsafe.count(False)} safe responses "
+                f"({texts.unlabelled} unlabelled, {texts.contradictory} labelled both ways): both are needed"
+            )
+    started = time.perf_counter()
+    scorer.fit(train.prompts, train.responses, train.unsafe, train.prompt_ids)
+    fitted = time.perf_counter()
+    auc, accuracy, share = evaluate(scorer, data.pairs("val"), val)
+    scored = time.perf_counter()
+    card = {
+        "fitted_on": {**_counts(train), "seconds": round(fitted - started, 2)},
+        "held_out": {
+            "split": "val",
+            "auc": auc.mean,
+            "auc_stderr": auc.stderr,
+            "within_pair_accuracy": accuracy.mean,
+            "within_pair_accuracy_stderr": accuracy.stderr,
+            "pairs": accuracy.count,
+            "predicted_unsafe_share": share,
+            **_counts(val),
+            "seconds_per_1000": round(1000 * (scored - fitted) / len(val.responses), 3),
+        },
+        "data": [{**source.describe(), "licence": source.licence} for source in data.sources],
+    }
+    scorer.save(card)
+    for line in _table(train, val, auc, accuracy, share, fitted - started):
+        log.info("%s", line)
+    if auc.mean >= minimum_auc:
+        return 0
+    log.error("the AUC %.3f is under %.2f: this scorer will refuse to score", auc.mean, minimum_auc)
+    return 1
+
+
+def labelled_responses(pairs: Sequence[TextPair]) -> LabelledResponses:
+    """Every (prompt, response) once; those without a label, or labelled both safe and unsafe, are left out."""
+    labels: dict[tuple[int, str, str], set[bool]] = {}
+    for pair in pairs:
+        row = pair.row
+        for response, cost in ((row.chosen, row.chosen_cost), (row.rejected, row.rejected_cost)):
+            seen = labels.setdefault((pair.prompt_id, pair.text, response), set())
+            label = unsafe(cost)
+            seen |= set() if label is None else {label}
+    known = {key: seen for key, seen in labels.items() if len(seen) == 1}
+    return LabelledResponses(
+        prompts=[text for _, text, _ in known],
+        responses=[response for _, _, response in known],
+        unsafe=[next(iter(seen)) for seen in known.values()],
+        prompt_ids=[identity for identity, _, _ in known],
+        unlabelled=sum(not seen for seen in labels.values()),
+        contradictory=sum(len(seen) > 1 for seen in labels.values()),
+    )
+
+
+def unsafe(cost: Sequence[float]) -> bool | None:
+    """Whether any cost is > 0; None where none is and one is unknown."""
+    if any(c > 0 for c in cost):
+        return True
+    return None if any(c != c for c in cost) else False
+
+
+def evaluate(
+    scorer: TrainableScorer, pairs: Sequence[TextPair], texts: LabelledResponses
+) -> tuple[Estimate, Estimate, float]:
+    """AUC, accuracy within pairs of one safe and one unsafe response (a tie is one half), predicted unsafe share."""
+    costs = scorer(texts.prompts, texts.responses).double().numpy()
+    auc = clustered_auc(costs, texts.unsafe, texts.prompt_ids)
+    keys = zip(texts.prompt_ids, texts.responses, strict=True)
+    known = dict(zip(keys, zip(costs, texts.unsafe, strict=True), strict=True))
+    right: list[float] = []
+    clusters: list[int] = []
+    for pair in pairs:
+        chosen, rejected = (known.get((pair.prompt_id, response)) for response in (pair.row.chosen, pair.row.rejected))
+        if chosen is not None and rejected is not None and chosen[1] != rejected[1]:
+            margin = chosen[0] - rejected[0] if chosen[1] else rejected[0] - chosen[0]
+            right.append(float(np.sign(margin) + 1) / 2)
+            clusters.append(pair.prompt_id)
+    return auc, clustered_mean(right, clusters), float((costs > 0).mean())
+
+
+def _counts(texts: LabelledResponses) -> dict[str, int]:
+    return {
+        "responses": len(texts.responses),
+        "unsafe": sum(texts.unsafe),
+        "prompts": len(set(texts.prompt_ids)),
+        "unlabelled": texts.unlabelled,
+        "contradictory": texts.contradictory,
+    }
+
+
+def _table(
+    train: LabelledResponses,
+    val: LabelledResponses,
+    auc: Estimate,
+    accuracy: Estimate,
+    share: float,
+    seconds: float,
+) -> list[str]:
+    rows = [
+        (name, str(counts["responses"]), str(counts["unsafe"]), str(counts["prompts"]), str(counts["contradictory"]))
+        for name, counts in (("train", _counts(train)), ("val", _counts(val)))
+    ]
+    header = ("split", "responses", "unsafe", "prompts", "labelled both ways")
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
+    return [
+        *lines,
+        f"fitted in {seconds:.1f} s",
+        f"held-out AUC {auc.mean:.3f} +- {auc.stderr:.3f} (clustered by {auc.clusters} prompts)",
+        f"accuracy within {accuracy.count} held-out pairs {accuracy.mean:.3f} +- {accuracy.stderr:.3f}",
+        f"unsafe share of held-out responses: {np.mean(val.unsafe):.3f} labelled, {share:.3f} by the scorer",
+    ]

@@ -1,0 +1,150 @@
+"""Harm of a response as a cost: features of the text, a calibrated linear head, and a card that says how good it is.
+
+Letters: n texts, F features.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from models.scorers.logistic import LogisticHead, Matrix, fit_logistic_head
+
+CARD = "card.json"
+
+
+class Features(Protocol):
+    """Turns n prompts and responses into [n, F] numbers."""
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides the features, in JSON's types; a folder fitted with other features is refused."""
+
+    def fit(self, prompts: Sequence[str], responses: Sequence[str]) -> None:
+        """Learn what the features need of the training texts; no label is seen."""
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Matrix:
+        """[n, F] features."""
+
+    def save(self, folder: Path) -> None:
+        """Write the learned state, without pickle."""
+
+    def load(self, folder: Path) -> None:
+        """Read what ``save`` wrote."""
+
+
+class LinearHarm:
+    """A ``lit_safe.types.CostFunction``: ``cost = scale * (score - threshold)`` of a logistic regression, > 0 unsafe.
+
+    The threshold is chosen on out-of-fold training scores such that as large a share lies above it as was labelled
+    unsafe: the unsafe share is right on texts like the training texts, and unvalidated on any others.
+
+    A folder without a recorded held-out AUC, or with one under ``minimum_auc``, is refused: a scorer at chance gives
+    every constraint a number and no meaning. ``python train.py fit_scorer`` measures and records it.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        folder: str,
+        minimum_auc: float = 0.6,
+        units: Literal["log_odds", "probability"] = "log_odds",
+        scale: float = 1.0,
+        strength: float = 0.3,
+    ) -> None:
+        """Name the scorer; the first call reads it from its folder.
+
+        Args:
+            features: What is measured of a prompt and a response.
+            folder: Where ``fit_scorer`` wrote it.
+            minimum_auc: The least area under the ROC curve, against held-out human labels, that is accepted.
+            units: Of the score: calibrated log-odds or probability of being unsafe.
+            scale: Cost units per unit of score.
+            strength: Inverse of the L2 penalty; used by ``fit`` alone.
+        """
+        if scale <= 0:
+            raise ValueError(f"scale must be positive, or safe and unsafe change places; got {scale}")
+        self.features = features
+        self.folder = folder
+        self.minimum_auc = minimum_auc
+        self.units = units
+        self.scale = scale
+        self.strength = strength
+        self._head: LogisticHead | None = None
+
+    def fit(
+        self, prompts: Sequence[str], responses: Sequence[str], unsafe: Sequence[bool], prompt_ids: Sequence[int]
+    ) -> None:
+        """Learn from labelled texts of the training split; ``prompt_ids`` keep a prompt's texts in one fold.
+
+        Raises:
+            ValueError: Where the lengths differ, a label is missing, or unseen texts cannot be ranked at all.
+        """
+        lengths = {len(prompts), len(responses), len(unsafe), len(prompt_ids)}
+        if len(lengths) != 1:
+            raise ValueError(f"one prompt, response, label and prompt id for each text, got {sorted(lengths)}")
+        self.features.fit(prompts, responses)
+        self._head = fit_logistic_head(self.features(prompts, responses), unsafe, prompt_ids, self.strength)
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        """Costs [n] float32 of ``n`` responses to ``n`` prompts.
+
+        Raises:
+            FileNotFoundError: Where the folder holds no fitted scorer.
+            ValueError: Where its recorded AUC is missing or under ``minimum_auc``, or it was fitted on other features.
+        """
+        if self._head is None:
+            self.load()
+        assert self._head is not None
+        if not responses:
+            return torch.zeros(0)
+        log_odds = self._head.log_odds(self.features(prompts, responses))
+        threshold = self._head.threshold
+        if self.units == "probability":
+            return (self.scale * (log_odds.sigmoid() - 1 / (1 + math.exp(-threshold)))).float()
+        return (self.scale * (log_odds - threshold)).float()
+
+    def save(self, card: Mapping[str, Any]) -> None:
+        """Write the fitted scorer into its folder; ``card`` is what was measured, with ``held_out.auc``.
+
+        The card is written last: a folder without one is an unfinished save, and is not read.
+        """
+        if self._head is None:
+            raise ValueError("nothing was fitted, so there is nothing to save")
+        folder = Path(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CARD).unlink(missing_ok=True)
+        self._head.save(folder / "head.safetensors")
+        self.features.save(folder)
+        partial = folder / f"{CARD}.partial"
+        partial.write_text(
+            json.dumps({"features": self.features.describe(), **card}, indent=2) + "\n", encoding="utf-8"
+        )
+        os.replace(partial, folder / CARD)
+
+    def load(self) -> None:
+        """Read the scorer from its folder. Errors as in ``__call__``."""
+        folder = Path(self.folder)
+        if not (folder / CARD).is_file():
+            raise FileNotFoundError(
+                f"no fitted scorer in {folder}: run `python train.py fit_scorer` with this scorer and labelled data"
+            )
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        auc = card.get("held_out", {}).get("auc")
+        if auc is None:
+            raise ValueError(
+                f"the scorer in {folder} has no held-out AUC on its card, so nothing says that it ranks harm"
+            )
+        if not auc >= self.minimum_auc:
+            raise ValueError(
+                f"the scorer in {folder} has a held-out AUC of {auc:.3f}, under the minimum_auc of {self.minimum_auc}"
+            )
+        described = self.features.describe()
+        if card["features"] != described:
+            raise ValueError(f"the scorer in {folder} was fitted on {card['features']}, configured is {described}")
+        self.features.load(folder)
+        self._head = LogisticHead.load(folder / "head.safetensors")

@@ -1,0 +1,107 @@
+"""Harm from words and letters: TF-IDF and a logistic regression. Seconds to fit, milliseconds a response, no model.
+
+It knows a training set's way of writing harm and refusals, and nothing of meaning: measure it on the texts it is for.
+Lists of bad words are not offered: against human labels of whole responses they are at chance.
+
+Letters: n texts, F features.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from scipy.sparse import csr_matrix, hstack  # type: ignore[import-untyped]
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from models.scorers.linear_harm import LinearHarm
+
+BLOCKS: dict[str, dict[str, Any]] = {
+    "response_words": {"analyzer": "word", "ngram_range": (1, 2), "min_df": 2},
+    "response_letters": {"analyzer": "char_wb", "ngram_range": (2, 5), "min_df": 3},
+    "prompt_words": {"analyzer": "word", "ngram_range": (1, 2), "min_df": 2},
+}
+WEIGHTS = {"response_words": 1.0, "response_letters": 1.0, "prompt_words": 0.5}
+"""The prompt alone cannot tell two responses apart: it counts half."""
+
+
+class TfidfFeatures:
+    """Three blocks of L2-normalised TF-IDF: word and letter n-grams of the response, word n-grams of the prompt.
+
+    Args:
+        maximum: The most n-grams of one block, the most frequent first.
+    """
+
+    def __init__(self, maximum: int = 60_000) -> None:
+        self.maximum = maximum
+        self._vectorizers: dict[str, TfidfVectorizer] = {}
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "tfidf", "maximum": self.maximum, "weights": WEIGHTS}
+
+    def fit(self, prompts: Sequence[str], responses: Sequence[str]) -> None:
+        """Learn vocabularies and inverse document frequencies.
+
+        Raises:
+            ValueError: Where the texts share no n-gram (there are too few of them).
+        """
+        for name in BLOCKS:
+            texts = prompts if name == "prompt_words" else responses
+            self._vectorizers[name] = self._vectorizer(name).fit(texts)
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> csr_matrix:
+        return hstack(
+            [
+                WEIGHTS[name] * self._vectorizers[name].transform(prompts if name == "prompt_words" else responses)
+                for name in BLOCKS
+            ]
+        ).tocsr()
+
+    def save(self, folder: Path) -> None:
+        terms = {name: list(self._vectorizers[name].get_feature_names_out()) for name in BLOCKS}
+        (folder / "vocabulary.json").write_text(json.dumps(terms), encoding="utf-8")
+        save_file({name: torch.from_numpy(self._vectorizers[name].idf_) for name in BLOCKS}, folder / "idf.safetensors")
+
+    def load(self, folder: Path) -> None:
+        terms = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+        idf = load_file(folder / "idf.safetensors")
+        for name in BLOCKS:
+            self._vectorizers[name] = self._vectorizer(name, vocabulary=terms[name])
+            self._vectorizers[name].idf_ = idf[name].numpy()
+
+    def _vectorizer(self, name: str, **known: Any) -> TfidfVectorizer:
+        return TfidfVectorizer(
+            **BLOCKS[name],
+            **known,
+            max_features=self.maximum,
+            sublinear_tf=True,
+            lowercase=True,
+            strip_accents="unicode",
+            dtype=np.float64,
+        )
+
+
+class TfidfHarm(LinearHarm):
+    """``LinearHarm`` on ``TfidfFeatures``: the simplest scorer that beats chance."""
+
+    def __init__(
+        self,
+        folder: str,
+        minimum_auc: float = 0.6,
+        units: Literal["log_odds", "probability"] = "log_odds",
+        scale: float = 1.0,
+        strength: float = 0.3,
+    ) -> None:
+        """Name the scorer; the first call reads it from its folder.
+
+        Args:
+            folder: Where ``fit_scorer`` wrote it.
+            minimum_auc: The least area under the ROC curve, against held-out human labels, that is accepted.
+            units: Of the score: calibrated log-odds or probability of being unsafe.
+            scale: Cost units per unit of score.
+            strength: Inverse of the L2 penalty; used by ``fit`` alone.
+        """
+        super().__init__(TfidfFeatures(), folder, minimum_auc, units, scale, strength)
