@@ -21,11 +21,25 @@ def test_a_block_draws_the_same_whatever_was_drawn_before() -> None:
         assert not set(draws()) & set(first)
 
 
-def test_what_follows_a_block_draws_as_if_it_had_not_been_even_after_an_error() -> None:
-    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+def seed_all() -> None:
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
+
+
+def test_what_follows_a_block_draws_as_if_it_had_not_been() -> None:
+    seed_all()
     expected = draws()
-    torch.manual_seed(1), np.random.seed(1), random.seed(1)
-    with pytest.raises(KeyError), isolated(2**63 - 1):
+    seed_all()
+    with isolated(2**63 - 1):
         draws()
-        raise KeyError
+    assert draws() == expected
+
+
+def test_an_error_in_a_block_restores_too() -> None:
+    seed_all()
+    expected = draws()
+    seed_all()
+    with pytest.raises(KeyError), isolated(0):
+        {}[draws()]
     assert draws() == expected
