@@ -110,8 +110,8 @@ class StepLoader(Generic[Batch]):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must agree on; the position itself is in the trainer's own progress."""
-        rows = hash64(*np.sort(self.row_ids).tolist())
-        return {"rows": rows, "rows_per_step": self.rows_per_step, "seed": self.seed}
+        rows = np.sort(self.row_ids).tobytes().hex()
+        return {"rows": hash64(rows), "rows_per_step": self.rows_per_step, "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Check that this is the data that the checkpoint was trained on.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -15,7 +17,7 @@ from data.cache import Cache, named_inputs
 from data.render import Renderer
 from data.schema import Row, SftRow, SftSource, Source
 from data.split import Split, prompt_id
-from data.steps import Rank, ordered, position
+from data.steps import Rank, StepLoader, ordered, position
 from data.tokens import SPLITS, Int64s, OnBadRow, Tokenised, Tokeniser, from_arrays, to_arrays
 from lit_safe.types import Prompt
 
@@ -55,6 +57,25 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
     @abstractmethod
     def _options(self) -> dict[str, object]:
         """What else decides the rows, by name."""
+
+    @abstractmethod
+    def train_dataloader(self) -> StepLoader[Any]:
+        """Items are the micro-batches of one optimizer step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must agree on, for every checkpoint."""
+        return {} if self._tokenised is None else self.train_dataloader().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Check that the run that goes on has the data that it began with.
+
+        Lightning asks the loader itself only inside an epoch; this catches the checkpoints between two as well.
+
+        Raises:
+            ValueError: Rows, seed or step size are others.
+        """
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self.train_dataloader().load_state_dict(state_dict)
 
     def connect(self, model: Any) -> None:
         """Take the tokenizer of ``model`` (a pair, or a module with a ``pair``), unless ``tokenizer`` names another."""
@@ -168,7 +189,8 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         tokeniser = Tokeniser(Renderer(self.tokenizer), self.max_length, self.on_bad_row)
         tokenised, preparation, lines = self._tokenise(tokeniser, progress=getattr(rank_zero_only, "rank", 0) == 0)
         report = {"preparation": preparation, "tokenisation": tokeniser.report.to_dict()}
-        return tokenised, {"report": report, "lines": [*lines, *tokeniser.report.lines()]}
+        facts = {"report": report, "lines": [*lines, *tokeniser.report.lines()]}
+        return tokenised, json.loads(json.dumps(facts))  # the same, whether it comes from the cache or not
 
 
 def evaluation_only(sources: Sequence[Source | SftSource]) -> set[int]:

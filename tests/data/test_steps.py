@@ -147,9 +147,9 @@ class Rows(LightningDataModule):
 def fit(folder, ckpt_path=None, ahead=False, callbacks=(), **options):
     module = Recorder()
     trainer = Trainer(
-        accelerator="cpu", max_epochs=3, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=folder, num_sanity_val_steps=0, callbacks=list(callbacks),
-        enable_checkpointing=False, **options,
+        enable_checkpointing=False, **{"max_epochs": 3, **options},
     )  # fmt: skip
     trainer.fit(module, datamodule=Rows(ahead), ckpt_path=ckpt_path, weights_only=True)
     return module.seen
@@ -157,7 +157,9 @@ def fit(folder, ckpt_path=None, ahead=False, callbacks=(), **options):
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["in time", "fetched ahead"])
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end", "on_train_epoch_end"])
-@pytest.mark.parametrize("options", [{}, {"limit_train_batches": 2}, {"val_check_interval": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"limit_train_batches": 2}, {"val_check_interval": 1}, {"max_steps": 9, "max_epochs": -1}], ids=str
+)
 def test_a_run_resumed_from_any_checkpoint_sees_exactly_the_remaining_steps(tmp_path, ahead, hook, options):
     whole = fit(tmp_path, callbacks=[SaveAt(tmp_path, hook)], ahead=ahead, **options)
     assert whole == fit(tmp_path, **options)

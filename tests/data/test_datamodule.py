@@ -1,0 +1,303 @@
+import dataclasses
+import logging
+import math
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+
+from data.annotators.flags import Flags
+from data.module import PreferenceData
+from data.schema import BadRow, Message, Response, Row, SftRow
+from data.sft import SftData
+from data.split import prompt_id, split_of
+from lit_safe.types import IGNORE
+
+NAN = math.nan
+
+
+@dataclasses.dataclass
+class Toy:
+    """``count`` rows; the second response is the better and every third pair has an unsafe first response."""
+
+    count: int = 120
+    bad: tuple[int, ...] = ()
+    unlabelled: tuple[int, ...] = ()
+    evaluation_only: bool = False
+    licence: str = "CC0"
+    reads: int = dataclasses.field(default=0, repr=False)
+
+    def describe(self):
+        return {"name": "toy", "count": str(self.count), "bad": str(self.bad), "unlabelled": str(self.unlabelled)}
+
+    def __iter__(self):
+        self.reads += 1
+        for i in range(self.count):
+            if i in self.bad:
+                yield BadRow(f"toy:{i}", "response_0", "is empty")
+                continue
+            safe = None if i in self.unlabelled else True
+            first = Response(f"no {i}", safe if safe is None else i % 3 > 0)
+            second = Response(f"yes {i} " + "and so on " * (i % 4), safe)
+            yield Row(f"toy:{i}", (Message("user", f"Question {i}?"),), (first, second), better=1)
+
+
+class ToySft(Toy):
+    def __iter__(self):
+        for i in range(self.count):
+            yield SftRow(f"toy:{i}", (Message("user", f"question {i}"),), f"an answer {i}")
+
+
+class Model:
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def load_tokenizer(self):
+        return self.tokenizer
+
+
+@pytest.fixture
+def preference(make_tokenizer):
+    def build(source=None, annotator=None, cls=PreferenceData, template="chatml", **options):
+        labels = {"annotator": annotator or Flags()} if cls is PreferenceData else {}
+        data = cls(sources=[source or Toy()], **labels, **{"max_length": 128, **options})
+        data.connect(Model(make_tokenizer(template)))
+        return data
+
+    return build
+
+
+def ready(data):
+    data.setup("fit")
+    return data
+
+
+def pair_ids(batches):
+    return [i for batch in batches for i, present in zip(batch.pair_id.tolist(), batch.present, strict=True) if present]
+
+
+def test_an_epoch_trains_on_every_train_pair_once_and_on_no_other(preference):
+    data = ready(preference(pairs_per_step=8, micro_batch_pairs=3))
+    loader = data.train_dataloader()
+    steps = list(loader)
+    assert len(steps) == len(loader)
+    count = data.report["splits"]["train"]
+    assert [int(batch.pairs_in_step) for step in steps for batch in step[:1]] == [8] * (count // 8) + [count % 8] * (
+        count % 8 > 0
+    )
+    seen = [batch for step in steps for batch in step]
+    ids = pair_ids(seen)
+    assert len(ids) == len(set(ids)) == count
+    expected = {prompt_id(f"Question {i}?") for i in range(120) if split_of(f"question {i}") == "train"}
+    assert {i for batch in seen for i in batch.prompt_id.tolist()} == expected
+
+
+def test_a_batch_is_what_plain_tokenisation_of_its_rows_gives(preference, make_tokenizer):
+    data, tokenizer = ready(preference()), make_tokenizer()
+    for batch in data.val_dataloader():
+        bounds = batch.sequences.cu_seqlens.tolist()
+        for number in range(len(batch.pair_id)):
+            for side in (0, 1):
+                start, end = bounds[2 * number + side : 2 * number + side + 2]
+                text = tokenizer.decode(batch.sequences.input_ids[start:end])
+                assert batch.sequences.input_ids[start:end].tolist() == tokenizer(text).input_ids
+                target = batch.sequences.target[start:end]
+                answer = tokenizer.decode(target[target != IGNORE])
+                assert text == text[: text.index("assistant\n")] + "assistant\n" + answer
+                assert answer.startswith(("yes ", "no ")[side])
+                assert answer.endswith("<|im_end|>")
+                assert int((target != IGNORE).sum()) == batch.response_length[side][number]
+
+
+def test_chosen_is_the_better_response_with_its_own_labels(preference):
+    data = ready(preference())
+    for batch in data.val_dataloader():
+        assert (batch.label.cost.chosen < 0).all()
+        assert set(batch.label.cost.rejected.tolist()) <= {-1.0, 1.0}
+        assert (batch.label.reward.margin > 0).all()
+
+
+def test_splits_share_no_prompt_and_dual_pairs_and_prompts_come_from_theirs(preference):
+    data = ready(preference(Toy(600)))
+    prompts = {split: {p.prompt_id for p in data.prompts(split)} for split in ("train", "val", "dual", "certify")}
+    assert sum(map(len, prompts.values())) == len(set.union(*prompts.values())) == 600
+    dual = list(data.dual_pairs())
+    assert {i for batch in dual for i in batch.prompt_id.tolist()} == prompts["dual"]
+    assert {i for batch in data.test_dataloader() for i in batch.prompt_id.tolist()} == prompts["val"]
+
+
+def test_a_prompt_reads_as_people_wrote_it_and_runs_as_the_template_renders_it(preference, make_tokenizer):
+    data = ready(preference())
+    prompt = data.prompts("val")[0]
+    assert prompt.text.startswith("Question ")
+    assert make_tokenizer().decode(prompt.ids) == f"<|im_start|>user\n{prompt.text}<|im_end|>\n<|im_start|>assistant\n"
+    assert data.decode(prompt.ids) == f"user\n{prompt.text}\nassistant\n"
+    assert data.prompts("val") == ready(preference()).prompts("val")
+
+
+def test_fewer_evaluation_pairs_are_the_same_ones_every_time(preference):
+    whole, some = (ready(preference(Toy(300), max_eval_pairs=n)) for n in (None, 5))
+    ids = pair_ids(some.val_dataloader())
+    assert len(ids) == 5
+    assert set(ids) < set(pair_ids(whole.val_dataloader()))
+    assert ids == pair_ids(ready(preference(Toy(300), max_eval_pairs=5, seed=9)).val_dataloader())
+
+
+def test_a_label_that_an_objective_needs_is_missed_with_row_and_column_named(preference):
+    data = ready(preference(Toy(unlabelled=(7, 9))))
+    data.require(("reward",))
+    with pytest.raises(ValueError, match=r"row toy:7, column chosen cost 'harm': not known.* 2 of 120 pairs"):
+        data.require(("reward", "flags"))
+    data = ready(preference(annotator=Flags(preference_strength=None)))
+    data.require(("cost", "flags"))
+    with pytest.raises(ValueError, match=r"row toy:0, column chosen reward: not known"):
+        data.require(("reward",))
+
+
+def test_a_bad_row_stops_or_is_counted_by_its_reason(preference):
+    source = Toy(bad=(3, 5))
+    with pytest.raises(BadRow, match="row toy:3, column 'response_0': is empty"):
+        ready(preference(source))
+    data = ready(preference(source, on_bad_row="skip"))
+    assert data.report["preparation"]["dropped"]["column 'response_0' is empty"]["count"] == 2
+    assert sum(data.report["splits"].values()) == data.report["tokenisation"]["kept"] == 118
+
+
+def test_rows_kept_and_dropped_are_told_once(preference, caplog):
+    data = preference()
+    with caplog.at_level(logging.INFO):
+        data.setup("fit")
+        told = [record.message for record in caplog.records if record.message.startswith("data: ")]
+        data.setup("validate")
+    assert [record.message for record in caplog.records if record.message.startswith("data: ")] == told
+    assert any("120 of 120 rows kept" in line for line in told)
+    assert "by split: train" in told[-1]
+
+
+def test_a_split_without_rows_is_an_error_where_it_is_asked_for(preference):
+    data = ready(preference(Toy(1)))
+    empty = "val" if data.report["splits"]["val"] == 0 else "dual"
+    with pytest.raises(ValueError, match=f"the {empty} split has no rows: 1 of 1 rows kept"):
+        data.prompts(empty)
+    with pytest.raises(ValueError, match="the dual split has no rows"):
+        data.dual_pairs()
+
+
+def test_rows_for_evaluation_alone_are_validated_on_and_never_trained_on(preference):
+    data = ready(preference(Toy(evaluation_only=True)))
+    assert data.report["splits"] == {"train": 0, "val": 120, "dual": 0, "certify": 0}
+    with pytest.raises(ValueError, match="the train split has no rows"):
+        data.train_dataloader()
+
+
+def test_two_ranks_together_run_one_ranks_steps_and_fillers_count_for_nothing(preference):
+    options = {"pairs_per_step": 5, "micro_batch_pairs": 2}
+    alone = ready(preference(**options)).train_dataloader()
+
+    def on_rank(rank):
+        data = ready(preference(**options))
+        data.trainer = type("TwoRanks", (), {"global_rank": rank, "world_size": 2, "global_step": 0,
+                                             "limit_train_batches": 1.0})()  # fmt: skip
+        return data.train_dataloader()
+
+    def share(batch):  # a loss as the module sums it, with the label standing for the loss
+        return float((batch.label.reward.margin * batch.present).sum() / batch.pairs_in_step)
+
+    for whole, *halves in zip(alone, on_rank(0), on_rank(1), strict=True):
+        assert len(halves[0]) == len(halves[1])
+        assert sorted(pair_ids(halves[0] + halves[1])) == sorted(pair_ids(whole))
+        assert sum(map(share, halves[0] + halves[1])) == pytest.approx(sum(map(share, whole)))
+        assert {int(batch.pairs_in_step) for half in halves for batch in half} == {int(whole[0].pairs_in_step)}
+
+
+def test_the_authors_and_constraints_are_named(preference):
+    data = ready(preference())
+    assert data.responses_from == {"unknown"}
+    assert data.constraints == ("harm",)
+
+
+def test_nothing_is_read_before_setup_and_nothing_is_there(preference):
+    source = Toy()
+    data = preference(source)
+    assert source.reads == 0
+    with pytest.raises(RuntimeError, match="before setup"):
+        data.train_dataloader()
+
+
+def test_without_a_model_or_a_name_there_is_no_tokenizer():
+    with pytest.raises(ValueError, match="no tokenizer"):
+        PreferenceData([Toy()], Flags()).setup()
+    with pytest.raises(ValueError, match="at least one"):
+        PreferenceData([], Flags())
+
+
+def test_a_named_tokenizer_goes_before_the_models(preference, make_tokenizer, tmp_path):
+    make_tokenizer("two_ends").save_pretrained(tmp_path)
+    data = preference(tokenizer=str(tmp_path))
+    assert data.tokenizer.chat_template == make_tokenizer("two_ends").chat_template
+
+
+class Toucher(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.pairs = []
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def training_step(self, micro_batches, batch_idx):
+        self.pairs += pair_ids(micro_batches)
+        self.manual_backward(self.weight * 1)
+        self.optimizers().step()
+
+    def validation_step(self, batch, batch_idx):
+        self.pairs += pair_ids([batch])
+        return torch.tensor(0.0)
+
+    test_step = predict_step = validation_step
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_every_verb_of_the_trainer_runs_the_val_split_once(preference, verb, tmp_path):
+    data, module = preference(eval_batch_pairs=4), Toucher()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path,
+                      enable_checkpointing=False)  # fmt: skip
+    getattr(trainer, verb)(module, datamodule=data)
+    assert sorted(module.pairs) == sorted(pair_ids(data.val_dataloader()))
+
+
+def test_fit_takes_one_step_an_item_and_other_data_cannot_resume_it(preference, tmp_path):
+    def trainer(epochs):
+        return Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+                       max_epochs=epochs, limit_val_batches=0, default_root_dir=tmp_path,
+                       enable_checkpointing=False)  # fmt: skip
+
+    data, module, first = preference(pairs_per_step=10), Toucher(), trainer(2)
+    first.fit(module, datamodule=data)
+    assert first.global_step == 2 * len(data.train_dataloader())
+    count = data.report["splits"]["train"]
+    assert set(module.pairs[:count]) == set(module.pairs[count:])
+    assert module.pairs[:count] != module.pairs[count:]
+    first.save_checkpoint(tmp_path / "end.ckpt")
+    with pytest.raises(ValueError, match="rows_per_step changed"):
+        trainer(3).fit(Toucher(), datamodule=preference(pairs_per_step=9), ckpt_path=tmp_path / "end.ckpt",
+                       weights_only=True)  # fmt: skip
+
+
+def test_fine_tuning_rows_share_splits_and_steps_count_their_scored_tokens(preference):
+    pairs, rows = ready(preference()), ready(preference(ToySft(), cls=SftData, rows_per_step=7, micro_batch_rows=2))
+    for split in ("train", "val", "dual", "certify"):
+        assert pairs.report["splits"][split] == rows.report["splits"][split]
+    for step in rows.train_dataloader():
+        assert sum(int((batch.sequences.target != IGNORE).sum()) for batch in step) == int(step[0].tokens_in_step)
+    seen = [i for step in rows.train_dataloader() for batch in step for i in batch.row_id.tolist()]
+    assert len(seen) == len(set(seen)) == rows.report["splits"]["train"]
+    assert sum(len(batch.row_id) for batch in rows.val_dataloader()) == rows.report["splits"]["val"]
+
+
+def test_the_same_answer_twice_is_imitated_once(preference):
+    data = SftData([ToySft(), ToySft(count=3)], max_length=128)
+    data.connect(preference()._model)
+    assert ready(data).report["preparation"]["dropped"] == {"the same prompt and response again": 3}
