@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import docstring_parser
 import torch
 from jsonargparse import Namespace
 from lightning import LightningDataModule
@@ -45,9 +46,12 @@ class SafeCLI(LightningCLI):
             command_parser = self.init_parser(description=summary)
             if _builds(function):
                 self._add_arguments(command_parser)
-            added = command_parser.add_function_arguments(function, skip=set(BUILT), as_group=True)
+            words = _words(function)
+            for word, text in words.items():
+                command_parser.add_argument(word, nargs="+", type=str, help=text)
+            added = command_parser.add_function_arguments(function, skip={*BUILT, *words}, as_group=True)
             self._subcommand_parsers[name] = command_parser
-            self._subcommand_method_arguments[name] = added
+            self._subcommand_method_arguments[name] = [*words, *added]
             group.add_subcommand(name, command_parser, help=summary)
 
     def before_instantiate_classes(self) -> None:
@@ -128,6 +132,15 @@ def _command(name: str) -> Callable[..., int | None]:
 
 def _builds(function: Callable[..., object]) -> bool:
     return any(name in inspect.signature(function).parameters for name in BUILT)
+
+
+def _words(function: Callable[..., object]) -> dict[str, str]:
+    """Required lists of text with their help: they are typed as bare words, such as the folders of ``compare runs/*``."""
+    documented = {
+        p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(function) or "").params
+    }
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: documented[p.name] for p in parameters if p.annotation == list[str] and p.default is p.empty}
 
 
 def main(args: ArgsType = None, run: bool = True) -> SafeCLI:

@@ -23,7 +23,6 @@ from models.sampling import generate
 from models.sources import ModelSource
 from models.trainable_state import keep_trainable
 
-FULL, FROZEN_COPY = Full(), FrozenCopy()
 KL_LOGITS = 2**24  # logits at a time in token_kl: 64 MiB for each model in fp32
 
 
@@ -35,8 +34,8 @@ class PolicyReference(nn.Module):
 
     Args:
         source: Where the policy's first weights and its tokenizer come from.
-        adaptation: Which parameters train.
-        reference: What the policy is compared with.
+        adaptation: Which parameters train; all of them by default.
+        reference: What the policy is compared with; a frozen copy of itself by default.
         backend: Log-prob backend, or ``auto``.
         layout: ``padded`` batches, or ``packed`` rows without padding.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
@@ -46,8 +45,8 @@ class PolicyReference(nn.Module):
     def __init__(
         self,
         source: ModelSource,
-        adaptation: Adaptation = FULL,
-        reference: Reference = FROZEN_COPY,
+        adaptation: Adaptation | None = None,
+        reference: Reference | None = None,
         backend: str = "auto",
         layout: Layout = "padded",
         gradient_checkpointing: bool = False,
@@ -55,8 +54,8 @@ class PolicyReference(nn.Module):
     ) -> None:
         super().__init__()
         self.source = source
-        self.adaptation = adaptation
-        self.reference = reference
+        self.adaptation = adaptation or Full()
+        self.reference = reference or FrozenCopy()
         self.backend = backend
         self.layout: Layout = layout
         self.gradient_checkpointing = gradient_checkpointing

@@ -1,0 +1,60 @@
+"""Every shipped YAML is parsed by the real command line and constructed; nothing is swallowed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_safe.cli import main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+# the only thing a machine without an accelerator may replace
+HERE = ["--trainer.accelerator", "cpu", "--trainer.strategy", "auto", "--trainer.devices", "1"]
+HERE += ["--trainer.precision", "32-true"]
+DATA = ["--data", str(CONFIGS / "data" / "trl.yaml")]
+
+GROUPS = {
+    "objective": lambda path: ["--model.objective", path, *DATA],
+    "model": lambda path: ["--model.pair", path, *DATA],
+    "data": lambda path: ["--data", path],
+    "sft": lambda path: ["-c", path],
+    "cost": lambda path: ["--dual.estimator", path, *DATA],
+    "trainer": lambda path: ["-c", path, *DATA],
+    "baseline": lambda path: [*DATA, "-c", path],
+    "experiment": lambda path: ["-c", path],
+}
+SHIPPED = [path for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_shipped_yaml_is_constructed(path: Path) -> None:
+    words = ["-c", str(CONFIGS / "base.yaml"), *GROUPS[path.parent.name](str(path)), *HERE]
+    cli = main(words, run=False)
+    assert cli.model is not None
+    assert cli.datamodule is not None
+    assert not list(Path.cwd().iterdir()), "a constructor did I/O"
+
+
+def test_no_yaml_is_left_out() -> None:
+    others = {CONFIGS / "base.yaml", *(CONFIGS / "scorer").glob("*.yaml")}  # scorers: tests/models/test_scorers*.py
+    assert set(CONFIGS.rglob("*.yaml")) == {*SHIPPED, *others}
+
+
+def test_one_flag_swaps_the_objective_of_an_experiment() -> None:
+    base = ["-c", str(CONFIGS / "base.yaml"), "-c", str(CONFIGS / "experiment" / "safe_dpo_7b.yaml"), *HERE]
+    swapped = main([*base, "--model.objective", str(CONFIGS / "objective" / "c_dpo.yaml")], run=False)
+    assert repr(swapped.model.objective) == "ConstrainedDPO(beta=0.1, labels='soft')"
+    changed = main([*base, "--model.objective.offset", "3"], run=False)
+    assert repr(changed.model.objective) == "SafeDPO(beta=0.1, offset=3.0)"
+
+
+def test_a_misspelt_setting_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["-c", str(CONFIGS / "base.yaml"), *DATA, "--model.objective.bata", "1"], run=False)
+    assert "bata" in capsys.readouterr().err
