@@ -4,7 +4,7 @@ Letters: B pairs of a batch, n rows, N = 2B sequences, K columns.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from lit_safe.hashing import hash64, uniforms
 from lit_safe.metrics import better
 from lit_safe.sequences import pack_sequences
 from lit_safe.statistics import Estimate, clustered_mean, paired_difference
-from lit_safe.types import CostFunction, PackedBatch, Pair, PairModel, Prompt, Scored
+from lit_safe.types import CostFunction, PackedBatch, Pair, PairModel, Prompt, Scored, ScoredResponse
 
 Columns = dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]]
 """A table: columns of one length by name. Ids are int64, everything else float64, NaN where not known."""
@@ -65,14 +65,6 @@ class HeldOut(Protocol):
         """Text without special tokens."""
 
 
-@runtime_checkable
-class Preparable(Protocol):
-    """A cost function that sees the data before it can score: a scorer that fits itself on the train split."""
-
-    def prepare(self, data: object) -> None:
-        """Get ready. Called on every rank, once in a run and again after a resume."""
-
-
 class Measure(NamedTuple):
     """A quantity of every row: [n] values (NaN where not defined), the prompts that cluster them, and weights."""
 
@@ -85,11 +77,12 @@ class Evaluation(NamedTuple):
     """``pairs`` has a row for each held-out pair, sorted by id; ``rollouts`` one for each response, empty without cost.
 
     Costs are those of the worst constraint, in cost units; log-probs, log-ratios and KL are sums over a response in
-    nats. Every rank holds all rows.
+    nats. Every rank holds all rows. ``samples`` are some of this rank's responses as text, where they were asked for.
     """
 
     pairs: Columns
     rollouts: Columns
+    samples: tuple[ScoredResponse, ...] = ()
 
     def measures(self) -> dict[str, Measure]:
         """Everything reported, by name; the names that training logs where they mean the same."""
@@ -98,17 +91,18 @@ class Evaluation(NamedTuple):
     def summary(self) -> dict[str, Estimate]:
         """Means with errors clustered by prompt; a quantity that no row has is left out."""
         found = {name: clustered_mean(*measure) for name, measure in self.measures().items()}
-        return {name: estimate for name, estimate in found.items() if estimate.samples}
+        return {name: estimate for name, estimate in found.items() if estimate.count}
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Plain tensors, loadable with ``weights_only=True``."""
+        """The tables as plain tensors, loadable with ``weights_only=True``."""
         tables = {"pairs": self.pairs, "rollouts": self.rollouts}
         return {part: {k: torch.from_numpy(v.copy()) for k, v in table.items()} for part, table in tables.items()}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Mapping[str, Tensor]]) -> "Evaluation":
         """What ``state_dict`` gave."""
-        return cls(*({k: v.numpy() for k, v in state[part].items()} for part in ("pairs", "rollouts")))
+        pairs, rollouts = ({k: v.numpy() for k, v in state[part].items()} for part in ("pairs", "rollouts"))
+        return cls(pairs, rollouts)
 
 
 def differences(after: Evaluation, before: Evaluation) -> dict[str, Estimate]:
@@ -121,7 +115,7 @@ def differences(after: Evaluation, before: Evaluation) -> dict[str, Estimate]:
         name: paired_difference(one.value, theirs[name].value, one.cluster, one.weight, theirs[name].weight)
         for name, one in ours.items()
     }
-    return {name: estimate for name, estimate in found.items() if estimate.samples}
+    return {name: estimate for name, estimate in found.items() if estimate.count}
 
 
 def evaluate(
@@ -135,6 +129,7 @@ def evaluate(
     max_new_tokens: int = 48,
     batch_size: int = 16,
     seed: int = 0,
+    keep_samples: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure the policy as it stands on the val split. Leaves no trace: no gradient, flags and random state restored.
@@ -152,6 +147,7 @@ def evaluate(
         max_new_tokens: Longest response.
         batch_size: Responses generated at once.
         seed: Of the responses.
+        keep_samples: Keep so many responses of this rank as text.
         progress: Told how far it is.
 
     Raises:
@@ -160,11 +156,11 @@ def evaluate(
     with quiet(module, hash64("evaluation", seed)):
         table = _score_pairs(module, data, pairs, progress)
         rollouts: Columns = {}
+        samples: list[ScoredResponse] = []
         if cost is not None:
-            rollouts = _roll_out(
-                module, data, cost, prompts, samples_per_prompt, max_new_tokens, batch_size, seed, progress
-            )
-    return Evaluation(table, rollouts)
+            jobs = _jobs(data, prompts, samples_per_prompt, seed)
+            rollouts, samples = _roll_out(module, data, cost, jobs, max_new_tokens, batch_size, seed, progress)
+    return Evaluation(table, rollouts, tuple(samples[:keep_samples]))
 
 
 def stratum(pairs: Columns) -> npt.NDArray[np.float64]:
@@ -260,57 +256,68 @@ def _gather(rows: Tensor, device: torch.device) -> Tensor:
     return torch.cat(parts).cpu()
 
 
+def _jobs(data: HeldOut, prompts: int, samples: int, seed: int) -> list[tuple[Prompt, int]]:
+    """Which prompts are answered, and how often."""
+    held_out = data.prompts("val")
+    chosen = sorted(held_out, key=lambda p: (hash64("evaluation-prompt", seed, p.prompt_id), p.prompt_id))[:prompts]
+    return [(prompt, sample) for prompt in chosen for sample in range(samples)]
+
+
 def _roll_out(
     module: Evaluated,
     data: HeldOut,
     cost: CostFunction,
-    count: int,
-    samples: int,
+    jobs: list[tuple[Prompt, int]],
     max_new_tokens: int,
     batch_size: int,
     seed: int,
     progress: Progress | None,
-) -> Columns:
-    prompts = sorted(data.prompts("val"), key=lambda p: (hash64("evaluation-prompt", seed, p.prompt_id), p.prompt_id))
-    jobs = [(prompt, sample) for prompt in prompts[:count] for sample in range(samples)]
+) -> tuple[Columns, list[ScoredResponse]]:
+    """A row for each job, all of them on every rank, and this rank's responses as text."""
     rank, world = rank_and_world()
     # a remainder wraps around and counts for nothing, so that every rank runs as many batches
     turns = [turn % len(jobs) for turn in range(rank, -(-len(jobs) // world) * world, world)]
-    rows = torch.zeros(len(jobs), len(ROLLOUT_VALUES), dtype=torch.float64)
     own = range(rank, len(jobs), world)
+    rows = torch.zeros(len(jobs), len(ROLLOUT_VALUES), dtype=torch.float64)
+    samples: list[ScoredResponse] = []
     for start in range(0, len(turns), batch_size):
         batch = turns[start : start + batch_size]
-        answered = _answer(module, data, cost, [jobs[turn] for turn in batch], max_new_tokens, seed)
-        for turn, row in zip(batch, answered, strict=True):
+        answers = _answer(module, data, cost, [jobs[turn] for turn in batch], max_new_tokens, seed)
+        for turn, row, sample in zip(batch, *answers, strict=True):
             if turn in own:
                 rows[turn] = row
+                samples.append(sample)
         if progress is not None:
             progress("responses to held-out prompts", start + len(batch), len(turns))
     values = merge(rows, device_of(module)).numpy()
     ids = np.array([(prompt.prompt_id, sample) for prompt, sample in jobs], dtype=np.int64)
-    return {
-        **{name: ids[:, k] for k, name in enumerate(ROLLOUT_IDS)},
-        **{name: values[:, k] for k, name in enumerate(ROLLOUT_VALUES)},
-    }
+    columns: Columns = {name: ids[:, k] for k, name in enumerate(ROLLOUT_IDS)}
+    return columns | {name: values[:, k] for k, name in enumerate(ROLLOUT_VALUES)}, samples
 
 
 def _answer(
     module: Evaluated, data: HeldOut, cost: CostFunction, jobs: list[tuple[Prompt, int]], tokens: int, seed: int
-) -> Tensor:
-    """[n, 3] cost, response tokens and KL(policy || reference) in nats of one response to each job."""
+) -> tuple[Tensor, list[ScoredResponse]]:
+    """[n, 3] cost, response tokens and KL(policy || reference) in nats of one response to each job; and the texts."""
     prompts = [prompt for prompt, _ in jobs]
     uniform = torch.stack([uniforms(tokens, "evaluation", seed, p.prompt_id, sample) for p, sample in jobs])
     responses = module.pair.generate([p.ids for p in prompts], uniform)
-    scored = cost([p.text for p in prompts], [data.decode(ids) for ids in responses]).cpu().double()
-    if len(scored) != len(jobs):
-        raise ValueError(f"the cost function returned {len(scored)} costs of {len(jobs)} responses")
-    worst = scored.amax(-1) if scored.ndim == 2 else scored
-    for prompt, value in zip(prompts, worst.tolist(), strict=True):
-        if not np.isfinite(value):
-            raise ValueError(f"the cost function returned {value} for a response to prompt {prompt.prompt_id}")
+    texts = [data.decode(ids) for ids in responses]
+    costs = cost([p.text for p in prompts], texts).cpu().double()
+    if len(costs) != len(jobs):
+        raise ValueError(f"the cost function returned {len(costs)} costs of {len(jobs)} responses")
+    costs = costs.reshape(len(jobs), -1)
+    for prompt, row in zip(prompts, costs, strict=True):
+        if not row.isfinite().all():
+            raise ValueError(f"the cost function returned {row.tolist()} for a response to prompt {prompt.prompt_id}")
     packed = move_data_to_device(pack_sequences([p.ids for p in prompts], responses), device_of(module))
     kl = module.pair.token_kl(packed).cpu().double()
-    return torch.stack([worst, torch.tensor([len(ids) for ids in responses], dtype=torch.float64), kl], dim=-1)
+    length = torch.tensor([len(ids) for ids in responses], dtype=torch.float64)
+    samples = [
+        ScoredResponse(prompt.text, text, tuple(row.tolist()))
+        for prompt, text, row in zip(prompts, texts, costs, strict=True)
+    ]
+    return torch.stack([costs.amax(-1), length, kl], dim=-1), samples
 
 
 def _shared(one: Columns, other: Columns, ids: Sequence[str]) -> tuple[Columns, Columns]:

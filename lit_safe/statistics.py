@@ -20,14 +20,14 @@ Int64s = npt.NDArray[np.int64]
 
 
 class Estimate(NamedTuple):
-    """A mean with its standard error, from ``samples`` in ``clusters``.
+    """A mean with its standard error, from ``count`` samples in ``clusters``.
 
     ``stderr`` is NaN with fewer than two clusters, which say nothing of how clusters differ; ``mean`` of nothing.
     """
 
     mean: float
     stderr: float
-    samples: int
+    count: int  # type: ignore[assignment]  # shadows tuple.count
     clusters: int
 
     @property
@@ -40,13 +40,13 @@ class Estimate(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Of a difference, in words that claim no more than its interval: up, down, or no measurable change."""
+        """Of a difference, in words that claim no more than its interval does."""
         low, high = self.interval
         if low > 0:
-            return "up"
+            return "higher"
         if high < 0:
-            return "down"
-        return "no measurable change" if not math.isnan(low) else "not enough prompts to say"
+            return "lower"
+        return "no measurable change" if not math.isnan(low) else "too few prompts to say"
 
 
 def clustered_mean(value_n: npt.ArrayLike, cluster_n: npt.ArrayLike, weight_n: npt.ArrayLike | None = None) -> Estimate:

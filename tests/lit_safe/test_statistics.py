@@ -60,7 +60,7 @@ def test_a_shift_of_every_sample_is_known_exactly_however_they_vary():
     difference = paired_difference(value + 0.25, value, np.arange(20) // 2)
     assert difference.mean == pytest.approx(0.25)
     assert difference.stderr == pytest.approx(0, abs=1e-12)
-    assert difference.verdict == "up"
+    assert difference.verdict == "higher"
 
 
 def test_a_paired_difference_is_the_mean_of_differences():
@@ -79,12 +79,12 @@ def test_one_prompt_has_a_mean_but_no_error_and_nothing_is_claimed_of_it():
     assert estimate.mean == 1.5
     assert math.isnan(estimate.stderr)
     assert all(map(math.isnan, estimate.interval))
-    assert estimate.verdict == "not enough prompts to say"
+    assert estimate.verdict == "too few prompts to say"
     assert math.isnan(clustered_mean([], []).mean)
 
 
 def test_verdicts_claim_what_the_interval_allows():
-    assert Estimate(-1.0, 0.1, 9, 9).verdict == "down"
+    assert Estimate(-1.0, 0.1, 9, 9).verdict == "lower"
     assert Estimate(0.1, 0.1, 9, 9).verdict == "no measurable change"
 
 

@@ -1,0 +1,314 @@
+"""Evaluates the policy before the first optimizer step and after the last, and writes what changed."""
+
+import json
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import transformers
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.progress import Progress
+
+from lit_safe.commands.fit_scorer import TrainableScorer, fit_scorer
+from lit_safe.evaluation import Evaluation, differences, evaluate
+from lit_safe.module import PreferenceAlignment
+from lit_safe.report.markdown import markdown
+from lit_safe.report.plots import plot_run
+from lit_safe.report.tables import REPORT, estimate_to_json, write_json, write_tables
+from lit_safe.types import CostFunction, PackedBatch
+
+log = logging.getLogger(__name__)
+
+
+class BeforeAfter(Callback):
+    """Writes ``report.md``, ``report.json``, ``report.png``, ``pairs.csv`` and ``rollouts.csv`` into the run folder.
+
+    The evaluation before training lies in every checkpoint: a resumed run does not repeat it. The one after is of what
+    the run ships, after ``DualAscent`` has put its iterate in place. Both are logged as ``report/<name>``, at step 0
+    and at the last one.
+
+    Args:
+        cost: Scores responses that the policy samples to held-out prompts; null samples none.
+        fit_cost: Fit ``cost`` to the train split first, and leave it out of the report where it then ranks held-out
+            responses worse than its own minimum. For scorers that can be fitted in seconds.
+        pairs: At most so many held-out pairs, rounded up to whole batches; null takes all of the val split.
+        prompts: At most so many held-out prompts to answer.
+        samples_per_prompt: Responses to each.
+        max_new_tokens: Longest response.
+        batch_size: Responses generated at once.
+        show_samples: How many responses ``report.md`` shows after training; safety data makes offensive ones likely.
+        notes: Sentences for the report on what the data cannot show.
+        seed: Of the responses.
+
+    Raises:
+        ValueError: If ``fit_cost`` is set and there is no cost that could be fitted.
+    """
+
+    def __init__(
+        self,
+        cost: CostFunction | None = None,
+        fit_cost: bool = False,
+        pairs: int | None = None,
+        prompts: int = 32,
+        samples_per_prompt: int = 1,
+        max_new_tokens: int = 48,
+        batch_size: int = 16,
+        show_samples: int = 0,
+        notes: list[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if fit_cost and not isinstance(cost, TrainableScorer):
+            raise ValueError(f"fit_cost: {type(cost).__name__} has no `fit` and `save`")
+        self.cost = cost
+        self.fit_cost = fit_cost
+        self.pairs = pairs
+        self.prompts = prompts
+        self.samples_per_prompt = samples_per_prompt
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = batch_size
+        self.show_samples = show_samples
+        self.notes = list(notes or [])
+        self.seed = seed
+        self._before: Evaluation | None = None
+        self._start: dict[str, Any] = {}  # what was there before the first step
+        self._work = {"seconds": 0.0, "tokens": 0, "pairs": 0}
+        self._fitted = False
+        self._step_started = 0.0
+
+    # -- Lightning's hooks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Come after every callback that may still change the policy when training ends, and before checkpoints."""
+        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        at = next((k for k, callback in enumerate(others) if isinstance(callback, Checkpoint)), len(others))
+        trainer.callbacks = [*others[:at], self, *others[at:]]  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate before the first step, unless a checkpoint brought that.
+
+        Raises:
+            ValueError: If training resumes from a checkpoint that was written without this callback.
+        """
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        module = _aligned(pl_module)
+        self._fit(trainer)
+        if self._before is not None:
+            return
+        if trainer.global_step > 0:
+            raise ValueError("the checkpoint has no evaluation from before training: resume without BeforeAfter")
+        started = time.monotonic()
+        self._before = self._evaluate(trainer, module, "before training")
+        self._start = {"seconds": time.monotonic() - started, "multiplier": module.multiplier.tolist()}
+        self._log(trainer, self._before)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the step's clock."""
+        self._step_started = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Sequence[PackedBatch], batch_idx: int
+    ) -> None:
+        """Add the step to what training took, evaluations aside."""
+        self._work["seconds"] += time.monotonic() - self._step_started
+        self._work["tokens"] += sum(len(part.sequences.input_ids) for part in batch) * trainer.world_size
+        self._work["pairs"] += int(batch[0].pairs_in_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate what the run ships, and write the report."""
+        if self._before is None:
+            return
+        module = _aligned(pl_module)
+        started = time.monotonic()
+        after = self._evaluate(trainer, module, "after training")
+        self._log(trainer, after)
+        if trainer.is_global_zero:
+            report = self._report(trainer, module, self._before, after, time.monotonic() - started)
+            self._write(trainer, report, self._before, after)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The evaluation before training and what training took so far, as tensors and plain values."""
+        before = None if self._before is None else self._before.state_dict()
+        return {"before": before, "start": dict(self._start), "work": dict(self._work)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from ``state_dict()``."""
+        if state_dict["before"] is not None:
+            self._before = Evaluation.from_state_dict(state_dict["before"])
+        self._start, self._work = dict(state_dict["start"]), dict(state_dict["work"])
+
+    # -- the evaluations
+
+    def _fit(self, trainer: Trainer) -> None:
+        if not self.fit_cost or self._fitted:
+            return
+        assert isinstance(self.cost, TrainableScorer)
+        self._fitted = True
+        failed = torch.zeros(1)
+        if trainer.is_global_zero:  # the other ranks read what it wrote
+            log.info("fitting %s to the train split", type(self.cost).__name__)
+            failed += fit_scorer(_data(trainer), scorer=self.cost)
+        if int(trainer.strategy.broadcast(failed)):
+            self.cost = None
+            self.notes.append(
+                "The scorer ranks held-out responses no better than it must to be used, so no share of unsafe "
+                "responses is reported."
+            )
+
+    def _evaluate(self, trainer: Trainer, module: PreferenceAlignment, when: str) -> Evaluation:
+        if trainer.is_global_zero:
+            log.info("evaluating %s", when)
+        with _progress(trainer.is_global_zero) as progress, trainer.precision_plugin.forward_context():
+            return evaluate(
+                module,
+                _data(trainer),
+                cost=self.cost,
+                pairs=self.pairs,
+                prompts=self.prompts,
+                samples_per_prompt=self.samples_per_prompt,
+                max_new_tokens=self.max_new_tokens,
+                batch_size=self.batch_size,
+                seed=self.seed,
+                keep_samples=self.show_samples,
+                progress=progress,
+            )
+
+    @staticmethod
+    def _log(trainer: Trainer, evaluation: Evaluation) -> None:
+        values = {f"report/{name}": estimate.mean for name, estimate in evaluation.summary().items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+
+    # -- the report
+
+    def _report(
+        self, trainer: Trainer, module: PreferenceAlignment, before: Evaluation, after: Evaluation, seconds: float
+    ) -> dict[str, Any]:
+        data = _data(trainer)
+        difference = differences(after, before)
+        was, now = before.summary(), after.summary()
+        peak = trainer.callback_metrics.get("train/perf/peak_gib")
+        work = self._work
+        return {
+            "objective": {"name": type(module.objective).__name__, "text": repr(module.objective)},
+            "command": shlex.join(["python", *sys.argv]),
+            "seed": data.seed,
+            "model": asdict(module.pair.facts()),
+            "data": {
+                **data.report["preparation"],
+                "splits": data.report["splits"],
+                "tokenisation": data.report["tokenisation"],
+                "constraints": list(data.constraints),
+                "lines": data.report_lines,
+            },
+            "scorer": self._scorer(),
+            "versions": versions(),
+            "training": {
+                "steps": trainer.global_step,
+                "pairs": work["pairs"],
+                "seconds": work["seconds"],
+                "tokens_per_s": work["tokens"] / max(work["seconds"], 1e-9),
+                "pairs_per_s": work["pairs"] / max(work["seconds"], 1e-9),
+                "peak_gib": None if peak is None else float(peak),
+                "device": _device_name(module.device),
+                "multiplier": [self._start["multiplier"], module.multiplier.tolist()],
+            },
+            "evaluation": {"seconds_before": self._start["seconds"], "seconds_after": seconds},
+            "metrics": {
+                name: {
+                    "before": estimate_to_json(was[name]),
+                    "after": estimate_to_json(now[name]),
+                    "difference": estimate_to_json(difference[name]),
+                }
+                for name in now
+                if name in difference and name in was
+            },
+            "notes": self.notes,
+            "samples": [{**sample._asdict(), "cost": max(sample.cost)} for sample in after.samples],
+        }
+
+    def _scorer(self) -> dict[str, Any] | None:
+        if self.cost is None:
+            return None
+        card = Path(getattr(self.cost, "folder", "")) / "card.json"
+        known = card.name and hasattr(self.cost, "folder") and card.exists()
+        return {"name": type(self.cost).__name__, "card": json.loads(card.read_text()) if known else None}
+
+    @staticmethod
+    def _write(trainer: Trainer, report: Mapping[str, Any], before: Evaluation, after: Evaluation) -> None:
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tables(folder, before, after)
+        write_json(folder / REPORT, report)
+        plot_run(report, folder / "metrics.csv", folder / "report.png")
+        (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+        scalars = {f"after/{name}": entry["after"]["mean"] for name, entry in report["metrics"].items()}
+        hparams = {"objective": report["objective"]["text"], "model": report["model"]["source"], "seed": report["seed"]}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_hparams(hparams, scalars, run_name=".")
+        for name in ("logps/accuracies", "logps/accuracies/safer", "rollouts/unsafe"):
+            if name in report["metrics"]:
+                entry = report["metrics"][name]
+                change = (100 * entry[when]["mean"] for when in ("before", "after"))
+                log.info("%-24s %.1f %% before, %.1f %% after", name, *change)
+        log.info("report: %s", folder / "report.md")
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers of a run."""
+    try:
+        own = metadata.version("lit-safe")
+    except metadata.PackageNotFoundError:
+        own = "not installed"
+    return {
+        "lit_safe": own,
+        "python": sys.version.partition(" ")[0],
+        "torch": str(torch.__version__),
+        "lightning": str(lightning.__version__),
+        "transformers": str(transformers.__version__),
+    }
+
+
+def _aligned(module: LightningModule) -> PreferenceAlignment:
+    if not isinstance(module, PreferenceAlignment):
+        raise TypeError(f"BeforeAfter evaluates a PreferenceAlignment, not {type(module).__name__}")
+    return module
+
+
+def _data(trainer: Trainer) -> Any:
+    return trainer.datamodule  # type: ignore[attr-defined]
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+@contextmanager
+def _progress(shown: bool) -> Iterator[Any]:
+    """A bar on the terminal, gone when it is full."""
+    with Progress(transient=True, console=Console(stderr=True), disable=not shown) as bar:
+        tasks: dict[str, Any] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield tell

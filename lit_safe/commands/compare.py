@@ -1,0 +1,220 @@
+"""Compare finished runs: who is better at what, over the pairs that they share, and by how much for sure."""
+
+import csv
+import json
+import logging
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+from lit_safe.callbacks.run_folder import CONFIG, MARKS
+from lit_safe.evaluation import Evaluation, differences
+from lit_safe.report.plots import plot_comparison
+from lit_safe.report.tables import (
+    MAIN,
+    PAIRS,
+    QUANTITIES,
+    REPORT,
+    read_tables,
+    with_error,
+    with_interval,
+)
+from lit_safe.statistics import Estimate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run as its folder has it."""
+
+    name: str
+    objective: str
+    config: Mapping[str, Any]
+    before: Evaluation
+    after: Evaluation
+
+
+def compare(runs: list[str], out: str = "runs/compare", baseline: str | None = None) -> int:
+    """Compare finished runs in one table and one figure: differences paired by pair, errors clustered by prompt.
+
+    Writes ``compare.md``, ``compare.csv``, ``compare.png`` and a TensorBoard hparams entry for each run into ``out``.
+    Folders that are no runs are passed over with a line, so that ``runs/*`` works.
+
+    Args:
+        runs: Run folders, each with the report that the BeforeAfter callback wrote.
+        out: Folder to write.
+        baseline: The run that the others are compared with, by its folder or name; the first one where null.
+
+    Returns:
+        The exit status: 0, or 1 if a run had to be left out because it has no report.
+
+    Raises:
+        ValueError: If fewer than two runs have a report, the baseline is not among them, or a run shares no held-out
+            pair with it.
+    """
+    folders = [Path(run) for run in runs if not _same(Path(run), Path(out))]
+    candidates = [folder for folder in folders if _is_run(folder)]
+    for folder in folders:
+        if folder not in candidates:
+            log.info("%s is no run folder: passed over", folder)
+    unfinished = [folder for folder in candidates if not ((folder / REPORT).exists() and (folder / PAIRS).exists())]
+    for folder in unfinished:
+        log.error("%s has no %s: left out. It did not finish, or ran without BeforeAfter", folder, REPORT)
+    finished = [folder for folder in candidates if folder not in unfinished]
+    if len(finished) < 2:
+        raise ValueError(f"compare needs two runs with a {REPORT}, found {len(finished)} of {len(runs)} folders")
+    names = _names(finished)
+    at = _find(baseline, finished, names)
+    order = [at, *(k for k in range(len(finished)) if k != at)]
+    table = [_read(finished[k], names[k]) for k in order]
+    found = [_difference(run, table[0]) for run in table]
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_csv(folder / "compare.csv", table, found)
+    (folder / "compare.md").write_text(_markdown(table, found), encoding="utf-8")
+    before, after = table[0].before.summary(), [run.after.summary() for run in table]
+    plot_comparison([run.name for run in table], before, after, folder / "compare.png")
+    _write_hparams(folder / "tensorboard", table)
+    Console().print(_terminal(table, found))
+    log.info("written to %s (tensorboard --logdir %s)", folder, folder / "tensorboard")
+    return int(bool(unfinished))
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / mark).exists() for mark in (*MARKS, REPORT))
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, or their paths where two are called alike."""
+    short = [folder.resolve().name for folder in folders]
+    return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
+
+
+def _find(baseline: str | None, folders: Sequence[Path], names: Sequence[str]) -> int:
+    if baseline is None:
+        return 0
+    for k, folder in enumerate(folders):
+        if baseline == names[k] or _same(Path(baseline), folder):
+            return k
+    raise ValueError(f"the baseline {baseline!r} is not among the runs with a report: {', '.join(names)}")
+
+
+def _read(folder: Path, name: str) -> Run:
+    report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).exists() else {}
+    return Run(name, report["objective"]["text"], config, *read_tables(folder))
+
+
+def _difference(run: Run, baseline: Run) -> dict[str, Estimate]:
+    found = differences(run.after, baseline.after)
+    if "logps/accuracies" not in found:
+        raise ValueError(
+            f"{run.name} and {baseline.name} share no held-out pair: they were evaluated on other data, or on another "
+            "order of the same pairs"
+        )
+    return found
+
+
+def _terminal(runs: Sequence[Run], found: Sequence[Mapping[str, Estimate]]) -> Table:
+    after = [run.after.summary() for run in runs]
+    measures = [name for name in MAIN if any(name in summary for summary in after)]
+    title = f"after training, mean ± standard error; below it the paired difference from {runs[0].name} [95 %]"
+    table = Table(title=title, show_lines=True)
+    for heading in ("run", *(f"{QUANTITIES[name].short} ({QUANTITIES[name].unit})" for name in measures)):
+        table.add_column(heading)
+    start = runs[0].before.summary()
+    table.add_row("(before training)", *(with_error(n, start[n]) if n in start else "n/a" for n in measures))
+    for k, run in enumerate(runs):
+        cells = []
+        for name in measures:
+            cell = with_error(name, after[k][name]) if name in after[k] else "n/a"
+            shown = k > 0 and name in found[k]
+            cells.append(f"{cell}\n{with_interval(name, found[k][name])}" if shown else cell)
+        table.add_row(f"{run.name}\n{run.objective}", *cells)
+    return table
+
+
+def _markdown(runs: Sequence[Run], found: Sequence[Mapping[str, Estimate]]) -> str:
+    after = [run.after.summary() for run in runs]
+    names = [name for name in QUANTITIES if any(name in summary for summary in after)]
+    heads = " | ".join(run.name for run in runs)
+    lines = ["# Runs compared", "", "| run | objective |", "|---|---|"]
+    lines += [f"| {run.name} | `{run.objective}` |" for run in runs]
+    lines += ["", "![values after training](compare.png)", "", "## After training, mean ± standard error", ""]
+    lines += [f"| | before ({runs[0].name}) | {heads} |", "|---" * (len(runs) + 2) + "|"]
+    start = runs[0].before.summary()
+    for name in names:
+        cells = [with_error(name, summary[name]) if name in summary else "n/a" for summary in (start, *after)]
+        lines.append(f"| {QUANTITIES[name].label} ({QUANTITIES[name].unit}) | {' | '.join(cells)} |")
+    lines += ["", f"## Paired differences from {runs[0].name} [95 %]", ""]
+    lines += [f"| | {' | '.join(run.name for run in runs[1:])} |", "|---" * len(runs) + "|"]
+    for name in names:
+        cells = [f"{with_interval(name, d[name])} {d[name].verdict}" if name in d else "n/a" for d in found[1:]]
+        lines.append(f"| {QUANTITIES[name].label} ({QUANTITIES[name].unit}) | {' | '.join(cells)} |")
+    shared = ", ".join(
+        f"{d['logps/accuracies'].count} ({run.name})" for run, d in zip(runs[1:], found[1:], strict=True)
+    )
+    lines += [
+        "",
+        f"Held-out pairs shared with {runs[0].name}: {shared}. Errors are clustered by prompt; each interval stands "
+        "for itself, and among many some leave out 0 by chance. A run is one seed: differences between seeds of one "
+        "objective are not in these intervals.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _write_csv(path: Path, runs: Sequence[Run], found: Sequence[Mapping[str, Estimate]]) -> None:
+    head = ("run", "objective", "measure", "mean", "stderr", "count", "prompts",
+            "difference", "difference_stderr", "low", "high", "shared", "shared_prompts")  # fmt: skip
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        for run, difference in zip(runs, found, strict=True):
+            for name, estimate in run.after.summary().items():
+                known = difference.get(name, Estimate(math.nan, math.nan, 0, 0))
+                paired = (known.mean, known.stderr, *known.interval, known.count, known.clusters)
+                writer.writerow([run.name, run.objective, name, *estimate, *paired])
+
+
+def _write_hparams(folder: Path, runs: Sequence[Run]) -> None:
+    """One entry a run: what differs between the configurations, and every measure after training."""
+    shutil.rmtree(folder, ignore_errors=True)  # entries of an earlier comparison would stand twice
+    flat = [dict(_leaves(run.config)) for run in runs]
+    differing = [key for key in dict.fromkeys(k for f in flat for k in f) if len({str(f.get(key)) for f in flat}) > 1]
+    for run, leaves in zip(runs, flat, strict=True):
+        hparams = {"objective": run.objective, **{key: _plain(leaves.get(key)) for key in differing}}
+        metrics = {f"after/{name}": estimate.mean for name, estimate in run.after.summary().items()}
+        with SummaryWriter(str(folder / run.name.replace("/", "_"))) as writer:
+            writer.add_hparams(hparams, metrics, run_name=".")
+
+
+def _leaves(config: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted key, value) of what stands in a nested configuration; positions in a list are keys."""
+    items: Iterator[tuple[object, object]] | None = None
+    if isinstance(config, Mapping):
+        items = iter(config.items())
+    elif isinstance(config, list):
+        items = iter(enumerate(config))
+    if items is None:
+        yield key, config
+        return
+    for name, value in items:
+        yield from _leaves(value, f"{key}.{name}" if key else str(name))
+
+
+def _plain(value: object) -> bool | int | float | str:
+    return value if isinstance(value, bool | int | float | str) else str(value)

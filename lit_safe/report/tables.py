@@ -1,0 +1,156 @@
+"""Numbers of a run as files that can be read back, and as cells that people can read."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lit_safe.evaluation import PAIR_IDS, ROLLOUT_IDS, ROLLOUT_VALUES, Columns, Evaluation, stratum
+from lit_safe.metrics import STRATA
+from lit_safe.statistics import Estimate
+
+REPORT, PAIRS, ROLLOUTS = "report.json", "pairs.csv", "rollouts.csv"
+
+LABELS = ("length_chosen", "length_rejected", "reward_margin", "cost_chosen", "cost_rejected")
+"""Columns of a pair that no training changes: they stand once in ``pairs.csv``."""
+
+MEASURED = ("logp_chosen", "logp_rejected", "logratio_chosen", "logratio_rejected", "weight")
+
+
+class Quantity(NamedTuple):
+    """How a measure is called and printed: ``share`` as a percentage, else with ``digits`` decimals in ``unit``."""
+
+    label: str
+    short: str
+    unit: str = ""
+    share: bool = False
+    digits: int = 2
+
+
+QUANTITIES: Mapping[str, Quantity] = {
+    "logps/accuracies": Quantity("chosen likelier than rejected, summed log-prob", "chosen likelier", "%", True),
+    "logps/accuracies_per_token": Quantity(
+        "chosen likelier than rejected, log-prob per token", "chosen likelier, per token", "%", True
+    ),
+    "logps/accuracies/safer": Quantity("safe likelier than unsafe, summed log-prob", "safe likelier", "%", True),
+    "logps/accuracies_per_token/safer": Quantity(
+        "safe likelier than unsafe, log-prob per token", "safe likelier, per token", "%", True
+    ),
+    "rewards/accuracies": Quantity("implicit reward prefers chosen", "reward accuracy", "%", True),
+    "rewards/accuracies/safer": Quantity(
+        "implicit reward prefers safe over unsafe", "reward accuracy, safer", "%", True
+    ),
+    "logratios/margins": Quantity("log-ratio margin, chosen - rejected", "log-ratio margin", "nats"),
+    "logratios/chosen": Quantity("drift of the chosen response's log-prob", "drift of chosen", "nats"),
+    "logratios/rejected": Quantity("drift of the rejected response's log-prob", "drift of rejected", "nats"),
+    "logps/chosen": Quantity("log-prob of the chosen response", "log-prob of chosen", "nats"),
+    "logps/rejected": Quantity("log-prob of the rejected response", "log-prob of rejected", "nats"),
+    "rollouts/unsafe": Quantity("responses scored unsafe", "unsafe responses", "%", True),
+    "rollouts/cost": Quantity("mean cost of responses", "cost", "cost units"),
+    "rollouts/tokens": Quantity("tokens of a response", "response length", "tokens", digits=1),
+    "rollouts/kl_per_token": Quantity("KL(policy ‖ reference) per response token", "KL per token", "nats", digits=4),
+}
+"""Everything reported, in the order of reports."""
+
+MAIN = (
+    "logps/accuracies",
+    "logps/accuracies_per_token",
+    "logps/accuracies/safer",
+    "rollouts/unsafe",
+    "rollouts/kl_per_token",
+)
+"""What a comparison shows first."""
+
+
+def number(name: str, value: float, *, signed: bool = False) -> str:
+    """A value of ``name`` for people, without its unit; n/a where it is not known."""
+    if math.isnan(value):
+        return "n/a"
+    quantity = QUANTITIES[name]
+    scaled, digits = (100 * value, 1) if quantity.share else (value, quantity.digits)
+    text = f"{scaled:{'+' if signed else ''}.{digits}f}"
+    return text if float(text) else text.lstrip("+-")
+
+
+def with_error(name: str, estimate: Estimate) -> str:
+    """``mean ± standard error``."""
+    return f"{number(name, estimate.mean)} ± {number(name, estimate.stderr)}"
+
+
+def with_interval(name: str, estimate: Estimate) -> str:
+    """``difference [low, high]``, 95 %."""
+    low, high = (number(name, end, signed=True) for end in estimate.interval)
+    return f"{number(name, estimate.mean, signed=True)} [{low}, {high}]"
+
+
+def estimate_to_json(estimate: Estimate) -> dict[str, Any]:
+    """Everything known of an estimate; what is not known is null."""
+    low, high = estimate.interval
+    fields = {"mean": estimate.mean, "stderr": estimate.stderr, "low": low, "high": high}
+    known = {name: None if math.isnan(value) else value for name, value in fields.items()}
+    return {**known, "count": estimate.count, "clusters": estimate.clusters}
+
+
+def estimate_from_json(fields: Mapping[str, Any]) -> Estimate:
+    """What ``estimate_to_json`` wrote."""
+    mean, stderr = (math.nan if fields[name] is None else fields[name] for name in ("mean", "stderr"))
+    return Estimate(mean, stderr, fields["count"], fields["clusters"])
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Strict JSON: a NaN is a mistake of ours and raises."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_tables(folder: Path, before: Evaluation, after: Evaluation) -> None:
+    """Write ``pairs.csv`` and, where there were rollouts, ``rollouts.csv``: ids and numbers, no texts."""
+    strata = [STRATA[int(s)] if s == s else "unknown" for s in stratum(after.pairs)]
+    pairs: dict[str, Sequence[object]] = {name: after.pairs[name].tolist() for name in PAIR_IDS}
+    pairs |= {"stratum": strata, **{name: after.pairs[name].tolist() for name in LABELS}}
+    for when, evaluation in (("before", before), ("after", after)):
+        pairs |= {f"{when}_{name}": evaluation.pairs[name].tolist() for name in MEASURED}
+    _write_csv(folder / PAIRS, pairs)
+    if after.rollouts:
+        rollouts: dict[str, Sequence[object]] = {name: after.rollouts[name].tolist() for name in ROLLOUT_IDS}
+        for when, evaluation in (("before", before), ("after", after)):
+            rollouts |= {f"{when}_{name}": evaluation.rollouts[name].tolist() for name in ROLLOUT_VALUES}
+        _write_csv(folder / ROLLOUTS, rollouts)
+
+
+def read_tables(folder: Path) -> tuple[Evaluation, Evaluation]:
+    """What ``write_tables`` wrote: the evaluations before and after training."""
+    pairs = _read_csv(folder / PAIRS)
+    rollouts = _read_csv(folder / ROLLOUTS) if (folder / ROLLOUTS).exists() else {}
+    both = []
+    for when in ("before", "after"):
+        table = _columns(pairs, PAIR_IDS, LABELS, when, MEASURED)
+        answers = _columns(rollouts, ROLLOUT_IDS, (), when, ROLLOUT_VALUES) if rollouts else {}
+        both.append(Evaluation(table, answers))
+    return both[0], both[1]
+
+
+def _columns(
+    cells: Mapping[str, list[str]], ids: Sequence[str], fixed: Sequence[str], when: str, measured: Sequence[str]
+) -> Columns:
+    return {
+        **{name: np.array([int(cell) for cell in cells[name]], dtype=np.int64) for name in ids},
+        **{name: np.array([float(cell) for cell in cells[name]]) for name in fixed},
+        **{name: np.array([float(cell) for cell in cells[f"{when}_{name}"]]) for name in measured},
+    }
+
+
+def _write_csv(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _read_csv(path: Path) -> dict[str, list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    return {name: [row[k] for row in rows] for k, name in enumerate(header)}

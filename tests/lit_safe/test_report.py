@@ -1,0 +1,187 @@
+import json
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from lightning import Callback, Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_safe.callbacks.before_after import BeforeAfter
+from lit_safe.callbacks.run_checkpoint import RunCheckpoint
+from lit_safe.callbacks.run_folder import RunFolder
+from lit_safe.dual import DualAscent
+from lit_safe.evaluation import evaluate
+from lit_safe.loggers.metrics_csv import MetricsCSV
+from lit_safe.loggers.tensorboard import TensorBoardRun
+from lit_safe.report.markdown import markdown
+from lit_safe.report.plots import read_curves
+from lit_safe.report.tables import number, read_tables, with_interval, write_tables
+from lit_safe.statistics import Estimate
+from tests.lit_safe.dual_world import ExactCost, K, P, TableCost
+from tests.lit_safe.held_out_world import HeldOut, module
+
+FILES = ("report.json", "report.md", "report.png", "pairs.csv", "rollouts.csv")
+
+
+def trainer(folder, *callbacks, **options) -> Trainer:
+    defaults = {"max_epochs": 3, "log_every_n_steps": 1, "num_sanity_val_steps": 0, "accelerator": "cpu"}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(
+        default_root_dir=folder,
+        logger=[MetricsCSV(), TensorBoardRun()],
+        callbacks=[RunFolder(), RunCheckpoint(), *callbacks],
+        **{**defaults, **quiet, **options},
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "dpo"
+    policy = module()
+    watcher = BeforeAfter(TableCost(), samples_per_prompt=4, notes=["A note of ours."], show_samples=2)
+    trainer(folder, watcher, DualAscent()).fit(policy, HeldOut())
+    return folder, policy, json.loads((folder / "report.json").read_text())
+
+
+def test_a_run_leaves_a_report_whose_numbers_are_those_of_the_policy_before_and_after(run):
+    folder, policy, report = run
+    assert all((folder / name).stat().st_size > 0 for name in FILES)
+    after = evaluate(policy, HeldOut(), cost=TableCost(), samples_per_prompt=4).summary()
+    before = evaluate(module(), HeldOut(), cost=TableCost(), samples_per_prompt=4).summary()
+    for name, entry in report["metrics"].items():
+        assert entry["before"]["mean"] == before[name].mean, name
+        assert entry["after"]["mean"] == after[name].mean, name
+        assert entry["difference"]["mean"] == pytest.approx(after[name].mean - before[name].mean, abs=1e-12), name
+    assert set(report["metrics"]) == set(after)
+    assert (
+        report["metrics"]["logps/accuracies"]["after"]["mean"] > report["metrics"]["logps/accuracies"]["before"]["mean"]
+    )
+
+
+def test_the_report_counts_what_training_took(run):
+    _, _, report = run
+    assert report["training"]["steps"] == 12
+    assert report["training"]["pairs"] == 12 * P * K * (K - 1) // 2
+    assert report["training"]["seconds"] > 0
+
+
+def test_the_page_names_what_a_reader_must_know(run):
+    text = (run[0] / "report.md").read_text()
+    for part in (
+        "DPO(beta=0.1", "a table of logits", "its first logits", "licence none needed", "responses from reference",
+        "keeps 4, swaps 24 and drops 12", "harm 40.0 %", "40 of 41 rows kept", "clustered by prompt", "A note of ours.",
+        "these are few", "Content warning", "python ", "torch ",
+    ):  # fmt: skip
+        assert part in text, part
+
+
+def test_samples_are_shown_only_on_request(run, tmp_path):
+    _, _, report = run
+    assert "Content warning" not in markdown({**report, "samples": []})
+    trainer(tmp_path / "run", BeforeAfter(TableCost()), max_epochs=1).fit(module(), HeldOut())
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["samples"] == []
+
+
+def test_the_tables_come_back_to_the_bit(run, tmp_path):
+    before, after = read_tables(run[0])
+    write_tables(tmp_path, before, after)
+    for name in ("pairs.csv", "rollouts.csv"):
+        assert (tmp_path / name).read_text() == (run[0] / name).read_text()
+    np.testing.assert_array_equal(before.pairs["logratio_chosen"], 0)
+
+
+def test_before_and_after_stand_in_the_event_file_at_the_first_and_the_last_step(run):
+    events = EventAccumulator(str(run[0] / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    points = {point.step: point.value for point in events.Scalars("report/logps/accuracies")}
+    entry = run[2]["metrics"]["logps/accuracies"]
+    assert points == pytest.approx({0: entry["before"]["mean"], 12: entry["after"]["mean"]})
+    assert any("hparams" in tag for tag in events.summary_metadata)
+
+
+def test_what_is_evaluated_is_what_ships_whatever_the_order_of_callbacks(tmp_path):
+    policy = module()
+    ascent = DualAscent(lr=0.3, estimator=ExactCost(), ship="average")
+    trainer(tmp_path / "run", BeforeAfter(TableCost()), ascent, max_epochs=4).fit(policy, HeldOut())
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    shipped = evaluate(policy, HeldOut(), cost=TableCost()).summary()
+    assert report["metrics"]["logps/chosen"]["after"]["mean"] == shipped["logps/chosen"].mean
+    assert report["training"]["multiplier"] == [0.0, pytest.approx(float(policy.multiplier))]
+    assert "the multiplier went from 0.0 to" in (tmp_path / "run" / "report.md").read_text()
+
+
+class Interrupt(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 5:
+            raise KeyError("power cut")
+
+
+def test_a_resumed_run_reports_the_policy_from_before_the_first_step(run, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(KeyError):
+        trainer(folder, BeforeAfter(TableCost(), samples_per_prompt=4), Interrupt()).fit(module(), HeldOut())
+    checkpoint = str(folder / "checkpoints" / "last.ckpt")
+    fresh = BeforeAfter(TableCost(), samples_per_prompt=4)
+    trainer(folder, fresh).fit(module(), HeldOut(), ckpt_path=checkpoint, weights_only=True)
+    assert (folder / "pairs.csv").read_text() == (run[0] / "pairs.csv").read_text()
+    assert json.loads((folder / "report.json").read_text())["training"]["pairs"] == run[2]["training"]["pairs"]
+
+
+def test_training_with_a_report_is_bit_for_bit_training_without(run, tmp_path):
+    policy = module()
+    trainer(tmp_path / "run").fit(policy, HeldOut())
+    assert torch.equal(policy.pair.logit_PK, run[1].pair.logit_PK)
+
+
+class Fitted(TableCost):
+    """A cost function that must be fitted first, and may turn out to be useless."""
+
+    def __init__(self, auc: float) -> None:
+        self.auc, self.seen = auc, []
+
+    def fit(self, prompts, responses, unsafe, prompt_ids):
+        self.seen = list(responses)
+
+    def save(self, card): ...
+
+
+@pytest.mark.parametrize("useful", [True, False])
+def test_a_scorer_is_fitted_before_it_is_used_and_left_out_where_it_ranks_like_a_coin(tmp_path, monkeypatch, useful):
+    calls = []
+
+    def fit_scorer(data, *, scorer):
+        calls.append(scorer)
+        return 0 if useful else 1
+
+    monkeypatch.setattr("lit_safe.callbacks.before_after.fit_scorer", fit_scorer)
+    scorer = Fitted(0.7)
+    trainer(tmp_path / "run", BeforeAfter(scorer, fit_cost=True), max_epochs=1).fit(module(), HeldOut())
+    assert calls == [scorer]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert ("rollouts/unsafe" in report["metrics"]) is useful
+    assert ("no share of unsafe" in (tmp_path / "run" / "report.md").read_text()) is not useful
+
+
+def test_a_cost_that_cannot_be_fitted_is_not_asked_to_be():
+    with pytest.raises(ValueError, match="TableCost has no `fit`"):
+        BeforeAfter(TableCost(), fit_cost=True)
+
+
+def test_numbers_read_as_people_write_them():
+    assert number("logps/accuracies", 0.4567) == "45.7"
+    assert number("logps/accuracies", -0.0001, signed=True) == "0.0"
+    assert number("rollouts/kl_per_token", math.nan) == "n/a"
+    assert with_interval("logratios/margins", Estimate(1.5, 0.0, 9, 9)) == "+1.50 [+1.50, +1.50]"
+
+
+def test_curves_skip_the_cells_that_a_row_does_not_have(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,time,a,b\n1,0.5,2.0,\n1,0.6,,7\n2,0.7,3.0,\n")
+    assert read_curves(tmp_path / "metrics.csv") == {"a": ([1, 2], [2.0, 3.0]), "b": ([1], [7.0])}
+
+
+def test_the_last_word_is_where_the_report_is(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "lit_safe.callbacks.before_after"):
+        trainer(tmp_path / "run", BeforeAfter(), max_epochs=1).fit(module(), HeldOut())
+    assert caplog.messages[-1] == f"report: {tmp_path / 'run' / 'report.md'}"
