@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lit_safe.averaging import IterateAverage
 from lit_safe.costs import CostEstimator
+from lit_safe.costs.quiet import gather
 from lit_safe.module import PreferenceAlignment
 from lit_safe.types import CostEstimate, ScoredResponse
 
@@ -335,12 +336,9 @@ def _named(tag: str, value: Tensor, trainer: Trainer) -> dict[str, float]:
 
 def _agree(multiplier: Tensor, module: PreferenceAlignment) -> None:
     """Refuse to go on if ranks computed different multipliers."""
-    if module.trainer.world_size == 1:
-        return
-    gathered = module.all_gather(multiplier.to(module.device))
-    assert isinstance(gathered, Tensor)
-    if not bool((gathered == gathered[0]).all()):
-        raise RuntimeError(f"ranks disagree on the multiplier: {gathered.tolist()}")
+    ranks = gather(multiplier[None], module.device)
+    if not bool((ranks == ranks[0]).all()):
+        raise RuntimeError(f"ranks disagree on the multiplier: {ranks.tolist()}")
 
 
 def _show(trainer: Trainer, samples: tuple[ScoredResponse, ...]) -> None:

@@ -15,13 +15,15 @@ class Aligned(Protocol):
 class HeldOut(Protocol):
     """What an estimator knows of the data: rows and prompts that no policy is trained on."""
 
-    responses_from: set[ResponsesFrom]
+    @property
+    def responses_from(self) -> set[ResponsesFrom]:
+        """Who wrote the responses of the dual split."""
 
     def prompts(self, split: str) -> Sequence[Prompt]:
         """The prompts of a split, each once."""
 
     def dual_pairs(self) -> Iterable[PackedBatch]:
-        """The labelled pairs of the dual split, all of them on every rank."""
+        """This rank's share of the dual split's labelled pairs; every rank has as many batches of as many rows."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""

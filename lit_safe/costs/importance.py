@@ -4,11 +4,12 @@ Letters: B pairs, N = 2B responses of a batch, n responses of the split, C const
 """
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from lit_safe.costs import Aligned, HeldOut
-from lit_safe.costs.clusters import weighted_mean
-from lit_safe.costs.quiet import device_of, merge, quiet, rank_and_world
+from lit_safe.costs.mean import mean_cost
+from lit_safe.costs.quiet import device_of, gather, quiet, rank_and_world
 from lit_safe.hashing import hash64
 from lit_safe.types import CostEstimate, PackedBatch
 
@@ -44,20 +45,15 @@ class ImportanceCost:
                 f"{sorted(data.responses_from)}: the weights would correct for the wrong distribution. Use rollout"
             )
         device = device_of(module)
-        rank, world = rank_and_world()
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        with quiet(module, hash64("importance-pass", rank)):
-            for turn, batch in enumerate(data.dual_pairs()):
-                logratio_N = (
-                    self._logratio(module, batch, device)
-                    if turn % world == rank
-                    else torch.zeros(2 * len(batch.pair_id), dtype=torch.float64)
-                )
-                parts.append(self._present(batch, logratio_N))
+        parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        with quiet(module, hash64("importance-pass", rank_and_world()[0])):
+            for batch in data.dual_pairs():
+                parts.append(self._rows(module, batch, device))
         if not parts:
-            raise ValueError("the dual split has no pairs")
-        logratio_n, cost, prompt_n = (torch.cat(column) for column in zip(*parts, strict=True))
-        logratio_n = merge(logratio_n, device)
+            raise ValueError("the dual split has no pairs: add data")
+        logratio_n, cost, prompt_n, present_n = (gather(torch.cat(part), device) for part in zip(*parts, strict=True))
+        present_n = present_n.bool()  # gathered as numbers
+        logratio_n, cost, prompt_n = logratio_n[present_n], cost[present_n], prompt_n[present_n]
         weight_n = (logratio_n - logratio_n.logsumexp(0)).exp()
         effective = float(1 / weight_n.square().sum())
         if not effective >= self.minimum_effective:
@@ -65,29 +61,25 @@ class ImportanceCost:
                 f"effective sample size {effective:.1f} of {len(weight_n)} responses is below "
                 f"{self.minimum_effective}: the policy has left these responses behind. Use rollout"
             )
-        mean, stderr = weighted_mean(cost, weight_n, prompt_n)
+        mean, stderr = mean_cost(cost, weight_n, prompt_n)
         unsafe_n = (cost > 0).reshape(len(cost), -1).any(-1)
         return CostEstimate(mean, stderr, len(weight_n), (weight_n * unsafe_n).sum(), effective)
 
     @staticmethod
-    def _logratio(module: Aligned, batch: PackedBatch, device: torch.device) -> Tensor:
-        sequences = type(batch.sequences)(*(field.to(device) for field in batch.sequences))
-        policy_N = module.pair.policy_logp(sequences).cpu().double()
-        if batch.reference_logp is None:
-            return policy_N - module.pair.reference_logp(sequences).cpu().double()
-        return policy_N - _interleave(batch.reference_logp.chosen, batch.reference_logp.rejected).cpu().double()
-
-    @staticmethod
-    def _present(batch: PackedBatch, logratio_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-ratio, cost and prompt id of the true responses of a batch."""
+    def _rows(module: Aligned, batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Log-ratio [N] in nats, cost [N] or [N, C], prompt id [N] and presence [N] (0 or 1) of a batch's responses."""
+        sequences = move_data_to_device(batch.sequences, device)
+        policy_N = module.pair.policy_logp(sequences)
+        reference = batch.reference_logp
+        reference_N = module.pair.reference_logp(sequences) if reference is None else _interleave(*reference)
         present_N = batch.present.cpu().repeat_interleave(2)
-        cost = _interleave(batch.label.cost.chosen, batch.label.cost.rejected).cpu().double()
-        wrong_N = present_N & ~cost.isfinite().reshape(len(cost), -1).all(-1)
-        if wrong_N.any():
-            pair = int(batch.pair_id[int(wrong_N.nonzero()[0]) // 2])
-            raise ValueError(f"pair {pair} of the dual split has no finite cost")
-        prompt_N = batch.prompt_id.cpu().repeat_interleave(2)
-        return logratio_N[present_N], cost[present_N], prompt_N[present_N]
+        cost = _interleave(*batch.label.cost).cpu().double()
+        unknown_N = present_N & ~cost.isfinite().reshape(len(cost), -1).all(-1)
+        if unknown_N.any():
+            pair = int(batch.pair_id[int(unknown_N.nonzero()[0]) // 2])
+            raise ValueError(f"pair {pair} of the dual split has a response without a finite cost")
+        logratio_N = policy_N.cpu().double() - reference_N.cpu().double()
+        return logratio_N, cost, batch.prompt_id.cpu().repeat_interleave(2), present_N.long()
 
 
 def _interleave(chosen: Tensor, rejected: Tensor) -> Tensor:

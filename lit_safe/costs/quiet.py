@@ -42,6 +42,17 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
+def gather(rows: Tensor, device: torch.device) -> Tensor:
+    """The rows [n, ...] of all ranks, rank by rank, alike everywhere; each rank brings as many."""
+    world = rank_and_world()[1]
+    if world == 1:
+        return rows
+    own = rows.to(device)
+    parts = [torch.empty_like(own) for _ in range(world)]
+    dist.all_gather(parts, own)
+    return torch.cat(parts).to(rows.device)
+
+
 def merge(rows: Tensor, device: torch.device) -> Tensor:
     """Rows that ranks filled in turn, zero where another rank's turn was: all of them, alike to the bit everywhere."""
     if rank_and_world()[1] == 1:

@@ -1,10 +1,11 @@
 """E[cost] from fresh responses of the current policy: the expectation that C-DPO's dual step is defined by."""
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from lit_safe.costs import Aligned, HeldOut
-from lit_safe.costs.clusters import weighted_mean
+from lit_safe.costs.mean import mean_cost
 from lit_safe.costs.quiet import device_of, merge, quiet, rank_and_world
 from lit_safe.hashing import hash64, uniforms
 from lit_safe.sequences import pack_sequences
@@ -93,7 +94,7 @@ class RolloutCost:
         kl, logp, tokens = self._shared(torch.cat(drifts), own, len(jobs), device).sum(0).tolist()
         prompt_n = torch.tensor([prompt.prompt_id for prompt, _ in jobs])
         one_n = torch.ones(len(jobs), dtype=torch.float64)
-        mean, stderr = weighted_mean(cost, one_n, prompt_n)
+        mean, stderr = mean_cost(cost, one_n, prompt_n)
         unsafe_n = (cost > 0).reshape(len(jobs), -1).any(-1)
         return CostEstimate(
             mean,
@@ -114,8 +115,8 @@ class RolloutCost:
         prompts = sorted(
             data.prompts("dual"), key=lambda p: (hash64("rollout-prompt", seed, draw, p.prompt_id), p.prompt_id)
         )
-        if len(prompts) < 2:
-            raise ValueError(f"the dual split has {len(prompts)} prompts, a standard error needs two: add data")
+        if not prompts:
+            raise ValueError("the dual split has no prompts: add data")
         return prompts[: self.prompts]
 
     def _batch(
@@ -137,9 +138,7 @@ class RolloutCost:
             raise ValueError(
                 f"the cost function returned {cost[first].tolist()} for a response to prompt {prompts[first].prompt_id}"
             )
-        device = device_of(module)
-        sequences = pack_sequences([p.ids for p in prompts], responses)
-        sequences = type(sequences)(*(field.to(device) for field in sequences))
+        sequences = move_data_to_device(pack_sequences([p.ids for p in prompts], responses), device_of(module))
         drift = torch.stack(
             [
                 module.pair.token_kl(sequences).cpu().double(),

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lit_safe.hashing import uniforms
 from lit_safe.sequences import pack_sequences
-from lit_safe.types import IGNORE, Annotation, PackedBatch, PackedSequences, Pair, Prompt
+from lit_safe.types import IGNORE, Annotation, CostEstimate, PackedBatch, PackedSequences, Pair, Prompt
 
 P, K = 4, 5
 REWARD = torch.tensor([2.0, 1.5, 0.5, 0.0, -0.5]) + uniforms(P * K, "reward").view(P, K)  # helpful is unsafe
@@ -83,9 +83,10 @@ def objective_value(logp_PK: Tensor, multiplier: float) -> float:
     return float((logp_PK.exp() * (REWARD - multiplier * COST - BETA * gap)).sum(-1).mean())
 
 
-def all_pairs(costs_PKC: Tensor = COST) -> PackedBatch:
-    """Every pair of responses to every prompt, the more helpful one chosen, as one batch."""
-    triples = [(p, *sorted(pair, key=lambda k: -REWARD[p, k])) for p in range(P) for pair in combinations(range(K), 2)]
+def all_pairs(costs_PKC: Tensor = COST, rank: int = 0, world: int = 1) -> PackedBatch:
+    """A rank's share of all pairs of responses to every prompt, the more helpful one chosen, as one batch."""
+    every = [(p, *sorted(pair, key=lambda k: -REWARD[p, k])) for p in range(P) for pair in combinations(range(K), 2)]
+    triples = every[rank::world]
     p, y, z = torch.tensor(triples).T
     both = [[P + int(k)] for _, *pair in triples for k in pair]
     one_B = torch.ones(len(triples), dtype=torch.int64)
@@ -98,14 +99,23 @@ def all_pairs(costs_PKC: Tensor = COST) -> PackedBatch:
         p,
         Pair(one_B, one_B),
         one_B.bool(),
-        one_B.sum(),
+        torch.tensor(len(every)),
     )
+
+
+class Steps(list[Any]):
+    """Items of an epoch, all alike: a loader that goes on from anywhere, which Lightning asks it to say."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Toy(LightningDataModule):
     """``steps`` times all pairs an epoch."""
 
-    responses_from = frozenset({"people"})
+    responses_from = frozenset({"reference"})
 
     def __init__(self, steps: int = 4, costs_PKC: Tensor = COST, constraints: tuple[str, ...] = ("harm",)) -> None:
         super().__init__()
@@ -113,8 +123,9 @@ class Toy(LightningDataModule):
 
     def require(self, needs: Any) -> None: ...
 
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader([[all_pairs(self.costs_PKC)]] * self.steps, batch_size=None)
+    def train_dataloader(self) -> Steps:
+        own = all_pairs(self.costs_PKC, self.trainer.global_rank, self.trainer.world_size)
+        return Steps([[own]] * self.steps)
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader([all_pairs(self.costs_PKC)], batch_size=None)
@@ -145,8 +156,6 @@ class ExactCost:
         self.epochs: list[int] = []
 
     def __call__(self, module: Any, data: Any, *, seed: int, epoch: int) -> Any:
-        from lit_safe.types import CostEstimate
-
         self.epochs.append(epoch)
         mean = torch.tensor([module.pair.expected(cost) for cost in self.costs], dtype=torch.float64)
         mean = mean if len(self.costs) > 1 else mean[0]
