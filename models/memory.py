@@ -3,27 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from torch import nn
 
+from lit_safe.types import MemoryEstimate
 from models.backbone import Backbone
-
-
-class MemoryEstimate(NamedTuple):
-    """Bytes. The first four are exact for AdamW without a precision plugin; the last two are rough upper bounds."""
-
-    weights: int
-    reference: int  # what is not shared with the policy
-    gradients: int
-    optimizer: int  # two moments for each trainable number
-    activations: int
-    logits: int
-
-    @property
-    def total(self) -> int:
-        """Their sum: the peak to expect."""
-        return sum(self)
 
 
 def memory_estimate(

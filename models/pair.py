@@ -13,11 +13,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from lit_safe.types import ModelFacts, PackedSequences
+from lit_safe.types import MemoryEstimate, ModelFacts, PackedSequences
 from models.adaptation import Adaptation, Full
 from models.backbone import Backbone, Layout, no_dropout
 from models.export import save_pretrained
-from models.memory import MemoryEstimate, memory_estimate
+from models.memory import memory_estimate
 from models.reference import FrozenCopy, OpenReference, Reference
 from models.sampling import generate
 from models.sources import ModelSource

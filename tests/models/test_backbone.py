@@ -42,7 +42,7 @@ def test_an_architecture_that_cannot_tell_packed_sequences_apart_is_refused_when
     backbone = Backbone(transformers.BloomForCausalLM(config), layout=layout)
     if layout == "padded":
         return backbone.verify()
-    with pytest.raises(ValueError, match="BloomForCausalLM.*layout 'padded' may work"):
+    with pytest.raises(ValueError, match=r"BloomForCausalLM.*layout 'padded' may work"):
         backbone.verify()
 
 

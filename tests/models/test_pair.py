@@ -39,9 +39,7 @@ def train(pair, sequences, steps=3) -> None:
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
-def test_before_training_policy_and_reference_agree_to_the_bit(
-    kind, layout, architecture, random_source, pack, sequences
-):
+def test_untrained_policy_and_reference_agree_to_the_bit(kind, layout, architecture, random_source, pack, sequences):
     pair = load(random_source(architecture), *kind, layout=layout)
     policy, reference = pair.policy_logp(pack(*sequences)), pair.reference_logp(pack(*sequences))
     assert torch.equal(policy, reference)
