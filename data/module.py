@@ -14,7 +14,7 @@ from data.schema import Annotator, PreferenceRow, Source
 from data.split import Split, assign
 from data.steps import EvalLoader, MicroBatch, StepLoader, ordered
 from data.texts import TextPair, text_pairs
-from data.tokenised import TokenisedData, evaluation_only
+from data.tokenised import MicroBatchSize, TokenisedData, evaluation_only
 from data.tokens import AUTHORS, Int64s, OnBadRow, TokenisedPairs, Tokeniser
 from lit_safe.types import Need, PackedBatch, ResponsesFrom
 
@@ -29,8 +29,8 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
     Args:
         sources: Datasets of pairs.
         annotator: Gives responses their rewards and costs.
-        order: Which response is chosen: the more ``helpful``, the ``safer``, or the more helpful of pairs whose chosen
-            response is safe (``safe_better``).
+        order: Which response is chosen: the more ``helpful``, the ``safer``, the more helpful of pairs whose chosen
+            response is safe (``safe_better``), or the safer where nobody says which helps more (``helpful_or_safer``).
         pairs_per_step: Pairs of one optimizer step over all micro-batches and ranks.
         micro_batch_pairs: Pairs of one forward and backward pass on one rank, at most.
         eval_batch_pairs: Pairs of one forward pass without gradients on one rank.
@@ -143,6 +143,14 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
             return pack_pairs(self.tokenised, index[micro.rows], micro.fillers, len(together), self.seed)
 
         return EvalLoader(self.tokenised.pair_id[index], pack, self.eval_batch_pairs, self.rank)
+
+    @property
+    def largest_micro_batch(self) -> MicroBatchSize:
+        """A bound on what one training forward pass holds: every pair as long as the longest."""
+        pairs = self.tokenised
+        longer = np.maximum(pairs.chosen.sizes, pairs.rejected.sizes)
+        sequences = 2 * self.micro_batch_pairs
+        return MicroBatchSize(sequences * int((pairs.prompt.sizes + longer).max()), sequences * int(longer.max()))
 
     def _tokenise(self, tokeniser: Tokeniser, *, progress: bool) -> tuple[TokenisedPairs, dict[str, Any], list[str]]:
         rows, report = self._prepared()

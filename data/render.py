@@ -53,6 +53,7 @@ class Renderer:
         self._special_texts = sorted(filter(None, texts), key=len, reverse=True)
         self._head = self._own_head()
         self._suffix = self._before_stop = ""
+        self._last: tuple[Conversation, str] | None = None
         if tokenizer.chat_template is not None:
             self._read_template()
 
@@ -63,10 +64,7 @@ class Renderer:
             BadRow: The template refuses the conversation, or the text holds U+E0F0, which is used inside.
             ValueError: A conversation, and the tokenizer has no chat template.
         """
-        if isinstance(prompt, str):
-            ids = self._head + self._encode(self._guard(row, "prompt", prompt))
-        else:
-            ids = self._encode(self._template(row, self._guarded(row, prompt), opened=True))
+        ids = self._head_of(prompt) + self._encode(self._opened(row, prompt))
         if not ids:
             raise BadRow(row, "prompt", "has no tokens")
         return ids
@@ -85,22 +83,21 @@ class Renderer:
             BadRow: The template does not keep the prompt, or ends this turn unlike others, or the response has no
                 tokens or a stop token inside.
         """
-        guarded = self._guard(row, column, text)
+        guarded, start = self._guard(row, column, text), self._opened(row, prompt)
         if isinstance(prompt, str):
-            start, body, head, stop_id = self._guard(row, "prompt", prompt), guarded, self._head, self.eos_id
+            body, stop_id = guarded, self.eos_id
         else:
             messages = self._guarded(row, prompt)
-            start = self._template(row, messages, opened=True)
             whole = self._template(row, [*messages, {"role": "assistant", "content": guarded}], opened=False)
             if not whole.startswith(start):
                 raise BadRow(row, column, "the chat template does not keep the prompt in front of this response")
             if not whole.endswith(self._suffix):
                 raise BadRow(row, column, "the chat template ends this response unlike others")
             body = whole[len(start) : len(whole) - len(self._suffix)] + self._before_stop
-            head, stop_id = [], self.stop_id
+            stop_id = self.stop_id
         # Where tokenising both at once leaves the prompt alone, the rest is what follows it in ordinary text: a
         # tokenizer that puts a space before every text would put one here. Where it merges over the seam, it may not.
-        joint = head + self._encode(start + body)
+        joint = self._head_of(prompt) + self._encode(start + body)
         size = len(prompt_ids)
         ids = joint[size:] if joint[:size] == list(prompt_ids) else self._encode(body)
         if not ids:
@@ -162,6 +159,18 @@ class Renderer:
         except TemplateError as error:
             raise BadRow(row, "prompt", f"the chat template refuses it ({error})") from error
         return str(text)
+
+    def _opened(self, row: str, prompt: Conversation) -> str:
+        """The prompt's guarded text, as rendered, up to the opening of the assistant's turn."""
+        if self._last is None or self._last[0] != prompt:  # a pair asks for its prompt three times
+            if isinstance(prompt, str):
+                self._last = prompt, self._guard(row, "prompt", prompt)
+            else:
+                self._last = prompt, self._template(row, self._guarded(row, prompt), opened=True)
+        return self._last[1]
+
+    def _head_of(self, prompt: Conversation) -> list[int]:
+        return self._head if isinstance(prompt, str) else []
 
     def _guarded(self, row: str, prompt: tuple[Message, ...]) -> list[dict[str, str]]:
         return [{"role": turn.role, "content": self._guard(row, "prompt", turn.content)} for turn in prompt]

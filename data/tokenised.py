@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from lightning import LightningDataModule
@@ -20,6 +20,14 @@ from data.split import Split, prompt_id
 from data.steps import Rank, StepLoader, ordered, position
 from data.tokens import SPLITS, Int64s, OnBadRow, Tokenised, Tokeniser, from_arrays, to_arrays
 from lit_safe.types import Prompt
+
+
+class MicroBatchSize(NamedTuple):
+    """Tokens of a micro-batch, padding included, and how many of them are scored."""
+
+    tokens: int
+    scored: int
+
 
 AnySource = TypeVar("AnySource", bound="Source | SftSource")
 
@@ -49,6 +57,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._tokenised: Tokenised | None = None
         self._facts: dict[str, Any] = {}
+        self._told = False
 
     @abstractmethod
     def _tokenise(self, tokeniser: Tokeniser, *, progress: bool) -> tuple[Tokenised, dict[str, Any], list[str]]:
@@ -99,13 +108,15 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
 
     def prepare_data(self) -> None:
         """On one process of a machine: fill the cache, so that the others only read it."""
-        if self.cache is not None:
+        if self.cache is not None and self._tokenised is None:
             self._load()
 
     def setup(self, stage: str | None = None) -> None:
         """Read, tokenise and split, once; say what was kept and dropped."""
         if self._tokenised is None:
             self._load()
+        if not self._told:
+            self._told = True
             for line in self.report_lines:
                 rank_zero_info(f"data: {line}")
 
@@ -129,6 +140,22 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         """The report for people, a few lines."""
         splits = self.report["splits"]
         return [*self._facts["lines"], "by split: " + ", ".join(f"{name} {count:,}" for name, count in splits.items())]
+
+    @property
+    def licences(self) -> dict[str, str]:
+        """The licence of each source, by its name."""
+        return {source.describe().get("name", type(source).__name__): source.licence for source in self.sources}
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The tokens that end a response: one in conversations, one in plain text; often the same."""
+        renderer = Renderer(self.tokenizer)
+        return frozenset({renderer.stop_id, renderer.eos_id})
+
+    @property
+    @abstractmethod
+    def largest_micro_batch(self) -> MicroBatchSize:
+        """A bound on what one training forward pass holds."""
 
     def prompts(self, split: Split) -> list[Prompt]:
         """Every prompt of a split once, in an order that depends on nothing but the prompts.

@@ -163,9 +163,11 @@ def test_a_bad_row_stops_or_is_counted_by_its_reason(preference):
     assert sum(data.report["splits"].values()) == data.report["tokenisation"]["kept"] == 118
 
 
-def test_rows_kept_and_dropped_are_told_once(preference, caplog):
-    data = preference()
+@pytest.mark.parametrize("cached", [False, True])
+def test_rows_kept_and_dropped_are_told_once(preference, caplog, cached, tmp_path):
+    data = preference(cache_dir=str(tmp_path) if cached else None)
     with caplog.at_level(logging.INFO):
+        data.prepare_data()
         data.setup("fit")
         told = [record.message for record in caplog.records if record.message.startswith("data: ")]
         data.setup("validate")

@@ -131,4 +131,4 @@ def test_the_embedded_model_ends_a_response_with_its_turn_end_which_is_also_its_
     assert tokenizer.decode(response) == "A colour, said <|im_end|>.<|im_end|>"
     assert tokenizer.decode(prompt).startswith("<|im_start|>system\nYou are a helpful AI assistant")
     assert tokenizer.decode(prompt).endswith("What is red?<|im_end|>\n<|im_start|>assistant\n")
-    assert Renderer(tokenizer).opening == 3
+    assert tokenizer.decode(prompt[-Renderer(tokenizer).opening :]) == "<|im_start|>assistant\n"
