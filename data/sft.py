@@ -11,7 +11,7 @@ from data.pack import pack_rows
 from data.schema import BadRow, SftRow, SftSource
 from data.split import assign
 from data.steps import EvalLoader, MicroBatch, StepLoader, ordered
-from data.tokenised import TokenisedData, evaluation_only
+from data.tokenised import MicroBatchSize, TokenisedData, evaluation_only
 from data.tokens import Int64s, OnBadRow, TokenisedRows, Tokeniser
 from lit_safe.types import SequenceBatch
 
@@ -72,6 +72,13 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
     def predict_dataloader(self) -> EvalLoader[SequenceBatch]:
         """Batches of the val split."""
         return self.val_dataloader()
+
+    @property
+    def largest_micro_batch(self) -> MicroBatchSize:
+        """A bound on what one training forward pass holds: every row as long as the longest."""
+        rows = self.tokenised
+        longest = int((rows.prompt.sizes + rows.response.sizes).max())
+        return MicroBatchSize(self.micro_batch_rows * longest, self.micro_batch_rows * int(rows.response.sizes.max()))
 
     def _packer(self, index: Int64s) -> Any:
         sizes = self.tokenised.response.sizes[index]

@@ -176,6 +176,22 @@ class ModelFacts:
     licence: str = "unknown"
 
 
+class MemoryEstimate(NamedTuple):
+    """Bytes of a training step. The first four are exact for AdamW in the weights' own dtype, the last two rough."""
+
+    weights: int
+    reference: int  # what is not shared with the policy
+    gradients: int
+    optimizer: int  # two moments for each trainable number
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """Their sum: the peak to expect."""
+        return sum(self)
+
+
 @runtime_checkable
 class PairModel(Protocol):
     """The policy and its reference, as a LightningModule sees them. Implementations are ``torch.nn.Module``s.
@@ -206,6 +222,9 @@ class PairModel(Protocol):
 
     def facts(self) -> ModelFacts:
         """What a report names of this pair."""
+
+    def memory_estimate(self, tokens: int, scored: int) -> MemoryEstimate:
+        """Bytes of a training step with ``tokens`` in a micro-batch, ``scored`` of them in responses."""
 
     def save_pretrained(self, folder: str, *, adapter_only: bool = False) -> None:
         """Write the policy as a Hugging Face folder (safetensors), merged, or its adapter alone."""

@@ -20,20 +20,18 @@ class Announce(Callback):
         assert isinstance(pl_module, StepModule)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         facts = pl_module.pair.facts()
-        for line in data.report.lines():
-            log.info(line)
         log.info("model      %s: %.1f M parameters, %.1f M train, %s (licence: %s)", facts.source,
                  facts.parameters / 1e6, facts.trainable / 1e6, facts.dtype, facts.licence)  # fmt: skip
         log.info("reference  %s", facts.reference)
         objective = getattr(pl_module, "objective", None)
         if objective is not None:
             log.info("objective  %r", objective)
-        log.info("steps      %s in %s epochs of %s, at most %d tokens in a micro-batch",
-                 trainer.estimated_stepping_batches, trainer.max_epochs, trainer.num_training_batches,
-                 data.largest_micro_batch)  # fmt: skip
-        estimate = pl_module.pair.memory_estimate(data.largest_micro_batch, data.largest_micro_batch)
+        tokens, scored = data.largest_micro_batch
+        log.info("steps      %s in %s epochs, a micro-batch of at most %d tokens (%d scored)",
+                 trainer.estimated_stepping_batches, trainer.max_epochs, tokens, scored)  # fmt: skip
+        estimate = pl_module.pair.memory_estimate(tokens, scored)
         parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in estimate._asdict().items())
-        log.info("memory     about %.1f GiB at most: %s", sum(estimate) / 2**30, parts)
+        log.info("memory     about %.1f GiB at most (%s)", estimate.total / 2**30, parts)
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -42,8 +42,6 @@ def doctor(
     module.to(device)
     module.train()
     data.setup("fit")
-    for line in data.report.lines():
-        log.info(line)
     facts = module.pair.facts()
     log.info("model %s, reference %s, %.1f M parameters (%.1f M train), %s, log-probs by %s", facts.source,
              facts.reference, facts.parameters / 1e6, facts.trainable / 1e6, facts.dtype, facts.backend)  # fmt: skip
@@ -51,7 +49,7 @@ def doctor(
     patient = Patient(
         module,
         _first_pairs(data, pairs, torch.device(device)),
-        frozenset(data.stop_ids),
+        data.stop_ids,
         TOLERANCE.get(dtype, 1e-3) if tolerance is None else tolerance,
     )
     table = Table("check", "", "seen", title="doctor")

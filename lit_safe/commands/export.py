@@ -88,7 +88,7 @@ def model_card(module: StepModule, data: Any, checkpoint: dict[str, Any]) -> str
     facts = module.pair.facts()
     objective = repr(getattr(module, "objective", "supervised fine-tuning"))
     multiplier = checkpoint["state_dict"].get("multiplier")
-    licences = "\n".join(f"- {name}: {licence}" for name, licence in data.report.licences.items())
+    licences = "\n".join(f"- {name}: {licence}" for name, licence in data.licences.items())
     return f"""---
 library_name: transformers
 base_model: {facts.source}
