@@ -23,11 +23,16 @@ class Tracker:
         description: Of what is done.
         total: How much there is to do; None where nobody knows.
         done: How much was done before.
-        seconds: Between two log lines; the last one always comes.
+        seconds: Between two log lines. What takes less leaves no line at all, unless ``last``; anything else ends with
+            one.
+        last: Whether the end always gets a line.
     """
 
-    def __init__(self, description: str, total: int | None, done: int = 0, seconds: float = 30.0) -> None:
-        self._description, self._total, self._first, self._seconds = description, total, done, seconds
+    def __init__(
+        self, description: str, total: int | None, done: int = 0, seconds: float = 30.0, last: bool = False
+    ) -> None:
+        self._description, self._total, self._first = description, total, done
+        self._seconds, self._last = seconds, last
         self._started = self._said = time.monotonic()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
@@ -42,8 +47,8 @@ class Tracker:
             self._bar.update(self._task, completed=done, note=note)
             return
         now = time.monotonic()
-        if now - self._said >= self._seconds or done == self._total:
-            self._said = now
+        if now - self._said >= self._seconds or (done == self._total and self._last):
+            self._said, self._last = now, True
             log.info("%s", ", ".join(filter(None, (self._how_far(done, now - self._started), note))))
 
     def close(self) -> None:
@@ -70,7 +75,7 @@ def progress(
         iterable: What is gone through.
         description: Of what is done with it.
         total: How many items there are; by default its length, where it has one.
-        seconds: Between two log lines.
+        seconds: Between two log lines; what takes less leaves none.
     """
     if getattr(rank_zero_only, "rank", 0) != 0:
         yield from iterable

@@ -42,8 +42,7 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, at the step that training starts from."""
-        total = trainer.estimated_stepping_batches
-        self._training = self._tracker("step", total, trainer.global_step)
+        self._training = self._tracker("step", trainer.estimated_stepping_batches, trainer.global_step, last=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -101,10 +100,10 @@ class Progress(ProgressBar):
         """Take its bar away."""
         self._close_evaluation()
 
-    def _tracker(self, description: str, total: float, done: int = 0) -> Tracker | None:
+    def _tracker(self, description: str, total: float, done: int = 0, *, last: bool = False) -> Tracker | None:
         if not self._enabled:
             return None
-        return Tracker(description, int(total) if math.isfinite(total) else None, done, self.seconds)
+        return Tracker(description, int(total) if math.isfinite(total) else None, done, self.seconds, last)
 
     def _evaluated(self, batch_idx: int) -> None:
         if self._evaluation is not None:

@@ -20,7 +20,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
-from data.steps import EvalLoader, MicroBatch, StepLoader
+from data.steps import EvalLoader, MicroBatch, StepLoader, position
 from lit_safe.callbacks.run_checkpoint import RunCheckpoint
 from lit_safe.callbacks.run_folder import RunFolder
 from lit_safe.dual import DualAscent
@@ -101,14 +101,12 @@ class Pairs(LightningDataModule):
         pass
 
     def train_dataloader(self) -> StepLoader[PackedBatch]:
-        return StepLoader(np.arange(ROWS), pack, 4, 2, seed=0, position=self._position)
+        trainer = self.trainer
+        assert trainer is not None
+        return StepLoader(np.arange(ROWS), pack, 4, 2, seed=0, start=lambda steps: position(trainer, steps))
 
     def val_dataloader(self) -> EvalLoader[PackedBatch]:
         return EvalLoader(np.arange(6), pack, 2)
-
-    def _position(self) -> tuple[int, int]:
-        assert self.trainer is not None
-        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
 def pack(micro: MicroBatch, step: Any) -> PackedBatch:

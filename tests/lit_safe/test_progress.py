@@ -17,9 +17,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_a_log_gets_a_line_now_and_then_and_always_the_last(
-    clock: list[float], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_log_gets_a_line_now_and_then_and_at_the_end(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     for _ in progress(range(50), "answering prompt", seconds=10):
         clock[0] += 1
@@ -30,6 +28,14 @@ def test_a_log_gets_a_line_now_and_then_and_always_the_last(
         "answering prompt 40 of 50, 0:00:10 left",
         "answering prompt 50 of 50",
     ]
+
+
+def test_what_is_short_leaves_no_line_unless_its_end_matters(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert list(progress("abc", "row")) == list("abc")
+    assert caplog.messages == []
+    Tracker("step", 3, last=True).update(3, "loss 0.5")
+    assert caplog.messages == ["step 3 of 3, loss 0.5"]
 
 
 def test_a_resumed_run_estimates_the_time_left_from_its_own_steps(
