@@ -80,9 +80,11 @@ class DualAscent(Callback):
         every_n_epochs: Estimate and step at the end of every n-th epoch alone.
         warmup_epochs: Epochs at the start whose ends take no step (they are estimated and logged).
         freeze_last_epochs: Epochs at the end that train under one multiplier, with no step after them either.
-        ship: What the module holds after training: ``last``, or ``average``, the polynomial-decay average over the
-            epochs since ``warmup_epochs`` of the trained parameters and the multiplier (its cost is estimated then,
-            as ``dual/shipped_cost``).
+        ship: What the module holds after training. ``last`` is on the limit once ``lr`` is no more than Newton's step.
+            ``average`` is the polynomial-decay average, over the epochs since ``warmup_epochs``, of the trained
+            parameters and the multiplier: close to the solution even where the multiplier swings, but it drags the
+            way there along, which in a run of few epochs is most of it. Its own cost is estimated at the end, as
+            ``dual/shipped_cost``.
         seed: Of the estimator's draws.
 
     Raises:

@@ -25,7 +25,8 @@ class RolloutCost:
     vocabulary at the positions visited, and ``drift/reference_logp_per_token``: how plausible the reference finds them.
 
     Args:
-        cost: Scores text, > 0 is unsafe.
+        cost: Scores text, > 0 is unsafe. A class of your own must annotate ``__call__`` as ``CostFunction`` does, to
+            the letter: the command line takes any other for something else.
         prompts: How many prompts of the dual split to answer; all of them where there are fewer.
         samples_per_prompt: Responses to each. More prompts tell more than more samples.
         max_new_tokens: Longest response.
