@@ -3,7 +3,7 @@
 Letters: B pairs of a batch, n rows, N = 2B sequences, K columns.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,15 +16,13 @@ from torch import Tensor
 from lit_safe.costs.quiet import device_of, merge, quiet, rank_and_world
 from lit_safe.hashing import hash64, uniforms
 from lit_safe.metrics import better
+from lit_safe.progress import progress
 from lit_safe.sequences import pack_sequences
 from lit_safe.statistics import Estimate, clustered_mean, paired_difference
 from lit_safe.types import CostFunction, PackedBatch, Pair, PairModel, Prompt, Scored, ScoredResponse
 
 Columns = dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]]
 """A table: columns of one length by name. Ids are int64, everything else float64, NaN where not known."""
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and of how much."""
 
 PAIR_IDS = ("pair_id", "prompt_id")
 PAIR_VALUES = (
@@ -130,7 +128,6 @@ def evaluate(
     batch_size: int = 16,
     seed: int = 0,
     keep_samples: int = 0,
-    progress: Progress | None = None,
 ) -> Evaluation:
     """Measure the policy as it stands on the val split. Leaves no trace: no gradient, flags and random state restored.
 
@@ -148,18 +145,17 @@ def evaluate(
         batch_size: Responses generated at once.
         seed: Of the responses.
         keep_samples: Keep so many responses of this rank as text.
-        progress: Told how far it is.
 
     Raises:
         ValueError: If the cost function returns something that is not finite or of the wrong length.
     """
     with quiet(module, hash64("evaluation", seed)):
-        table = _score_pairs(module, data, pairs, progress)
+        table = _score_pairs(module, data, pairs)
         rollouts: Columns = {}
         samples: list[ScoredResponse] = []
         if cost is not None:
             jobs = _jobs(data, prompts, samples_per_prompt, seed)
-            rollouts, samples = _roll_out(module, data, cost, jobs, max_new_tokens, batch_size, seed, progress)
+            rollouts, samples = _roll_out(module, data, cost, jobs, max_new_tokens, batch_size, seed)
     return Evaluation(table, rollouts, tuple(samples[:keep_samples]))
 
 
@@ -210,19 +206,15 @@ def _rollout_measures(rollouts: Columns) -> dict[str, Measure]:
     }
 
 
-def _score_pairs(module: Evaluated, data: HeldOut, most: int | None, progress: Progress | None) -> Columns:
+def _score_pairs(module: Evaluated, data: HeldOut, most: int | None) -> Columns:
     device = device_of(module)
-    loader = data.val_dataloader()
     _, world = rank_and_world()
-    total = len(loader) if isinstance(loader, Sized) else 0
     rows: list[Tensor] = []
-    for number, batch in enumerate(loader, start=1):
+    seen = 0
+    for batch in progress(data.val_dataloader(), "held-out batch"):
         rows.append(_pair_rows(batch, *module(move_data_to_device(batch, device))))
-        if most is not None:
-            total = min(total, -(-most // (world * len(batch.pair_id))))
-        if progress is not None:
-            progress("held-out pairs", number, total)
-        if most is not None and number >= total:
+        seen += world * len(batch.pair_id)
+        if most is not None and seen >= most:
             break
     if not rows:
         raise ValueError("the val split has no pairs")
@@ -271,7 +263,6 @@ def _roll_out(
     max_new_tokens: int,
     batch_size: int,
     seed: int,
-    progress: Progress | None,
 ) -> tuple[Columns, list[ScoredResponse]]:
     """A row for each job, all of them on every rank, and this rank's responses as text."""
     rank, world = rank_and_world()
@@ -280,15 +271,13 @@ def _roll_out(
     own = range(rank, len(jobs), world)
     rows = torch.zeros(len(jobs), len(ROLLOUT_VALUES), dtype=torch.float64)
     samples: list[ScoredResponse] = []
-    for start in range(0, len(turns), batch_size):
+    for start in progress(range(0, len(turns), batch_size), "batch of responses"):
         batch = turns[start : start + batch_size]
         answers = _answer(module, data, cost, [jobs[turn] for turn in batch], max_new_tokens, seed)
         for turn, row, sample in zip(batch, *answers, strict=True):
             if turn in own:
                 rows[turn] = row
                 samples.append(sample)
-        if progress is not None:
-            progress("responses to held-out prompts", start + len(batch), len(turns))
     values = merge(rows, device_of(module)).numpy()
     ids = np.array([(prompt.prompt_id, sample) for prompt, sample in jobs], dtype=np.int64)
     columns: Columns = {name: ids[:, k] for k, name in enumerate(ROLLOUT_IDS)}

@@ -5,8 +5,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -18,8 +17,6 @@ import transformers
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console
-from rich.progress import Progress
 
 from lit_safe.commands.fit_scorer import TrainableScorer, fit_scorer
 from lit_safe.evaluation import Evaluation, differences, evaluate
@@ -171,7 +168,7 @@ class BeforeAfter(Callback):
     def _evaluate(self, trainer: Trainer, module: PreferenceAlignment, when: str) -> Evaluation:
         if trainer.is_global_zero:
             log.info("evaluating %s", when)
-        with _progress(trainer.is_global_zero) as progress, trainer.precision_plugin.forward_context():
+        with trainer.precision_plugin.forward_context():
             return evaluate(
                 module,
                 _data(trainer),
@@ -183,7 +180,6 @@ class BeforeAfter(Callback):
                 batch_size=self.batch_size,
                 seed=self.seed,
                 keep_samples=self.show_samples,
-                progress=progress,
             )
 
     @staticmethod
@@ -298,17 +294,3 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"
-
-
-@contextmanager
-def _progress(shown: bool) -> Iterator[Any]:
-    """A bar on the terminal, gone when it is full."""
-    with Progress(transient=True, console=Console(stderr=True), disable=not shown) as bar:
-        tasks: dict[str, Any] = {}
-
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield tell

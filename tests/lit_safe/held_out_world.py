@@ -28,9 +28,8 @@ class HeldOut(Toy):
     @property
     def report(self):
         source = {"name": "a table", "licence": "none needed", "responses_from": ["reference"], "read": 41, "kept": 40}
-        preparation = {
-            "sources": [source], "safe_dpo": {"keep": 4, "swap": 24, "drop": 12}, "unsafe_share": {"harm": 0.4, "any": None}
-        }  # fmt: skip
+        swaps = {"keep": 4, "swap": 24, "drop": 12}
+        preparation = {"sources": [source], "safe_dpo": swaps, "unsafe_share": {"harm": 0.4, "any": None}}
         return {"preparation": preparation, "splits": {"train": PAIRS, "val": PAIRS}, "tokenisation": {"kept": PAIRS}}
 
 

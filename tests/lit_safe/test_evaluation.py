@@ -1,4 +1,8 @@
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,14 +122,6 @@ def test_it_comes_back_from_a_checkpoint_as_it_went_in(tmp_path):
     np.testing.assert_array_equal(again.pairs["pair_id"], found.pairs["pair_id"])
 
 
-def test_progress_ends_at_its_end():
-    told = []
-    evaluate(module(), HeldOut(), cost=TableCost(), batch_size=3, progress=lambda *step: told.append(step))
-    assert told[-1] == ("responses to held-out prompts", P, P)
-    pairs = [step for step in told if step[0] == "held-out pairs"]
-    assert pairs[-1][1:] == (6, 6)
-
-
 @pytest.mark.parametrize(
     ("value", "message"), [(math.nan, r"returned \[nan\] for a response to prompt"), (None, "1 costs of")]
 )
@@ -135,3 +131,21 @@ def test_a_cost_that_is_no_number_is_refused(value, message):
 
     with pytest.raises(ValueError, match=message):
         evaluate(module(), HeldOut(), cost=broken)
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_work_and_hold_the_rows_of_one(tmp_path):
+    script = Path(__file__).with_name("evaluation_two_ranks.py")
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, str(script)]
+    ranks = [
+        subprocess.Popen([*words, str(rank), str(tmp_path / "meeting"), str(tmp_path / "out")], env=environment)
+        for rank in range(2)
+    ]
+    assert [rank.wait(240) for rank in ranks] == [0, 0]
+    alone = evaluate(module(), HeldOut(), cost=TableCost(), prompts=3).state_dict()
+    for rank in range(2):
+        shared = torch.load(tmp_path / f"out.{rank}", weights_only=True)
+        for part, table in alone.items():
+            for name, column in table.items():
+                assert torch.equal(shared[part][name], column), (rank, name)
