@@ -9,6 +9,7 @@ import inspect
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ class SafeCLI(LightningCLI):
 
     def _typed_model(self) -> dict[str, Any]:
         config = json.loads(self.parser.dump(self.config, skip_unset=False, format="json"))
-        return (config[self.subcommand] if self.subcommand else config)["model"]
+        command = self.config.get("subcommand")
+        return (config[command] if command else config)["model"]
 
     def _parse_ckpt_path(self) -> None:
         """Say where a checkpoint's model differs from what was typed. What was typed is never overridden.
@@ -135,7 +137,7 @@ def _builds(function: Callable[..., object]) -> bool:
 
 
 def _words(function: Callable[..., object]) -> dict[str, str]:
-    """Required lists of text with their help: they are typed as bare words, such as the folders of ``compare runs/*``."""
+    """Required lists of text with their help, typed as bare words: the folders of ``compare runs/*``."""
     documented = {
         p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(function) or "").params
     }
@@ -151,6 +153,10 @@ def main(args: ArgsType = None, run: bool = True) -> SafeCLI:
         run: False only builds; ``args`` then name no command.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "filelock", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Lightning 2.6 asks torch 2.13 for a class it deprecates; nothing a user could do about it
+    warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
     return SafeCLI(
         StepModule,
         LightningDataModule,

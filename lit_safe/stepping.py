@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -147,8 +149,15 @@ class StepModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Publish the means over the split, exact over ranks."""
         if not self.trainer.sanity_checking:
-            self.publish("eval", self.eval_means.compute())
+            self._publish_split("eval")
         self.eval_means.reset()
+
+    def _publish_split(self, prefix: str) -> None:
+        means = self.eval_means.compute()
+        self.publish(prefix, means)
+        if self.trainer.state.fn != TrainerFn.FITTING:  # a fit has its curves, the others this listing
+            for name, value in means.items():
+                rank_zero_info(f"{prefix}/{name:<32} {float(value):.6g}")
 
     def on_test_epoch_start(self) -> None:
         """A test's means are its own."""
@@ -156,7 +165,7 @@ class StepModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Publish the means over the split, exact over ranks."""
-        self.publish("test", self.eval_means.compute())
+        self._publish_split("test")
         self.eval_means.reset()
 
 

@@ -57,13 +57,24 @@ class PolicyReference(nn.Module):
         self.adaptation = adaptation or Full()
         self.reference = reference or FrozenCopy()
         self.backend = backend
-        self.layout: Layout = layout
+        self._layout: Layout = layout
         self.gradient_checkpointing = gradient_checkpointing
         self.disable_dropout = disable_dropout
         self.policy: Backbone | None = None
         self._open_reference: OpenReference | None = None
         self._tokenizer: transformers.PreTrainedTokenizerBase | None = None
         self._fingerprint = ""
+
+    @property
+    def layout(self) -> Layout:
+        """How sequences are laid out for the model; may be set at any time."""
+        return self._layout
+
+    @layout.setter
+    def layout(self, layout: Layout) -> None:
+        self._layout = layout
+        if self.policy is not None:
+            self.policy.layout = layout
 
     def load(self) -> None:
         """Read the policy, mark what trains, and make the reference. Idempotent."""
@@ -73,7 +84,7 @@ class PolicyReference(nn.Module):
         if self.disable_dropout:
             no_dropout(model)
         self._fingerprint = _fingerprint(model)
-        policy = Backbone(self.adaptation.apply(model), backend=self.backend, layout=self.layout)
+        policy = Backbone(self.adaptation.apply(model), backend=self.backend, layout=self._layout)
         policy.verify()
         if self.gradient_checkpointing:
             policy.checkpoint_activations()

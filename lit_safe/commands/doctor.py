@@ -1,6 +1,7 @@
 """Check a model and its data before training them."""
 
 import logging
+import os
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ def doctor(
         _first_pairs(data, pairs, torch.device(device)),
         data.stop_ids,
         TOLERANCE.get(dtype, 1e-3) if tolerance is None else tolerance,
+        module.pair.memory_estimate(*data.largest_micro_batch),
+        _available(torch.device(device)),
     )
     table = Table("check", "", "seen", title="doctor")
     failed = 0
@@ -70,6 +73,12 @@ def _first_pairs(data: Any, pairs: int, device: torch.device) -> PackedBatch:
                 taken = take_pairs(batch, present)
                 return _to(taken._replace(pairs_in_step=torch.tensor(len(present))), device)
     raise ValueError("the training split has no pairs")
+
+
+def _available(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -152,6 +152,14 @@ def reference_identity(patient: Patient) -> Finding:
     return Finding("reference", good, seen + ("" if not before.requires_grad else ", but it carries a gradient"))
 
 
+def memory(patient: Patient) -> Finding:
+    """The largest training step fits into memory."""
+    needed, available = patient.needed, patient.available
+    largest = max(needed._asdict(), key=needed._asdict().__getitem__)
+    seen = f"about {needed.total / 2**30:.2f} GiB needed at most (most of it {largest}), {available / 2**30:.1f} there"
+    return Finding("memory", needed.total <= available, seen)
+
+
 CHECKS: tuple[Callable[[Patient], Finding], ...] = (
     labels,
     log_probs,
@@ -163,6 +171,7 @@ CHECKS: tuple[Callable[[Patient], Finding], ...] = (
     packing_invariance,
     accumulation,
     reference_identity,
+    memory,
 )
 
 

@@ -10,20 +10,22 @@ import torch
 from torch import Tensor
 
 from lit_safe.module import PreferenceAlignment
-from lit_safe.types import Annotation, PackedBatch, PackedSequences, Pair
+from lit_safe.types import Annotation, MemoryEstimate, PackedBatch, PackedSequences, Pair
 
 
 class Patient(NamedTuple):
     """A module with loaded models, one batch of true pairs, and what the data says of itself.
 
-    ``tolerance`` is the largest difference in nats that counts as rounding, ``stop_ids`` the tokens that may end a
-    response, ``truncated`` the pairs [B] (bool) whose response was cut, and so has no stop token.
+    ``stop_ids`` are the tokens that may end a response, ``tolerance`` the largest difference in nats that counts as
+    rounding; ``needed`` and ``available`` are bytes of memory for a training step.
     """
 
     module: PreferenceAlignment
     batch: PackedBatch
     stop_ids: frozenset[int]
     tolerance: float
+    needed: MemoryEstimate
+    available: int
 
 
 class Finding(NamedTuple):
