@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ops.sequence_logratio import chunked, reference
+from ops.sequence_logratio import chunked, fused, reference
 from ops.sequence_logratio.reference import IGNORE
 
 log = logging.getLogger(__name__)
 
-PREFERENCE = (chunked, reference)  # best first: the order in which ``auto`` tries the backends
+PREFERENCE = (fused, chunked, reference)  # best first: the order in which ``auto`` tries the backends
 # up to this many logits (1 MiB each time plain torch holds them) the reference is as fast on a CPU and has no overhead
 SMALL_LOGITS = 2**18
 

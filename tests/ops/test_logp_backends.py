@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ops.sequence_logratio import chunked, token_logp
+from ops.sequence_logratio import slabs, token_logp
 from ops.sequence_logratio.api import SMALL_LOGITS
 
 BACKENDS = ["chunked"]
@@ -33,8 +33,8 @@ def unwritten_memory_is_nan():
 
 @pytest.fixture
 def many_blocks(monkeypatch):
-    monkeypatch.setattr(chunked, "NARROWEST_SLAB", 128)
-    monkeypatch.setitem(chunked.BLOCK_BYTES, "cpu", 4 * 128 * 50)  # 50 rows of 128 columns
+    monkeypatch.setattr(slabs, "NARROWEST_SLAB", 128)
+    monkeypatch.setitem(slabs.BLOCK_BYTES, "cpu", 4 * 128 * 50)  # 50 rows of 128 columns
 
 
 @pytest.fixture(params=["one block", "many blocks"])
@@ -162,8 +162,8 @@ def test_the_order_and_the_cutting_of_the_work_do_not_matter(backend, monkeypatc
     tensors, target_T, form, grad_T = problem((63, 16, 2500), bias=True, softcap=5.0)
     whole = results(ours(backend, **form), tensors, target_T, grad_T)
     order_T = torch.randperm(63, generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr(chunked, "NARROWEST_SLAB", 128)
-    monkeypatch.setitem(chunked.BLOCK_BYTES, "cpu", 4 * 128 * 20)
+    monkeypatch.setattr(slabs, "NARROWEST_SLAB", 128)
+    monkeypatch.setitem(slabs.BLOCK_BYTES, "cpu", 4 * 128 * 20)
     shuffled = [tensors[0][order_T], *tensors[1:]]
     cut = results(ours(backend, **form), shuffled, target_T[order_T], grad_T[order_T])
     for got, want in zip(cut, (whole[0][order_T], whole[1][order_T], *whole[2:]), strict=True):

@@ -1,0 +1,177 @@
+"""Triton around the products: nothing but the log-sum-exp leaves the forward kernel, and torch never sees a block.
+
+Letters: T positions, G of them with a gradient, R rows of one block of them, D hidden width, V vocabulary, S columns of
+one slab of it.
+"""
+
+import importlib.util
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ops.sequence_logratio import slabs
+from ops.sequence_logratio.operator import Normalized, Problem, register
+from ops.sequence_logratio.slabs import Block, Running
+
+if importlib.util.find_spec("triton"):
+    import triton
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    from ops.sequence_logratio import kernels
+
+    HAVE_TRITON = True
+    # the flag is read where a kernel is decorated, not where it is called
+    INTERPRETED = isinstance(kernels.stream_kernel, InterpretedFunction)
+else:
+    HAVE_TRITON = INTERPRETED = False
+
+
+class Tiling(NamedTuple):
+    """Launch configuration of the streaming kernel."""
+
+    rows: int
+    columns: int
+    width: int
+    warps: int
+    stages: int
+
+
+# untuned: chosen from what ptxas says for sm_90 (no spills), not from a clock. The epilogue of a bias or a softcap does
+# not fit the registers of the wider tile: 2.8 KiB of stack per thread
+TILINGS = {"bare": Tiling(128, 256, 64, 8, 3), "formed": Tiling(128, 128, 64, 8, 4)}
+INTERPRETED_TILING = Tiling(32, 64, 16, 1, 1)
+PROGRAMS = 2 * 132  # untuned: two for each multiprocessor of an H200
+ROW_COLUMNS = 4096  # untuned: columns of a row that one program holds
+
+
+def unsupported(hidden_TD: Tensor, weight_VD: Tensor) -> str | None:
+    """Needs Triton, a CUDA device with bf16 tensor cores, and rows a tensor descriptor can address."""
+    if not HAVE_TRITON:
+        return "triton is not installed"
+    if hidden_TD.shape[1] * hidden_TD.element_size() % 16:
+        return f"a tensor descriptor needs rows of whole 16 bytes, not {hidden_TD.shape[1]} of {hidden_TD.dtype}"
+    if INTERPRETED:
+        runs = hidden_TD.device.type == "cpu" and hidden_TD.dtype != torch.float64
+        return None if runs else "the interpreter runs on a CPU, up to fp32"
+    if not hidden_TD.is_cuda:
+        return f"its kernels need a CUDA device, not {hidden_TD.device.type}"
+    if hidden_TD.dtype not in (torch.bfloat16, torch.float16):
+        return f"its tensor-core products take bfloat16 or float16, not {hidden_TD.dtype}"
+    if torch.cuda.get_device_capability(hidden_TD.device) < (8, 0):
+        return "its kernels need compute capability 8.0"
+    return None
+
+
+def tiling(bias_V: Tensor | None, softcap: float | None) -> Tiling:
+    """The static table; nothing is tuned at run time, where T changes with every step."""
+    if INTERPRETED:
+        return INTERPRETED_TILING
+    return TILINGS["bare" if bias_V is None and softcap is None else "formed"]
+
+
+def _forward(problem: Problem, slope_rows: int) -> tuple[Normalized, Tensor]:
+    if slope_rows or not len(problem.hidden_TD):
+        return slabs.forward(problem, slope_rows, _absorb)
+    hidden_TD, weight_VD, target_T, bias_V, scale, softcap = problem
+    tile = tiling(bias_V, softcap)
+    # a cast head is a copy of it; the slabs of slabs.forward would hold less, at the price of their logits
+    weight_VD = weight_VD.to(slabs.operand_dtype(hidden_TD))
+    row_blocks, column_tiles = triton.cdiv(len(hidden_TD), tile.rows), triton.cdiv(len(weight_VD), tile.columns)
+    tiles = triton.cdiv(column_tiles, min(column_tiles, triton.cdiv(PROGRAMS, row_blocks)))
+    splits = triton.cdiv(column_tiles, tiles)
+    parts_3ST = hidden_TD.new_empty((3, splits, len(hidden_TD)), dtype=torch.float32)
+    with _device(hidden_TD):
+        kernels.stream_kernel[(row_blocks * splits,)](
+            _described(hidden_TD, tile.rows, tile.width),
+            _described(weight_VD, tile.columns, tile.width),
+            bias_V,
+            target_T.to(torch.int32),  # also aligned, which a slice of int64 targets may not be
+            *parts_3ST,
+            len(hidden_TD),
+            tiles,
+            V=len(weight_VD),
+            D=hidden_TD.shape[1],
+            SCALE=scale,
+            SOFTCAP=softcap,
+            HAS_BIAS=bias_V is not None,
+            BLOCK_T=tile.rows,
+            BLOCK_V=tile.columns,
+            BLOCK_D=tile.width,
+            UPCAST=INTERPRETED,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+            enable_fp_fusion=True,
+        )
+    max_ST, sum_ST, target_ST = parts_3ST
+    max_T = max_ST.amax(0)
+    sum_T = (sum_ST * torch.exp(max_ST - slabs.finite(max_T))).sum(0)
+    normalized = slabs.normalize(Running(max_T, sum_T, target_ST.amax(0)), target_T)
+    return normalized, hidden_TD.new_empty((0, hidden_TD.shape[1]), dtype=torch.float32)
+
+
+def _absorb(block: Block, running: Running, graded: int) -> tuple[Tensor, Tensor]:
+    product_RS = slabs.product(block.hidden_RD, block.weight_SD.T)
+    exp_RS = torch.empty_like(product_RS, dtype=block.weight_SD.dtype)
+    decay_R = torch.empty_like(running.max_T)
+    with _device(product_RS):
+        kernels.absorb_kernel[(len(product_RS),)](
+            product_RS,
+            block.bias_S,
+            block.column_R.to(torch.int32),
+            *running,
+            decay_R,
+            exp_RS,
+            **_row_arguments(block, product_RS),
+        )
+    return decay_R, exp_RS[:graded]
+
+
+def _residual(block: Block, miss_R: Tensor, shift_R: Tensor, log_sum_R: Tensor) -> Tensor:
+    product_RS = slabs.product(block.hidden_RD, block.weight_SD.T)
+    # not over the product itself: a row's writes would overtake its reads unless every warp waited
+    residual_RS = torch.empty_like(product_RS, dtype=block.weight_SD.dtype)
+    arguments = _row_arguments(block, product_RS)
+    with _device(product_RS):
+        kernels.residual_kernel[(len(product_RS) * triton.cdiv(product_RS.shape[1], arguments["BLOCK_S"]),)](
+            product_RS,
+            block.bias_S,
+            block.column_R.to(torch.int32),
+            miss_R,
+            shift_R,
+            log_sum_R,
+            residual_RS,
+            **arguments,
+        )
+    return residual_RS
+
+
+def _row_arguments(block: Block, product_RS: Tensor) -> dict[str, object]:
+    columns = min(ROW_COLUMNS, triton.next_power_of_2(product_RS.shape[1]))
+    return {
+        "S": product_RS.shape[1],
+        "stride": product_RS.stride(0),
+        "SCALE": block.scale,
+        "SOFTCAP": block.softcap,
+        "HAS_BIAS": block.bias_S is not None,
+        "BLOCK_S": columns,
+        "num_warps": 8,
+        "enable_fp_fusion": True,
+    }
+
+
+def _described(matrix: Tensor, rows: int, columns: int) -> "TensorDescriptor":
+    whole = matrix.contiguous()
+    # a view may start anywhere; the copy engine reads from 16-byte boundaries
+    return TensorDescriptor.from_tensor(whole if whole.data_ptr() % 16 == 0 else whole.clone(), [rows, columns])
+
+
+def _device(tensor: Tensor) -> AbstractContextManager[object]:
+    # Triton launches on the current device, which need not be the tensor's
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+token_logp = register("fused", _forward, partial(slabs.backward, residual=_residual))

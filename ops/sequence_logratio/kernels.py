@@ -1,0 +1,161 @@
+"""Triton kernels of the fused backend. None has an atomic or a lock: every number has one writer, in a fixed order.
+
+Letters: T positions, R rows of one block of them, D hidden width, V vocabulary, S columns of one slab of it. The form
+of a head (scale, softcap) is a compile-time constant: a float argument would become fp64 arithmetic. Row offsets are
+int64, because T * V passes 2**31 at real sizes.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _formed(z, bias, columns, V, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """softcap(scale * (z + bias)) of columns of the vocabulary."""
+    if HAS_BIAS:
+        z += tl.load(bias + columns, mask=columns < V, other=0.0).to(tl.float32)
+    if SCALE != 1.0:
+        z *= SCALE
+    if SOFTCAP is not None:
+        # tanh(x) = 2 sigmoid(2x) - 1; the libdevice one does not exist under the interpreter
+        z = SOFTCAP * (2.0 * tl.sigmoid(2.0 * (z / SOFTCAP)) - 1.0)
+    return z
+
+
+@triton.jit(do_not_specialize=["T", "TILES"])  # both change from step to step
+def stream_kernel(
+    hidden,  # descriptor of [T, D]
+    weight,  # descriptor of [V, D]
+    bias,
+    target,  # [T] int32
+    max_out,  # [SPLITS, T], largest logit of the split but the target's
+    sum_out,  # [SPLITS, T], sum of exp(z - max) over the split but the target
+    target_out,  # [SPLITS, T], the target's logit where the split holds it
+    T,
+    TILES,  # tiles of the vocabulary per split
+    V: tl.constexpr,
+    D: tl.constexpr,
+    SCALE: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    UPCAST: tl.constexpr,  # the interpreter multiplies the raw bits of bf16
+):
+    """Product with the head and running log-sum-exp of one block of rows over one split of the vocabulary."""
+    row_blocks = tl.cdiv(T, BLOCK_T)
+    # neighbouring programs share a split, so that its part of the head is read from L2
+    block = tl.program_id(0) % row_blocks
+    split = tl.program_id(0) // row_blocks
+    rows = block * BLOCK_T + tl.arange(0, BLOCK_T)
+    goal = tl.load(target + rows, mask=rows < T, other=-1)
+    top = tl.full([BLOCK_T], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_T], tl.float32)
+    picked = tl.full([BLOCK_T], -float("inf"), tl.float32)
+    for tile in range(TILES):
+        first = (split * TILES + tile) * BLOCK_V
+        if first < V:
+            z = tl.zeros([BLOCK_T, BLOCK_V], tl.float32)
+            for k in range(0, D, BLOCK_D):
+                h = hidden.load([block * BLOCK_T, k])
+                w = weight.load([first, k])
+                if UPCAST:
+                    h = h.to(tl.float32)
+                    w = w.to(tl.float32)
+                z = tl.dot(h, w.T, z, input_precision="ieee")
+            columns = first + tl.arange(0, BLOCK_V)
+            z = _formed(z, bias, columns[None, :], V, SCALE, SOFTCAP, HAS_BIAS)
+            at_goal = columns[None, :] == goal[:, None]
+            picked = tl.maximum(picked, tl.max(tl.where(at_goal, z, -float("inf")), 1))
+            z = tl.where(at_goal | (columns[None, :] >= V), -float("inf"), z)
+            new_top = tl.maximum(top, tl.max(z, 1))
+            shift = tl.where(new_top == -float("inf"), 0.0, new_top)
+            total = total * tl.exp2((top - shift) * LOG2E) + tl.sum(tl.exp2((z - shift[:, None]) * LOG2E), 1)
+            top = new_top
+    out = split.to(tl.int64) * T + rows
+    tl.store(max_out + out, top, mask=rows < T)
+    tl.store(sum_out + out, total, mask=rows < T)
+    tl.store(target_out + out, picked, mask=rows < T)
+
+
+@triton.jit
+def absorb_kernel(
+    product,  # [R, S] fp32, h W^T of the slab
+    bias,
+    target,  # [R] int32, column of the target in the slab; anything outside it elsewhere
+    max_state,  # [R], largest logit so far but the target's
+    sum_state,  # [R], sum of exp(z - max) so far but the target
+    target_state,  # [R], the target's logit once met
+    decay_out,  # [R], exp(old max - new max)
+    exp_out,  # [R, S], exp(z - new max) times the softcap's derivative, 0 at the target
+    S,
+    stride,
+    SCALE: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """One slab joins the running log-sum-exp of a row, and leaves its exponentials for the product with the head."""
+    row = tl.program_id(0).to(tl.int64)
+    goal = tl.load(target + row)
+    old_top = tl.load(max_state + row)
+    picked = tl.load(target_state + row)
+    top = tl.full([BLOCK_S], -float("inf"), tl.float32)
+    found = tl.full([BLOCK_S], -float("inf"), tl.float32)
+    for first in range(0, S, BLOCK_S):
+        columns = first + tl.arange(0, BLOCK_S)
+        z = tl.load(product + row * stride + columns, mask=columns < S, other=-float("inf"))
+        z = _formed(z, bias, columns, S, SCALE, SOFTCAP, HAS_BIAS)
+        found = tl.maximum(found, tl.where(columns == goal, z, -float("inf")))
+        top = tl.maximum(top, tl.where((columns == goal) | (columns >= S), -float("inf"), z))
+    new_top = tl.maximum(old_top, tl.max(top, 0))
+    shift = tl.where(new_top == -float("inf"), 0.0, new_top)
+    total = tl.zeros([BLOCK_S], tl.float32)
+    for first in range(0, S, BLOCK_S):
+        columns = first + tl.arange(0, BLOCK_S)
+        z = tl.load(product + row * stride + columns, mask=columns < S, other=-float("inf"))
+        z = _formed(z, bias, columns, S, SCALE, SOFTCAP, HAS_BIAS)
+        e = tl.where((columns == goal) | (columns >= S), 0.0, tl.exp2((z - shift) * LOG2E))
+        total += e
+        if SOFTCAP is not None:
+            e *= 1.0 - (z / SOFTCAP) * (z / SOFTCAP)
+        tl.store(exp_out + row * stride + columns, e.to(exp_out.dtype.element_ty), mask=columns < S)
+    decay = tl.exp2((old_top - shift) * LOG2E)
+    tl.store(decay_out + row, decay)
+    tl.store(sum_state + row, tl.load(sum_state + row) * decay + tl.sum(total, 0))
+    tl.store(max_state + row, new_top)
+    tl.store(target_state + row, tl.maximum(picked, tl.max(found, 0)))
+
+
+@triton.jit
+def residual_kernel(
+    product,  # [R, S] fp32, h W^T of the slab
+    bias,
+    target,  # [R] int32, column of the target in the slab; anything outside it elsewhere
+    miss,  # [R], p - 1 of the target
+    shift,  # [R]
+    log_sum,  # [R], p = exp((z - shift) - log_sum)
+    residual_out,  # [R, S], (p - onehot(target)) times the softcap's derivative
+    S,
+    stride,
+    SCALE: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """Logits to minus their gradient, for a unit gradient of the row's log-prob."""
+    blocks = tl.cdiv(S, BLOCK_S)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    columns = (tl.program_id(0) % blocks) * BLOCK_S + tl.arange(0, BLOCK_S)
+    z = tl.load(product + row * stride + columns, mask=columns < S, other=0.0)
+    z = _formed(z, bias, columns, S, SCALE, SOFTCAP, HAS_BIAS)
+    p = tl.exp2(((z - tl.load(shift + row)) - tl.load(log_sum + row)) * LOG2E)
+    p = tl.where(columns == tl.load(target + row), tl.load(miss + row), p)
+    if SOFTCAP is not None:
+        p *= 1.0 - (z / SOFTCAP) * (z / SOFTCAP)
+    tl.store(residual_out + row * stride + columns, p.to(residual_out.dtype.element_ty), mask=columns < S)

@@ -1,0 +1,160 @@
+"""The two passes over slabs of the vocabulary; what happens inside a block of logits is a backend's affair.
+
+Letters: T positions, G of them with a gradient, R rows of one block of them, D hidden width, V vocabulary, S columns of
+one slab of it. With z the logits, p = softmax(z), y the target: dlogp/dz = onehot(y) - p; README.md derives the rest.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ops.sequence_logratio.operator import Normalized, Problem
+from ops.sequence_logratio.reference import IGNORE
+
+# bytes of one fp32 block of logits. CPU: the block stays in the last-level cache. CUDA: untuned
+BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
+NARROWEST_SLAB = 1024
+
+
+class Running(NamedTuple):
+    """Log-sum-exp of the slabs seen so far, with the target left out of it; written in place."""
+
+    max_T: Tensor  # largest logit but the target's
+    sum_T: Tensor  # sum of exp(z - max) but the target's
+    target_logit_T: Tensor
+
+
+class Block(NamedTuple):
+    """Some rows, one slab of a head, and the column of each row's target, which may lie outside the slab."""
+
+    hidden_RD: Tensor
+    weight_SD: Tensor
+    bias_S: Tensor | None
+    scale: float
+    softcap: float | None
+    column_R: Tensor
+
+
+# joins a block to its rows' running sums; gives exp(old max - new max) [R] and, for the first ``graded`` rows,
+# exp(z - new max) * dz/d(softcap's argument), 0 at the target, in the dtype products are made of
+Absorb = Callable[[Block, Running, int], tuple[Tensor, Tensor]]
+# from a block, p - 1 of the target and the normalisation: (p - onehot) * dz/d(softcap's argument), same dtype
+Residual = Callable[[Block, Tensor, Tensor, Tensor], Tensor]
+
+
+def blocks(hidden_TD: Tensor, weight_VD: Tensor) -> tuple[int, int]:
+    """(rows, columns) of one block of logits; a slab of the head, which may be cast, is no larger than a block."""
+    numbers = BLOCK_BYTES[hidden_TD.device.type] // 4
+    rows = max(1, min(len(hidden_TD), numbers // NARROWEST_SLAB))
+    columns = numbers // max(rows, weight_VD.shape[1]) // 128 * 128
+    return rows, min(len(weight_VD), max(NARROWEST_SLAB, columns))
+
+
+def spans(length: int, step: int) -> Iterator[slice]:
+    """Consecutive slices of ``step`` that cover ``length``."""
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))
+
+
+def operand_dtype(hidden_TD: Tensor) -> torch.dtype:
+    """What products are made of: tensor cores take the model's dtype; a CPU emulates bf16 20 times slower than fp32."""
+    return hidden_TD.dtype if hidden_TD.is_cuda else torch.promote_types(hidden_TD.dtype, torch.float32)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """A @ b, summed and returned in fp32 (fp64 for fp64)."""
+    if a.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a, b)
+
+
+def forward(problem: Problem, slope_rows: int, absorb: Absorb) -> tuple[Normalized, Tensor]:
+    """One pass over the head: 2TDV operations, and 2GDV more for the slopes of G rows."""
+    hidden_TD, weight_VD, target_T, bias_V, scale, softcap = problem
+    operand, precise = operand_dtype(hidden_TD), torch.promote_types(hidden_TD.dtype, torch.float32)
+    rows, columns = blocks(hidden_TD, weight_VD)
+    hidden_TD = hidden_TD.to(operand)
+    lowest_T = hidden_TD.new_full((len(hidden_TD),), -torch.inf, dtype=precise)
+    running = Running(lowest_T, torch.zeros_like(lowest_T), lowest_T.clone())
+    slope_GD = hidden_TD.new_zeros((slope_rows, hidden_TD.shape[1]), dtype=precise)
+    for slab in spans(len(weight_VD), columns):
+        weight_SD, bias_S = weight_VD[slab].to(operand), None if bias_V is None else bias_V[slab]
+        for rows_R in spans(len(hidden_TD), rows):
+            block = Block(hidden_TD[rows_R], weight_SD, bias_S, scale, softcap, target_T[rows_R] - slab.start)
+            graded = max(0, min(rows_R.stop, slope_rows) - rows_R.start)
+            decay_R, exp_GS = absorb(block, Running(*(state_T[rows_R] for state_T in running)), graded)
+            if graded:
+                own_GD = slope_GD[rows_R.start : rows_R.start + graded]
+                own_GD.mul_(decay_R[:graded, None]).add_(product(exp_GS, weight_SD))
+    normalized = normalize(running, target_T)
+    if slope_rows:
+        # dlogp/dh = scale * ((1 - p_y) W_y - sum over v != y of p_v W_v), each column with its softcap's derivative
+        own_G = -torch.expm1(normalized.logp_T[:slope_rows])
+        if softcap is not None:
+            own_G = own_G * (1 - (running.target_logit_T[:slope_rows] / softcap).square())
+        slope_GD.mul_(-torch.exp(-normalized.log_sum_T)[:slope_rows, None])
+        slope_GD.addcmul_(own_G[:, None], weight_VD[target_T[:slope_rows].clamp(min=0)].to(precise)).mul_(scale)
+        slope_GD.masked_fill_((target_T[:slope_rows] == IGNORE)[:, None], 0)
+    return normalized, slope_GD
+
+
+def normalize(running: Running, target_T: Tensor) -> Normalized:
+    """The log-prob of the target, and what makes probabilities of logits, once every slab was seen."""
+    # leaving the target out keeps logp <= 0, and keeps the digits of 1 - p where the model is sure
+    shift_T = finite(running.max_T)
+    log_others_T, lead_T = running.sum_T.log(), running.target_logit_T - shift_T
+    logp_T = -torch.logaddexp(torch.zeros_like(lead_T), log_others_T - lead_T)
+    return Normalized(logp_T.where(target_T != IGNORE, 0), shift_T, torch.logaddexp(log_others_T, lead_T))
+
+
+def backward(
+    problem: Problem, grad_T: Tensor, normalized: Normalized, needs: tuple[bool, bool, bool], residual: Residual
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Logits again (2TDV operations), and 2TDV for each of the hidden states and the weight."""
+    hidden_TD, weight_VD, target_T, bias_V, scale, softcap = problem
+    logp_T, shift_T, log_sum_T = normalized
+    need_hidden, need_weight, need_bias = needs
+    operand, precise = operand_dtype(hidden_TD), logp_T.dtype
+    rows, columns = blocks(hidden_TD, weight_VD)
+    grad_hidden_TD = torch.zeros_like(hidden_TD, dtype=precise) if need_hidden else None
+    grad_weight_VD = torch.empty_like(weight_VD) if need_weight else None
+    grad_bias_V = torch.empty_like(bias_V) if need_bias and bias_V is not None else None
+    # a block holds p - onehot(y) alone; the incoming gradient is a factor of its rows and goes into h and dh instead
+    factor_T = grad_T * -scale
+    factored_TD = (hidden_TD * factor_T[:, None]).to(operand) if need_weight else None
+    hidden_TD = hidden_TD.to(operand)
+    miss_T = torch.expm1(logp_T)  # p_y - 1 without the cancellation
+    for slab in spans(len(weight_VD), columns):
+        weight_SD, bias_S = weight_VD[slab].to(operand), None if bias_V is None else bias_V[slab]
+        slab_weight = slab_bias = None
+        for rows_R in spans(len(hidden_TD), rows):
+            block = Block(hidden_TD[rows_R], weight_SD, bias_S, scale, softcap, target_T[rows_R] - slab.start)
+            residual_RS = residual(block, miss_T[rows_R], shift_T[rows_R], log_sum_T[rows_R])
+            if grad_hidden_TD is not None:
+                grad_hidden_TD[rows_R] += product(residual_RS, weight_SD)
+            if factored_TD is not None:
+                slab_weight = _plus(slab_weight, product(residual_RS.T, factored_TD[rows_R]))
+            if grad_bias_V is not None:
+                slab_bias = _plus(slab_bias, _weighted_sum(factor_T[rows_R], residual_RS))
+        if grad_weight_VD is not None:
+            grad_weight_VD[slab] = 0 if slab_weight is None else slab_weight
+        if grad_bias_V is not None:
+            grad_bias_V[slab] = 0 if slab_bias is None else slab_bias
+    return None if grad_hidden_TD is None else grad_hidden_TD.mul_(factor_T[:, None]), grad_weight_VD, grad_bias_V
+
+
+def finite(max_T: Tensor) -> Tensor:
+    """0 for the maximum of no logits at all: a slab of one column that is the target."""
+    return max_T.where(max_T > -torch.inf, 0)
+
+
+def _plus(total: Tensor | None, part: Tensor) -> Tensor:
+    return part if total is None else total.add_(part)
+
+
+def _weighted_sum(factor_R: Tensor, residual_RS: Tensor) -> Tensor:
+    """Factor @ residual, [S]; a low-precision residual is not widened, and the factor keeps its digits as two terms."""
+    coarse_R = factor_R.to(residual_RS.dtype)
+    terms_2R = torch.stack([coarse_R, (factor_R - coarse_R).to(residual_RS.dtype)])
+    return product(terms_2R, residual_RS).sum(0)
