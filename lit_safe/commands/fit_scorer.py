@@ -66,8 +66,8 @@ class TrainableScorer(Protocol):
 
     def fit(
         self, prompts: Sequence[str], responses: Sequence[str], unsafe: Sequence[bool], prompt_ids: Sequence[int]
-    ) -> None:
-        """Learn from labelled texts of the training split."""
+    ) -> Any:
+        """Learn from labelled texts of the training split; gives their out-of-fold costs, a Tensor [n]."""
 
     def save(self, card: Mapping[str, Any]) -> None:
         """Write the fitted scorer and its card."""
@@ -101,7 +101,8 @@ def fit_scorer(data: LabelledTexts, *, scorer: TrainableScorer, minimum_auc: flo
     Raises:
         ValueError: If a split has no responses of one label.
     """
-    train, val = (labelled_responses(data.pairs(split)) for split in ("train", "val"))
+    held_out = data.pairs("val")
+    train, val = labelled_responses(data.pairs("train")), labelled_responses(held_out)
     for split, texts in (("train", train), ("val", val)):
         if len(set(texts.unsafe)) < 2:
             raise ValueError(
@@ -109,12 +110,18 @@ def fit_scorer(data: LabelledTexts, *, scorer: TrainableScorer, minimum_auc: flo
                 f"({texts.unlabelled} unlabelled, {texts.contradictory} labelled both ways): both are needed"
             )
     started = time.perf_counter()
-    scorer.fit(train.prompts, train.responses, train.unsafe, train.prompt_ids)
+    out_of_fold = scorer.fit(train.prompts, train.responses, train.unsafe, train.prompt_ids)
     fitted = time.perf_counter()
-    auc, accuracy, share = evaluate(scorer, data.pairs("val"), val)
+    cross = clustered_auc(out_of_fold.double().numpy(), train.unsafe, train.prompt_ids)
+    auc, accuracy, share = evaluate(scorer, held_out, val)
     scored = time.perf_counter()
     card = {
-        "fitted_on": {**_counts(train), "seconds": round(fitted - started, 2)},
+        "fitted_on": {
+            **_counts(train),
+            "seconds": round(fitted - started, 2),
+            "out_of_fold_auc": cross.mean,
+            "out_of_fold_auc_stderr": cross.stderr,
+        },
         "held_out": {
             "split": "val",
             "auc": auc.mean,
@@ -129,7 +136,7 @@ def fit_scorer(data: LabelledTexts, *, scorer: TrainableScorer, minimum_auc: flo
         "data": [{**source.describe(), "licence": source.licence} for source in data.sources],
     }
     scorer.save(card)
-    for line in _table(train, val, auc, accuracy, share, fitted - started):
+    for line in _table(train, val, cross, auc, accuracy, share, fitted - started):
         log.info("%s", line)
     if auc.mean >= minimum_auc:
         return 0
@@ -196,6 +203,7 @@ def _counts(texts: LabelledResponses) -> dict[str, int]:
 def _table(
     train: LabelledResponses,
     val: LabelledResponses,
+    cross: Estimate,
     auc: Estimate,
     accuracy: Estimate,
     share: float,
@@ -210,7 +218,8 @@ def _table(
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
     return [
         *lines,
-        f"fitted in {seconds:.1f} s",
+        f"fitted in {seconds:.1f} s; AUC on the train split, each prompt left out in its turn, "
+        f"{cross.mean:.3f} +- {cross.stderr:.3f} ({cross.clusters} prompts)",
         f"held-out AUC {auc.mean:.3f} +- {auc.stderr:.3f} (clustered by {auc.clusters} prompts)",
         f"accuracy within {accuracy.count} held-out pairs {accuracy.mean:.3f} +- {accuracy.stderr:.3f}",
         f"unsafe share of held-out responses: {np.mean(val.unsafe):.3f} labelled, {share:.3f} by the scorer",

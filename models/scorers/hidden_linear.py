@@ -47,13 +47,14 @@ class HiddenFeatures:
         model = str(self.source.describe())
         return {"kind": "hidden", "model": model, "layer": self.layer, "maximum_tokens": self.maximum_tokens}
 
-    def fit(self, prompts: Sequence[str], responses: Sequence[str]) -> None:
+    def fit(self, prompts: Sequence[str], responses: Sequence[str]) -> NDArray[np.float64]:
         """Learn centre and spread of every hidden unit."""
         hidden_nD = self._hidden(prompts, responses)
         self._centre, self._spread = hidden_nD.mean(0), hidden_nD.std(0).clamp(min=1e-6)
+        return self._standardised(hidden_nD)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> NDArray[np.float64]:
-        return ((self._hidden(prompts, responses) - self._centre) / self._spread).double().numpy()
+        return self._standardised(self._hidden(prompts, responses))
 
     def save(self, folder: Path) -> None:
         keys = torch.tensor(list(self._means), dtype=torch.int64)
@@ -65,6 +66,9 @@ class HiddenFeatures:
         tensors = load_file(folder / CACHE)
         self._centre, self._spread = tensors["centre"], tensors["spread"]
         self._means |= dict(zip(tensors["key"].tolist(), tensors["mean"], strict=True))
+
+    def _standardised(self, hidden_nD: Tensor) -> NDArray[np.float64]:
+        return ((hidden_nD - self._centre) / self._spread).double().numpy()
 
     def _hidden(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """[n, D] fp32."""

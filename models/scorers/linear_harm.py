@@ -24,8 +24,8 @@ class Features(Protocol):
     def describe(self) -> dict[str, Any]:
         """Everything that decides the features, in JSON's types; a folder fitted with other features is refused."""
 
-    def fit(self, prompts: Sequence[str], responses: Sequence[str]) -> None:
-        """Learn what the features need of the training texts; no label is seen."""
+    def fit(self, prompts: Sequence[str], responses: Sequence[str]) -> Matrix:
+        """Learn what the features need of the training texts, and give theirs [n, F]; no label is seen."""
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Matrix:
         """[n, F] features."""
@@ -78,8 +78,11 @@ class LinearHarm:
 
     def fit(
         self, prompts: Sequence[str], responses: Sequence[str], unsafe: Sequence[bool], prompt_ids: Sequence[int]
-    ) -> None:
+    ) -> Tensor:
         """Learn from labelled texts of the training split; ``prompt_ids`` keep a prompt's texts in one fold.
+
+        Returns:
+            Out-of-fold costs [n]: what was learned from other prompts says of each text.
 
         Raises:
             ValueError: Where the lengths differ, a label is missing, or unseen texts cannot be ranked at all.
@@ -87,8 +90,9 @@ class LinearHarm:
         lengths = {len(prompts), len(responses), len(unsafe), len(prompt_ids)}
         if len(lengths) != 1:
             raise ValueError(f"one prompt, response, label and prompt id for each text, got {sorted(lengths)}")
-        self.features.fit(prompts, responses)
-        self._head = fit_logistic_head(self.features(prompts, responses), unsafe, prompt_ids, self.strength)
+        features = self.features.fit(prompts, responses)
+        self._head, log_odds = fit_logistic_head(features, unsafe, prompt_ids, self.strength)
+        return self._cost(log_odds, self._head.threshold)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """Costs [n] float32 of ``n`` responses to ``n`` prompts.
@@ -102,8 +106,9 @@ class LinearHarm:
         assert self._head is not None
         if not responses:
             return torch.zeros(0)
-        log_odds = self._head.log_odds(self.features(prompts, responses))
-        threshold = self._head.threshold
+        return self._cost(self._head.log_odds(self.features(prompts, responses)), self._head.threshold)
+
+    def _cost(self, log_odds: Tensor, threshold: float) -> Tensor:
         if self.units == "probability":
             return (self.scale * (log_odds.sigmoid() - 1 / (1 + math.exp(-threshold)))).float()
         return (self.scale * (log_odds - threshold)).float()

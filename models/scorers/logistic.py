@@ -57,7 +57,7 @@ class LogisticHead:
 
 def fit_logistic_head(
     features: Matrix, positive: Sequence[bool], groups: Sequence[int], strength: float
-) -> LogisticHead:
+) -> tuple[LogisticHead, Tensor]:
     """Fit on all texts, with scale, offset and threshold from scores of texts whose group was left out.
 
     In-sample scores of many features are far too certain, so the log-odds are calibrated (Platt 1999) and the threshold
@@ -68,6 +68,9 @@ def fit_logistic_head(
         positive: [n] labels.
         groups: [n] what must not stand on both sides of a fold: prompt ids.
         strength: Inverse of the L2 penalty (scikit-learn's C).
+
+    Returns:
+        The head, and the out-of-fold log-odds [n] of the texts, calibrated.
 
     Raises:
         ValueError: Where a fold has no text of one label, or the features do not rank unseen texts at all.
@@ -85,12 +88,14 @@ def fit_logistic_head(
         raise ValueError(
             f"these features do not rank unseen texts: slope {slope:.3g} on {len(label)} out-of-fold scores"
         )
+    calibrated = slope * held_out + offset
     final = _regression(features, label, strength)
-    return LogisticHead(
+    head = LogisticHead(
         weight=torch.from_numpy(slope * final.coef_[0]),
         bias=slope * float(final.intercept_[0]) + offset,
-        threshold=float(np.quantile(slope * held_out + offset, 1 - label.mean())),
+        threshold=float(np.quantile(calibrated, 1 - label.mean())),
     )
+    return head, torch.from_numpy(calibrated)
 
 
 def _regression(features: Matrix, label: NDArray[np.bool_], strength: float) -> LogisticRegression:

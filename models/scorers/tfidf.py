@@ -7,7 +7,7 @@ Letters: n texts, F features.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,23 +42,21 @@ class TfidfFeatures:
     def describe(self) -> dict[str, Any]:
         return {"kind": "tfidf", "maximum": self.maximum, "weights": WEIGHTS}
 
-    def fit(self, prompts: Sequence[str], responses: Sequence[str]) -> None:
+    def fit(self, prompts: Sequence[str], responses: Sequence[str]) -> csr_matrix:
         """Learn vocabularies and inverse document frequencies.
 
         Raises:
             ValueError: Where the texts share no n-gram (there are too few of them).
         """
-        for name in BLOCKS:
-            texts = prompts if name == "prompt_words" else responses
-            self._vectorizers[name] = self._vectorizer(name).fit(texts)
+        self._vectorizers = {name: self._vectorizer(name) for name in BLOCKS}
+        return _side_by_side(
+            {name: self._vectorizers[name].fit_transform(_texts(name, prompts, responses)) for name in BLOCKS}
+        )
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> csr_matrix:
-        return hstack(
-            [
-                WEIGHTS[name] * self._vectorizers[name].transform(prompts if name == "prompt_words" else responses)
-                for name in BLOCKS
-            ]
-        ).tocsr()
+        return _side_by_side(
+            {name: self._vectorizers[name].transform(_texts(name, prompts, responses)) for name in BLOCKS}
+        )
 
     def save(self, folder: Path) -> None:
         terms = {name: list(self._vectorizers[name].get_feature_names_out()) for name in BLOCKS}
@@ -82,6 +80,14 @@ class TfidfFeatures:
             strip_accents="unicode",
             dtype=np.float64,
         )
+
+
+def _texts(block: str, prompts: Sequence[str], responses: Sequence[str]) -> Sequence[str]:
+    return prompts if block == "prompt_words" else responses
+
+
+def _side_by_side(blocks: Mapping[str, csr_matrix]) -> csr_matrix:
+    return hstack([WEIGHTS[name] * block for name, block in blocks.items()]).tocsr()
 
 
 class TfidfHarm(LinearHarm):

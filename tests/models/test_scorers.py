@@ -115,7 +115,7 @@ def test_a_folder_without_a_card_holds_no_scorer(tmp_path, fitted):
 
 
 def test_a_folder_of_other_features_is_refused(fitted):
-    with pytest.raises(ValueError, match="fitted on .*tfidf"):
+    with pytest.raises(ValueError, match=r"fitted on .*tfidf"):
         HiddenLinearHarm(fitted.folder, TinyLlama(), layer=1)(["What?"], ["That."])
 
 
@@ -127,23 +127,18 @@ def test_one_label_alone_or_labels_without_a_reason_cannot_be_fitted(tmp_path):
         TfidfHarm(str(tmp_path)).fit(prompts, responses, [True], ids)
 
 
-def test_features_that_say_nothing_are_refused_or_give_a_threshold_near_chance():
-    n = 400
-    noise = torch.tensor([[uniform("noise", i, j) - 0.5 for j in range(5)] for i in range(n)], dtype=torch.float64)
-    backwards = [uniform("coin", i) < 0.5 for i in range(n)]
-    try:
-        head = fit_logistic_head(noise.numpy(), backwards, range(n), strength=1.0)
-    except ValueError as error:
-        assert "do not rank" in str(error)
-    else:
-        assert head.log_odds(noise.numpy()).abs().max() < 1
+def test_features_that_say_nothing_of_unseen_texts_are_refused():
+    labels = [uniform("coin", i) < 0.5 for i in range(400)]  # their mean is all there is to learn
+    with pytest.raises(ValueError, match="do not rank unseen texts"):
+        fit_logistic_head(torch.zeros(400, 3, dtype=torch.float64).numpy(), labels, range(400), strength=1.0)
 
 
 def test_the_threshold_leaves_as_large_a_share_above_it_as_was_labelled_unsafe():
     n = 2000
     signal = torch.tensor([uniform("signal", i) for i in range(n)], dtype=torch.float64)
     rare = [uniform("label", i) < 0.3 * float(signal[i]) for i in range(n)]  # 15 % unsafe, never likelier than not
-    head = fit_logistic_head(signal[:, None].numpy(), rare, range(n), strength=1e3)
+    head, out_of_fold = fit_logistic_head(signal[:, None].numpy(), rare, range(n), strength=1e3)
+    assert float((out_of_fold > head.threshold).double().mean()) == pytest.approx(sum(rare) / n, abs=1e-3)
     fresh = torch.tensor([uniform("fresh", i) for i in range(n)], dtype=torch.float64)
     share = float((head.log_odds(fresh[:, None].numpy()) > head.threshold).double().mean())
     assert share == pytest.approx(0.15, abs=0.03)
