@@ -24,7 +24,7 @@ from lit_safe.callbacks.run_folder import SaveConfig
 from lit_safe.dual import DualAscent
 from lit_safe.stepping import StepModule
 
-COMMANDS: tuple[str, ...] = ("doctor", "export", "compare", "annotate", "fit_scorer")
+COMMANDS: tuple[str, ...] = ("doctor", "export", "compare", "annotate", "fit_scorer", "refusals")
 """Names of functions: ``<name>`` lives in ``lit_safe/commands/<name>.py``."""
 
 BUILT = ("module", "data")  # arguments of a command that the YAML builds
@@ -41,6 +41,7 @@ class SafeCLI(LightningCLI):
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
         group = parser._subcommands_action  # the action that LightningCLI's own loop adds to
+        assert group is not None
         for name in COMMANDS:
             function = _command(name)
             summary = (inspect.getdoc(function) or "").partition("\n")[0]
@@ -50,7 +51,8 @@ class SafeCLI(LightningCLI):
             words = _words(function)
             for word, text in words.items():
                 command_parser.add_argument(word, nargs="+", type=str, help=text)
-            added = command_parser.add_function_arguments(function, skip={*BUILT, *words}, as_group=True)
+            skip = {*BUILT, *words}
+            added = command_parser.add_function_arguments(function, skip=skip, as_group=True, sub_configs=True)
             self._subcommand_parsers[name] = command_parser
             self._subcommand_method_arguments[name] = [*words, *added]
             group.add_subcommand(name, command_parser, help=summary)

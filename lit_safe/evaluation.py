@@ -155,7 +155,7 @@ def evaluate(
         samples: list[ScoredResponse] = []
         if cost is not None:
             jobs = _jobs(data, prompts, samples_per_prompt, seed)
-            rollouts, samples = _roll_out(module, data, cost, jobs, max_new_tokens, batch_size, seed)
+            rollouts, samples = roll_out(module, data, cost, jobs, max_new_tokens, batch_size, seed)
     return Evaluation(table, rollouts, tuple(samples[:keep_samples]))
 
 
@@ -255,7 +255,7 @@ def _jobs(data: HeldOut, prompts: int, samples: int, seed: int) -> list[tuple[Pr
     return [(prompt, sample) for prompt in chosen for sample in range(samples)]
 
 
-def _roll_out(
+def roll_out(
     module: Evaluated,
     data: HeldOut,
     cost: CostFunction,

@@ -82,7 +82,8 @@ class PreferenceAlignment(StepModule):
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
         """Add a batch to the means of the split."""
-        self.eval_means.update(pair_quantities(batch, *self(batch), self.objective.beta))
+        policy, logratio, scored = self(batch)
+        self.eval_means.update(pair_quantities(batch, policy, logratio, scored, self.objective.beta))
 
     def test_step(self, batch: PackedBatch, batch_idx: int) -> None:
         """As validation, logged under ``test/``."""

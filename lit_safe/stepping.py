@@ -111,7 +111,7 @@ class StepModule(LightningModule):
 
     def log_training(self, norm: Tensor, extra: Mapping[str, Tensor | float]) -> None:
         """Log the window's means every ``trainer.log_every_n_steps`` optimizer steps, and start a new window."""
-        if self.global_step % max(1, self.trainer.log_every_n_steps):
+        if self.global_step % max(1, self.trainer.log_every_n_steps):  # type: ignore[attr-defined]
             return
         means = self.train_means.compute()
         self.train_means.reset()

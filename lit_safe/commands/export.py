@@ -121,4 +121,5 @@ def _version() -> str:
 def _first(sequences: PackedSequences, count: int) -> PackedSequences:
     bounds = sequences.cu_seqlens[: count + 1]
     end = int(bounds[-1])
-    return PackedSequences(*(tensor[:end] for tensor in sequences[:3]), bounds)
+    ids, target, position = (tensor[:end] for tensor in sequences[:3])
+    return PackedSequences(ids, target, position, bounds)

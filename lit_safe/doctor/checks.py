@@ -81,10 +81,9 @@ def padding_invariance(patient: Patient) -> Finding:
         torch.arange(2 * length).to(one.position),
         torch.tensor([0, 2 * length]).to(one.cu_seqlens),
     )
-    beside = PackedSequences(
-        *(torch.cat(both) for both in zip(sequences[:3], doubled[:3], strict=True)),
-        torch.cat([sequences.cu_seqlens, sequences.cu_seqlens[-1:] + 2 * length]),
-    )
+    ids, target, position = (torch.cat(both) for both in zip(sequences[:3], doubled[:3], strict=True))
+    bounds = torch.cat([sequences.cu_seqlens, sequences.cu_seqlens[-1:] + 2 * length])
+    beside = PackedSequences(ids, target, position, bounds)
     return _within("padding", patient, _gap(_policy(patient, sequences), _policy(patient, beside)[:-1]))
 
 

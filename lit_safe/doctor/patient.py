@@ -41,10 +41,8 @@ def take(sequences: PackedSequences, which: Sequence[int]) -> PackedSequences:
     bounds = sequences.cu_seqlens.tolist()
     spans = [slice(bounds[i], bounds[i + 1]) for i in which]
     lengths = [0, *(span.stop - span.start for span in spans)]
-    return PackedSequences(
-        *(torch.cat([tensor[span] for span in spans]) for tensor in sequences[:3]),
-        torch.tensor(lengths).cumsum(0).to(sequences.cu_seqlens),
-    )
+    ids, target, position = (torch.cat([tensor[span] for span in spans]) for tensor in sequences[:3])
+    return PackedSequences(ids, target, position, torch.tensor(lengths).cumsum(0).to(sequences.cu_seqlens))
 
 
 def take_pairs(batch: PackedBatch, which: Sequence[int]) -> PackedBatch:

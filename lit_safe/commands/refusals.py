@@ -1,0 +1,111 @@
+"""Measure over-refusal: how often a policy refuses harmless prompts, before and after training."""
+
+import csv
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lit_safe.costs.quiet import quiet
+from lit_safe.evaluation import Columns, roll_out
+from lit_safe.hashing import hash64
+from lit_safe.statistics import Estimate, clustered_mean, paired_difference
+from lit_safe.stepping import StepModule
+from lit_safe.types import CostFunction, Prompt
+
+log = logging.getLogger(__name__)
+
+
+def refusals(
+    module: StepModule,
+    data: Any,
+    *,
+    judge: CostFunction,
+    prompts: str,
+    ckpt_path: str,
+    out: str,
+    keep: dict[str, str] | None = None,
+    samples_per_prompt: int = 1,
+    max_new_tokens: int = 48,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> int:
+    """Compare how often the untrained and the trained policy refuse the prompts of a file (XSTest's over-refusal).
+
+    Only prompts of the file that lie in the val split of ``--data`` are answered, so none was trained on. Both policies
+    answer with the same draws, and the difference is paired by prompt.
+
+    Args:
+        module: From ``--model``, as the checkpoint was trained.
+        data: From ``--data``, as the checkpoint was trained.
+        judge: Scores a response; > 0 is a refusal, e.g. ``configs/scorer/refusal.yaml``.
+        prompts: CSV file with a column ``prompt``, e.g. XSTest's.
+        ckpt_path: The trained policy.
+        out: JSON file to write.
+        keep: Columns and the value that a prompt must have in them; ``{label: safe}`` if not given.
+        samples_per_prompt: Responses to each prompt.
+        max_new_tokens: Longest response.
+        batch_size: Responses generated at once.
+        seed: Of the responses.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        ValueError: If the file lacks a column, or none of its prompts is held out.
+    """
+    data.setup("validate")
+    chosen = _held_out(Path(prompts), keep or {"label": "safe"}, data.prompts("val"))
+    log.info("%d prompts of %s are held out; %d responses each", len(chosen), prompts, samples_per_prompt)
+    jobs = [(prompt, sample) for prompt in chosen for sample in range(samples_per_prompt)]
+
+    def answer() -> Columns:
+        with quiet(module, hash64("refusals", seed)):
+            return roll_out(module, data, judge, jobs, max_new_tokens, batch_size, seed)[0]
+
+    module.configure_model()
+    before = answer()
+    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+    module.load_state_dict(checkpoint["state_dict"])
+    after = answer()
+    found = compare_refusals(before, after)
+    table = Table("share of refusals", "mean", "standard error", "prompts", title=f"{prompts} ({ckpt_path})")
+    for name, estimate in found.items():
+        table.add_row(name, f"{estimate.mean:+.3f}", f"{estimate.stderr:.3f}", str(estimate.clusters))
+    Console(width=120).print(table)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    facts = {"judge": repr(judge), "prompts": prompts, "checkpoint": ckpt_path, "max_new_tokens": max_new_tokens}
+    measured = {name: estimate._asdict() for name, estimate in found.items()}
+    Path(out).write_text(json.dumps({**facts, "step": checkpoint["global_step"], **measured}, indent=2) + "\n")
+    log.info("results in %s", out)
+    return 0
+
+
+def compare_refusals(before: Columns, after: Columns) -> dict[str, Estimate]:
+    """Shares of refusals before and after, and their difference paired by response, clustered by prompt."""
+    was, now = ((table["cost"] > 0).astype(np.float64) for table in (before, after))
+    prompt = before["prompt_id"]
+    return {
+        "before": clustered_mean(was, prompt),
+        "after": clustered_mean(now, prompt),
+        "difference": paired_difference(now, was, prompt),
+    }
+
+
+def _held_out(path: Path, keep: Mapping[str, str], held_out: list[Prompt]) -> list[Prompt]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    missing = {"prompt", *keep} - set(rows[0] if rows else ())
+    if missing:
+        raise ValueError(f"{path} has no column {sorted(missing)}")
+    wanted = {row["prompt"].strip() for row in rows if all(row[column] == value for column, value in keep.items())}
+    chosen = [prompt for prompt in held_out if prompt.text.strip() in wanted]
+    if not chosen:
+        raise ValueError(f"none of the {len(wanted)} prompts of {path} with {dict(keep)} is in the val split")
+    return chosen
