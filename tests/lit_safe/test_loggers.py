@@ -110,23 +110,24 @@ def test_event_files_lie_in_the_run_folder_itself_and_nothing_is_written_before_
 
 
 def test_no_curve_has_a_step_twice_or_misses_one_after_two_resumes(tmp_path: Path) -> None:
+    position: dict[str, int] = {}
+    for first, saved, last in ((1, 3, 5), (4, 4, 6), (5, 7, 7)):  # steps: resumed at, in the checkpoint, reached
+        logger = TensorBoardRun()
+        logger.open(tmp_path)
+        logger.cut_back(position)
+        for step in range(first, last + 1):
+            logger.log_metrics({"loss": 1 / step}, step=step)
+            if step == saved:
+                position = logger.position()
+        logger.finalize("failed")
+    assert curve(tmp_path, "loss") == [(step, pytest.approx(1 / step)) for step in range(1, 8)]
+
+
+def test_an_event_file_that_lost_records_is_an_error(tmp_path: Path) -> None:
     logger = TensorBoardRun()
     logger.open(tmp_path)
-    for step in range(1, 6):
-        logger.log_metrics({"loss": 1 / step}, step=step)
-        if step == 3:
-            position = logger.position()
+    logger.log_metrics({"loss": 1.0}, step=1)
+    position = {name: size + 1 for name, size in logger.position().items()}
     logger.finalize("failed")
-    for last in (5, 6):
-        resumed = TensorBoardRun()
-        resumed.open(tmp_path)
-        resumed.cut_back(position)
-        resumed.log_metrics({"loss": 1 / 4}, step=4)
-        position = resumed.position()
-        for step in range(5, last + 1):
-            resumed.log_metrics({"loss": 1 / step}, step=step)
-        resumed.finalize("success")
-        assert [step for step, _ in curve(tmp_path, "loss")] == [1, 2, 3, 4, *range(5, last + 1)][:last]
-        position = {name: size for name, size in position.items()}
-        logger = resumed
-        break
+    with pytest.raises(ValueError, match="missing or shorter"):
+        logger.cut_back(position)
