@@ -41,9 +41,7 @@ def conversations(pair):
     return [(p, tokenizer(a, add_special_tokens=False).input_ids + stop) for p, a in zip(prompts, ANSWERS, strict=True)]
 
 
-def test_log_probs_are_those_of_the_models_own_logits_in_any_layout_and_company(
-    pair, conversations, pack, plain_logp
-):
+def test_log_probs_are_those_of_the_models_own_logits_in_any_layout_and_company(pair, conversations, pack, plain_logp):
     want = torch.stack([plain_logp(pair.policy.causal_lm, *c) for c in conversations])
     close = {"rtol": 1e-6, "atol": 1e-4}
     with torch.no_grad():
