@@ -20,8 +20,9 @@ def unsupported(hidden_TD: Tensor, weight_VD: Tensor) -> str | None:
     return None if device in slabs.BLOCK_BYTES else f"its products are written for cpu and cuda, not {device}"
 
 
-def _absorb(block: Block, running: Running, graded: int) -> tuple[Tensor, Tensor]:
-    logit_RS = _logits(block)
+def absorb(block: Block, running: Running, graded: int) -> tuple[Tensor, Tensor]:
+    """An ``Absorb`` step; several passes over a block that stays in the cache."""
+    logit_RS = logits(block)
     curve_GS = _curve(logit_RS[:graded], block.softcap)
     here_R1, column_R1 = _target_column(block)
     picked_R1 = logit_RS.gather(1, column_R1)
@@ -36,8 +37,9 @@ def _absorb(block: Block, running: Running, graded: int) -> tuple[Tensor, Tensor
     return decay_R, exp_GS.to(block.weight_SD.dtype)
 
 
-def _residual(block: Block, miss_R: Tensor, shift_R: Tensor, log_sum_R: Tensor) -> Tensor:
-    logit_RS = _logits(block)
+def residual(block: Block, miss_R: Tensor, shift_R: Tensor, log_sum_R: Tensor) -> Tensor:
+    """A ``Residual`` step."""
+    logit_RS = logits(block)
     curve_RS = _curve(logit_RS, block.softcap)
     residual_RS = logit_RS.sub_(shift_R[:, None]).exp_().mul_(torch.exp(-log_sum_R)[:, None])
     here_R1, column_R1 = _target_column(block)
@@ -47,7 +49,8 @@ def _residual(block: Block, miss_R: Tensor, shift_R: Tensor, log_sum_R: Tensor) 
     return residual_RS.to(block.weight_SD.dtype)
 
 
-def _logits(block: Block) -> Tensor:
+def logits(block: Block) -> Tensor:
+    """softcap(scale * (h W^T + b)), [R, S], fp32 or wider."""
     logit_RS = slabs.product(block.hidden_RD, block.weight_SD.T)
     if block.bias_S is not None:
         logit_RS += block.bias_S
@@ -69,4 +72,4 @@ def _target_column(block: Block) -> tuple[Tensor, Tensor]:
     return (column_R1 >= 0) & (column_R1 < width), column_R1.clamp(0, width - 1)
 
 
-token_logp = register("chunked", partial(slabs.forward, absorb=_absorb), partial(slabs.backward, residual=_residual))
+token_logp = register("chunked", partial(slabs.forward, absorb=absorb), partial(slabs.backward, residual=residual))

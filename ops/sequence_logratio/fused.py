@@ -106,10 +106,7 @@ def _forward(problem: Problem, slope_rows: int) -> tuple[Normalized, Tensor]:
             num_stages=tile.stages,
             enable_fp_fusion=True,
         )
-    max_ST, sum_ST, target_ST = parts_3ST
-    max_T = max_ST.amax(0)
-    sum_T = (sum_ST * torch.exp(max_ST - slabs.finite(max_T))).sum(0)
-    normalized = slabs.normalize(Running(max_T, sum_T, target_ST.amax(0)), target_T)
+    normalized = slabs.normalize(slabs.merge(Running(*parts_3ST)), target_T)
     return normalized, hidden_TD.new_empty((0, hidden_TD.shape[1]), dtype=torch.float32)
 
 

@@ -71,13 +71,29 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def forward(problem: Problem, slope_rows: int, absorb: Absorb) -> tuple[Normalized, Tensor]:
     """One pass over the head: 2TDV operations, and 2GDV more for the slopes of G rows."""
+    running, pull_GD = accumulate(problem, slope_rows, absorb)
+    normalized = normalize(running, problem.target_T)
+    if not slope_rows:
+        return normalized, pull_GD
+    _, weight_VD, target_T, _, scale, softcap = problem.rows(slope_rows)
+    # dlogp/dh = scale * ((1 - p_y) W_y - sum over v != y of p_v W_v), each column with its softcap's derivative
+    own_G = -torch.expm1(normalized.logp_T[:slope_rows])
+    if softcap is not None:
+        own_G = own_G * (1 - (running.target_logit_T[:slope_rows] / softcap).square())
+    slope_GD = pull_GD.mul_(-torch.exp(-normalized.log_sum_T)[:slope_rows, None])
+    slope_GD.addcmul_(own_G[:, None], weight_VD[target_T.clamp(min=0)].to(slope_GD.dtype)).mul_(scale)
+    return normalized, slope_GD.masked_fill_((target_T == IGNORE)[:, None], 0)
+
+
+def accumulate(problem: Problem, slope_rows: int, absorb: Absorb) -> tuple[Running, Tensor]:
+    """The running sums after all slabs, and sum over v != y of exp(z_v - max) W_v for the first ``slope_rows`` rows."""
     hidden_TD, weight_VD, target_T, bias_V, scale, softcap = problem
     operand, precise = operand_dtype(hidden_TD), torch.promote_types(hidden_TD.dtype, torch.float32)
     rows, columns = blocks(hidden_TD, weight_VD)
     hidden_TD = hidden_TD.to(operand)
     lowest_T = hidden_TD.new_full((len(hidden_TD),), -torch.inf, dtype=precise)
     running = Running(lowest_T, torch.zeros_like(lowest_T), lowest_T.clone())
-    slope_GD = hidden_TD.new_zeros((slope_rows, hidden_TD.shape[1]), dtype=precise)
+    pull_GD = hidden_TD.new_zeros((slope_rows, hidden_TD.shape[1]), dtype=precise)
     for slab in spans(len(weight_VD), columns):
         weight_SD, bias_S = weight_VD[slab].to(operand), None if bias_V is None else bias_V[slab]
         for rows_R in spans(len(hidden_TD), rows):
@@ -85,18 +101,16 @@ def forward(problem: Problem, slope_rows: int, absorb: Absorb) -> tuple[Normaliz
             graded = max(0, min(rows_R.stop, slope_rows) - rows_R.start)
             decay_R, exp_GS = absorb(block, Running(*(state_T[rows_R] for state_T in running)), graded)
             if graded:
-                own_GD = slope_GD[rows_R.start : rows_R.start + graded]
+                own_GD = pull_GD[rows_R.start : rows_R.start + graded]
                 own_GD.mul_(decay_R[:graded, None]).add_(product(exp_GS, weight_SD))
-    normalized = normalize(running, target_T)
-    if slope_rows:
-        # dlogp/dh = scale * ((1 - p_y) W_y - sum over v != y of p_v W_v), each column with its softcap's derivative
-        own_G = -torch.expm1(normalized.logp_T[:slope_rows])
-        if softcap is not None:
-            own_G = own_G * (1 - (running.target_logit_T[:slope_rows] / softcap).square())
-        slope_GD.mul_(-torch.exp(-normalized.log_sum_T)[:slope_rows, None])
-        slope_GD.addcmul_(own_G[:, None], weight_VD[target_T[:slope_rows].clamp(min=0)].to(precise)).mul_(scale)
-        slope_GD.masked_fill_((target_T[:slope_rows] == IGNORE)[:, None], 0)
-    return normalized, slope_GD
+    return running, pull_GD
+
+
+def merge(parts: Running) -> Running:
+    """The running sums over all of the vocabulary from those of its parts, [parts, T] each, in their order."""
+    max_T = parts.max_T.amax(0)
+    sum_T = (parts.sum_T * torch.exp(parts.max_T - finite(max_T))).sum(0)
+    return Running(max_T, sum_T, parts.target_logit_T.amax(0))
 
 
 def normalize(running: Running, target_T: Tensor) -> Normalized:

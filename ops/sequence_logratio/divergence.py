@@ -1,0 +1,58 @@
+"""KL between two models' next-token distributions, in slabs of the vocabulary: [T, V] is never held.
+
+Letters: T positions, R rows of one block of them, V vocabulary, S columns of one slab of it.
+"""
+
+import torch
+from torch import Tensor
+
+from ops.sequence_logratio import slabs
+from ops.sequence_logratio.api import Head
+from ops.sequence_logratio.chunked import logits
+from ops.sequence_logratio.slabs import Block
+
+
+@torch.no_grad()
+def token_kl(policy: Head, reference: Head) -> Tensor:
+    """[T] KL(policy || reference) over the full vocabulary, in nats, >= 0, fp32 (fp64 for float64), without gradient.
+
+    With z the logits of the policy and u of the reference, KL = E_policy[z - u] - (lse z - lse u); all three come from
+    one pass over both heads. Widths of the two models may differ.
+
+    Raises:
+        ValueError: Where positions or vocabularies of the two differ.
+    """
+    shapes = [(len(head.hidden_TD), len(head.weight_VD)) for head in (policy, reference)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"positions and vocabulary of the policy {shapes[0]} and the reference {shapes[1]} differ")
+    hidden_TD = policy.hidden_TD
+    precise = torch.promote_types(hidden_TD.dtype, torch.float32)
+    rows, columns = slabs.blocks(hidden_TD, policy.weight_VD)
+    kl_T = hidden_TD.new_empty(len(hidden_TD), dtype=precise)
+    with torch.autocast(hidden_TD.device.type, enabled=False):
+        for rows_R in slabs.spans(len(hidden_TD), rows):
+            lowest_R = torch.full_like(kl_T[rows_R], -torch.inf)
+            max_R, other_max_R = lowest_R, lowest_R
+            sum_R, other_sum_R, gap_R = (torch.zeros_like(lowest_R) for _ in range(3))
+            for slab in slabs.spans(len(policy.weight_VD), columns):
+                logit_RS, other_RS = _logits(policy, rows_R, slab), _logits(reference, rows_R, slab)
+                difference_RS = logit_RS - other_RS
+                max_R, sum_R, decay_R = _grow(max_R, sum_R, logit_RS)
+                other_max_R, other_sum_R, _ = _grow(other_max_R, other_sum_R, other_RS)
+                gap_R = gap_R * decay_R + logit_RS.mul_(difference_RS).sum(1)  # holds exp(z - max) by now
+            kl_T[rows_R] = gap_R / sum_R - ((max_R - other_max_R) + (sum_R.log() - other_sum_R.log()))
+    return kl_T.clamp_(min=0)  # rounding may leave a KL of nothing just below it
+
+
+def _logits(head: Head, rows_R: slice, slab: slice) -> Tensor:
+    hidden_TD, weight_VD, bias_V, scale, softcap = head
+    operand = slabs.operand_dtype(hidden_TD)
+    bias_S, no_target = None if bias_V is None else bias_V[slab], torch.empty(0)
+    return logits(Block(hidden_TD[rows_R].to(operand), weight_VD[slab].to(operand), bias_S, scale, softcap, no_target))
+
+
+def _grow(max_R: Tensor, sum_R: Tensor, logit_RS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(new max, new sum, exp(old max - new max)); the logits become exp(z - new max)."""
+    new_max_R = torch.maximum(max_R, logit_RS.amax(1))
+    decay_R = torch.exp(max_R - new_max_R)
+    return new_max_R, sum_R * decay_R + logit_RS.sub_(new_max_R[:, None]).exp_().sum(1), decay_R
