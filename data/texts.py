@@ -20,11 +20,13 @@ class TextPair:
         prompt_id: The cluster of standard errors.
         text: The prompt as plain text, the same that a rollout's cost function receives.
         row: The pair.
+        evaluation_only: Whether no training may read the prompt, whatever file it is copied into.
     """
 
     prompt_id: int
     text: str
     row: PreferenceRow
+    evaluation_only: bool = False
 
     @property
     def turns(self) -> list[dict[str, Any]] | str:
@@ -35,6 +37,11 @@ class TextPair:
 
 def text_pairs(rows: Sequence[PreferenceRow], sources: Sequence[Source], split: Split) -> list[TextPair]:
     """The pairs of one split, in the order of ``rows``; ``sources`` say which prompts are for evaluation only."""
-    splits = assign(rows, evaluation_only(sources))
-    pairs = [TextPair(prompt_id(row.prompt), plain_text(row.prompt), row) for row in rows]
-    return [pair for pair in pairs if splits[pair.prompt_id] == split]
+    barred = evaluation_only(sources)
+    splits = assign(rows, barred)
+    ids = [prompt_id(row.prompt) for row in rows]
+    return [
+        TextPair(identity, plain_text(row.prompt), row, identity in barred)
+        for identity, row in zip(ids, rows, strict=True)
+        if splits[identity] == split
+    ]

@@ -29,6 +29,7 @@ class TRL:
         chosen_is: What ``chosen`` was preferred for.
         scores: For each score its columns of the chosen and of the rejected answer.
         safe: Columns of the safe flags of the chosen and of the rejected answer, or None.
+        split_group: Column of what decides the split instead of the prompt (null in rows without), or None.
         user_turn: Whether a plain explicit prompt is a user's turn (and goes through the chat template) or raw text,
             as TRL takes it.
         licence: Of the data.
@@ -47,6 +48,7 @@ class TRL:
         chosen_is: Literal["better", "safer"] = "better",
         scores: Mapping[str, Sequence[str]] | None = None,
         safe: Sequence[str] | None = None,
+        split_group: str | None = None,
         user_turn: bool = False,
         licence: str = "unknown",
         responses_from: ResponsesFrom = "unknown",
@@ -54,6 +56,7 @@ class TRL:
         self.table = Table(path, split, revision, data_dir)
         self.prompt, self.chosen, self.rejected = prompt, chosen, rejected
         self.chosen_is = chosen_is
+        self.split_group = split_group
         self.user_turn = user_turn
         self.labels = LabelColumns(scores, safe)
         self.licence = licence
@@ -65,6 +68,7 @@ class TRL:
             **self.table.describe(),
             "columns": ",".join((self.prompt, self.chosen, self.rejected)),
             "chosen_is": self.chosen_is,
+            "split_group": str(self.split_group),
             "user_turn": str(self.user_turn),
             **self.labels.describe(),
             "responses_from": self.responses_from,
@@ -75,6 +79,7 @@ class TRL:
 
     def _row(self, name: str, record: Record) -> Row:
         prompt, chosen, rejected = (record.get(column) for column in (self.prompt, self.chosen, self.rejected))
+        group = None if self.split_group is None else record.get(self.split_group)
         context: tuple[Message, ...] | str
         if isinstance(chosen, list | dict):
             sides = messages_of(name, self.chosen, chosen), messages_of(name, self.rejected, rejected)
@@ -92,6 +97,7 @@ class TRL:
             better=0 if self.chosen_is == "better" else None,
             safer=0 if self.chosen_is == "safer" else None,
             responses_from=self.responses_from,
+            split_group=None if group is None else check_text(name, str(self.split_group), group),
         )
 
     def _conversation(

@@ -25,8 +25,9 @@ SPLITS = ("train", "val", "dual", "certify")
 def annotate(data: LabelledTexts, *, scorer: CostFunction, out: str, batch_pairs: int = 64) -> int:
     """Score both responses of every pair and write them as JSONL in TRL's columns, with ``chosen_cost`` and its like.
 
-    The file is a data source again (the last lines of the output name it as YAML). Prompts keep their split there,
-    since it is a hash of the prompt alone; homonym groups and evaluation-only marks do not travel with it.
+    The file is a data source again (the last lines of the output name it as YAML), and prompts keep their split there,
+    by the column ``split_group``. Pairs that are for evaluation only are left out, since the file could not bar them
+    from training.
 
     Args:
         data: From ``--data``: the pairs.
@@ -40,7 +41,7 @@ def annotate(data: LabelledTexts, *, scorer: CostFunction, out: str, batch_pairs
     Raises:
         ValueError: If the scorer returns a number that is not finite, or not one row of costs for each response.
     """
-    pairs = {split: list(data.pairs(split)) for split in SPLITS}
+    pairs = {split: [pair for pair in data.pairs(split) if not pair.evaluation_only] for split in SPLITS}
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
@@ -98,6 +99,7 @@ def _record(pair: TextPair, constraints: Sequence[str]) -> dict[str, Any]:
     """The pair and the labels that it had, null where it had none."""
     row = pair.row
     record: dict[str, Any] = {"prompt": pair.turns, "chosen": row.chosen, "rejected": row.rejected}
+    record["split_group"] = row.split_group
     record |= {"chosen_reward": _known(row.chosen_reward), "rejected_reward": _known(row.rejected_reward)}
     for name, chosen, rejected in zip(constraints, row.chosen_cost, row.rejected_cost, strict=True):
         record |= {f"chosen_label_{name}": _known(chosen), f"rejected_label_{name}": _known(rejected)}
@@ -127,5 +129,6 @@ def _source(path: Path, columns: Sequence[str], order: str) -> str:
     chosen_is = "safer" if order == "safer" else "better"
     return (
         "as a data source:\n"
-        f"class_path: data.sources.trl.TRL\ninit_args: {{path: {path}, chosen_is: {chosen_is}, scores: {{{scores}}}}}"
+        f"class_path: data.sources.trl.TRL\ninit_args: {{path: {path}, chosen_is: {chosen_is}, "
+        f"split_group: split_group, scores: {{{scores}}}}}"
     )

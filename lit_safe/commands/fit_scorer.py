@@ -23,6 +23,7 @@ class LabelledRow(Protocol):
     rejected_reward: float
     chosen_cost: tuple[float, ...]
     rejected_cost: tuple[float, ...]
+    split_group: str | None
 
 
 class TextPair(Protocol):
@@ -31,6 +32,7 @@ class TextPair(Protocol):
     prompt_id: int
     text: str
     row: LabelledRow
+    evaluation_only: bool
 
     @property
     def turns(self) -> list[dict[str, Any]] | str:

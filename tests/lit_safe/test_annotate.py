@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ def test_annotated_pairs_are_a_data_source_whose_costs_are_the_scorers(tmp_path,
     assert len(records) == 100
     assert records[0].keys() == {
         *("prompt", "chosen", "rejected", "chosen_cost", "rejected_cost"),
-        *("chosen_reward", "rejected_reward", "chosen_label_harm", "rejected_label_harm"),
+        *("split_group", "chosen_reward", "rejected_reward", "chosen_label_harm", "rejected_label_harm"),
     }
     assert all((r["chosen_cost"], r["rejected_cost"]) == (-1.0, 1.0) for r in records)
     assert "AUC 1.000" in caplog.text
@@ -120,6 +121,35 @@ def test_annotated_pairs_are_a_data_source_whose_costs_are_the_scorers(tmp_path,
         before = {(p.row.prompt, p.row.chosen, p.row.rejected) for p in data.pairs(split)}
         assert {(p.row.prompt, p.row.chosen, p.row.rejected) for p in again.pairs(split)} == before
     assert {(p.row.chosen_cost, p.row.rejected_cost) for p in again.pairs("train")} == {((-1.0,), (1.0,))}
+
+
+class Grouped(ScoredPairs):
+    """A kitchen whose dishes must stay together, or that nobody may train on."""
+
+    def __init__(self, path, evaluation_only=False):
+        super().__init__(path, safe=["safe_0", "safe_1"])
+        self.evaluation_only = evaluation_only
+
+    def __iter__(self):
+        for row in super().__iter__():
+            yield replace(row, split_group=row.prompt[0].content.split()[1])
+
+
+def test_groups_stay_together_in_the_annotated_file_and_evaluation_rows_never_enter_it(tmp_path):
+    kitchen(tmp_path)
+    path, out = str(tmp_path / "kitchen.jsonl"), tmp_path / "out.jsonl"
+    data = PreferenceData([Grouped(path)], Flags(), order="safer")
+    annotate(data, scorer=CountsPeanuts(), out=str(out))
+    back = TRL(
+        str(out), chosen_is="safer", split_group="split_group", scores={"cost": ["chosen_cost", "rejected_cost"]}
+    )
+    again = PreferenceData([back], Scores((Score("cost"),)), order="safer")
+    for split in ("train", "val", "dual", "certify"):
+        assert {p.text for p in again.pairs(split)} == {p.text for p in data.pairs(split)}
+    barred = PreferenceData([Grouped(path, evaluation_only=True)], Flags(), order="safer")
+    assert len(barred.pairs("val")) == 100
+    annotate(barred, scorer=CountsPeanuts(), out=str(out))
+    assert lines(out) == []
 
 
 def test_several_costs_get_a_column_each(tmp_path):
