@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from lit_safe.doctor.patient import Finding, Patient, gradient, take, take_pairs
+from lit_safe.doctor.patient import Finding, Patient, gradient, take, take_ends, take_pairs
 from lit_safe.objectives import DPO
 from lit_safe.types import IGNORE, PackedSequences, Pair
 
@@ -70,21 +70,17 @@ def batch_invariance(patient: Patient) -> Finding:
 
 
 def padding_invariance(patient: Patient) -> Finding:
-    """A sequence scores the same beside a neighbour twice as long as any other."""
+    """The ends of the sequences score the same among themselves and beside a neighbour twice as long."""
     sequences = patient.batch.sequences
-    longest = int(sequences.cu_seqlens.diff().argmax())
-    one = take(sequences, [longest])
-    length = len(one.input_ids)
-    doubled = PackedSequences(
-        one.input_ids.repeat(2),
-        one.target.repeat(2),
-        torch.arange(2 * length).to(one.position),
-        torch.tensor([0, 2 * length]).to(one.cu_seqlens),
+    length_N = sequences.cu_seqlens.diff()
+    ends = take_ends(sequences, max(2, int(length_N.max()) // 2))
+    # the neighbour is one of the batch's own: a longer one might exceed what the model can read
+    neighbour = take(sequences, [int(length_N.argmax())])
+    beside = PackedSequences(
+        *(torch.cat(both) for both in zip(ends[:3], neighbour[:3], strict=True)),
+        torch.cat([ends.cu_seqlens, ends.cu_seqlens[-1:] + neighbour.cu_seqlens[-1:]]),
     )
-    ids, target, position = (torch.cat(both) for both in zip(sequences[:3], doubled[:3], strict=True))
-    bounds = torch.cat([sequences.cu_seqlens, sequences.cu_seqlens[-1:] + 2 * length])
-    beside = PackedSequences(ids, target, position, bounds)
-    return _within("padding", patient, _gap(_policy(patient, sequences), _policy(patient, beside)[:-1]))
+    return _within("padding", patient, _gap(_policy(patient, ends), _policy(patient, beside)[:-1]))
 
 
 def packing_invariance(patient: Patient) -> Finding:

@@ -45,6 +45,21 @@ def take(sequences: PackedSequences, which: Sequence[int]) -> PackedSequences:
     return PackedSequences(ids, target, position, torch.tensor(lengths).cumsum(0).to(sequences.cu_seqlens))
 
 
+def take_ends(sequences: PackedSequences, size: int) -> PackedSequences:
+    """The last ``size`` tokens of each sequence, or all of a shorter one, as sequences of their own."""
+    length_N = sequences.cu_seqlens.diff().clamp(max=size).tolist()
+    kept = torch.cat(
+        [torch.arange(end - n, end) for end, n in zip(sequences.cu_seqlens[1:].tolist(), length_N, strict=True)]
+    )
+    kept = kept.to(sequences.input_ids.device)
+    return PackedSequences(
+        sequences.input_ids[kept],
+        sequences.target[kept],
+        torch.cat([torch.arange(length) for length in length_N]).to(sequences.position),
+        torch.tensor([0, *length_N]).cumsum(0).to(sequences.cu_seqlens),
+    )
+
+
 def take_pairs(batch: PackedBatch, which: Sequence[int]) -> PackedBatch:
     """The named pairs, in that order; ``pairs_in_step`` stays, so shares of a step's loss still add up."""
     rows = torch.tensor(which, device=batch.present.device)
