@@ -74,9 +74,13 @@ class PreferenceAlignment(StepModule):
         policy, logratio, scored = self(batch)
         self.train_means.update(pair_quantities(batch, policy, logratio, scored, self.objective.beta))
         self.count(batch.sequences, int(batch.present.sum()))
-        # a NaN label of a dropped or filler pair must not reach the sum: 0 * NaN is NaN
+        # a NaN label of a dropped or filler pair must not reach the sum: 0 * NaN is NaN ...
         weight_B = scored.weight * batch.present
-        loss_B = torch.where(weight_B > 0, scored.loss, torch.zeros_like(scored.loss))
+        kept_B = weight_B > 0
+        loss_B = torch.where(kept_B, scored.loss, torch.zeros_like(scored.loss))
+        for side_B in logratio:  # ... nor the gradient, where it would meet the 0 that comes back from the sum
+            if side_B.requires_grad:
+                side_B.register_hook(lambda grad_B: torch.where(kept_B, grad_B, torch.zeros_like(grad_B)))
         # dropped pairs stay in the denominator; with none left the sum is 0 and still has a (zero) gradient
         return (loss_B * weight_B).sum() / batch.pairs_in_step + 0.0 * policy.margin.sum()
 
