@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from lit_safe.hashing import hash64, uniform
 from lit_safe.types import CostFunction
-from models.scorers.hidden_linear import HiddenLinearHarm
+from models.scorers.hidden_linear import HiddenFeatures, HiddenLinearHarm
 from models.scorers.logistic import fit_logistic_head
 from models.scorers.tfidf import TfidfHarm
 from models.sources import TinyLlama
@@ -161,6 +161,17 @@ def test_a_linear_head_on_hidden_states_reads_responses_in_their_context(tmp_pat
     fresh.features._means.clear()
     assert torch.allclose(fresh(prompts, responses), costs, atol=1e-3)  # padding changes nothing
     assert torch.isfinite(fresh(["What?"], [""])).all()
+
+
+def test_hidden_features_are_the_whole_models_states_after_the_layer():
+    features = HiddenFeatures(TinyLlama(layers=4), layer=2, maximum_tokens=500)
+    read = features._read(["What?"], ["That."])
+    ids, start = features._tokens("What?", "That.")
+    model = TinyLlama(layers=4).load_model()
+    with torch.no_grad():
+        hidden = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[2][0, start:]
+    assert TinyLlama().load_tokenizer().decode(ids[start:]) == "That."
+    assert torch.allclose(read[0], hidden.mean(0), atol=1e-6)
 
 
 def test_a_layer_that_the_model_lacks_is_named(tmp_path):
