@@ -75,6 +75,14 @@ class SafeCLI(LightningCLI):
         self.model.save_hyperparameters(self._typed_model())  # as plain values, which a checkpoint may hold
         self.datamodule.connect(self.model)
 
+    @property
+    def _builds_nothing(self) -> bool:
+        return self.subcommand in COMMANDS and not _builds(_command(str(self.subcommand)))
+
+    def _set_seed(self) -> None:
+        if not self._builds_nothing:  # which has no seed to set, and draws nothing
+            super()._set_seed()
+
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand not in COMMANDS:
             super()._run_subcommand(subcommand)

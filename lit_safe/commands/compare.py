@@ -31,6 +31,8 @@ from lit_safe.statistics import Estimate
 
 log = logging.getLogger(__name__)
 
+WIDTH = 140  # of the table where there is no terminal to say
+
 
 @dataclass(frozen=True)
 class Run:
@@ -84,7 +86,9 @@ def compare(runs: list[str], out: str = "runs/compare", baseline: str | None = N
     before, after = table[0].before.summary(), [run.after.summary() for run in table]
     plot_comparison([run.name for run in table], before, after, folder / "compare.png")
     _write_hparams(folder / "tensorboard", table)
-    Console().print(_terminal(table, found))
+    terminal = Console()
+    terminal.width = terminal.width if terminal.is_terminal else WIDTH
+    terminal.print(_terminal(table, found))
     log.info("written to %s (tensorboard --logdir %s)", folder, folder / "tensorboard")
     return int(bool(unfinished))
 
@@ -133,8 +137,8 @@ def _terminal(runs: Sequence[Run], found: Sequence[Mapping[str, Estimate]]) -> T
     measures = [name for name in MAIN if any(name in summary for summary in after)]
     title = f"after training, mean ± standard error; below it the paired difference from {runs[0].name} [95 %]"
     table = Table(title=title, show_lines=True)
-    for heading in ("run", *(f"{QUANTITIES[name].short} ({QUANTITIES[name].unit})" for name in measures)):
-        table.add_column(heading)
+    for heading in ("run and objective", *(f"{QUANTITIES[name].short} ({QUANTITIES[name].unit})" for name in measures)):
+        table.add_column(heading, overflow="fold")
     start = runs[0].before.summary()
     table.add_row("(before training)", *(with_error(n, start[n]) if n in start else "n/a" for n in measures))
     for k, run in enumerate(runs):

@@ -77,7 +77,7 @@ def plot_comparison(
             ax.axvline(scale * before[measure].mean, color=GREY, linestyle="--", linewidth=1)
         for row, estimates in enumerate(after):
             if measure in estimates:
-                _point(ax, estimates[measure], row, scale, BLUE, filled=True)
+                _point(ax, measure, estimates[measure], row, BLUE, filled=True)
         ax.set_title(f"{QUANTITIES[measure].short} ({QUANTITIES[measure].unit})", fontsize=SIZE)
         _clean(ax)
     axes[0].set_yticks(range(len(names)), names, fontsize=SIZE)
@@ -104,8 +104,8 @@ def _before_after(ax: Axes, report: Mapping[str, Any]) -> None:
     names = [name for name in SHARES if name in report["metrics"]]
     for row, name in enumerate(names):
         entry = report["metrics"][name]
-        _point(ax, estimate_from_json(entry["before"]), row - 0.14, 100, GREY, filled=False)
-        _point(ax, estimate_from_json(entry["after"]), row + 0.14, 100, BLUE, filled=True)
+        _point(ax, name, estimate_from_json(entry["before"]), row - 0.14, GREY, filled=False)
+        _point(ax, name, estimate_from_json(entry["after"]), row + 0.14, BLUE, filled=True)
     ax.axvline(50, color=GREY, linestyle=":", linewidth=1)
     ax.set_yticks(range(len(names)), [QUANTITIES[name].short for name in names], fontsize=SIZE)
     ax.set_ylim(len(names) - 0.5, -0.5)
@@ -114,8 +114,15 @@ def _before_after(ax: Axes, report: Mapping[str, Any]) -> None:
     ax.set_title("before (hollow) and after, 95 % intervals", fontsize=SIZE)
 
 
-def _point(ax: Axes, estimate: Estimate, row: float, scale: float, colour: str, *, filled: bool) -> None:
+def _point(ax: Axes, name: str, estimate: Estimate, row: float, colour: str, *, filled: bool) -> None:
     low, high = estimate.interval
+    scale = 1
+    if QUANTITIES[name].share:
+        scale, low, high = (
+            100,
+            max(low, 0.0),
+            min(high, 1.0),
+        )  # t intervals of few prompts overshoot what a share can be
     if not math.isnan(low):
         ax.plot([scale * low, scale * high], [row, row], color=colour, linewidth=1.2)
     face = colour if filled else "white"

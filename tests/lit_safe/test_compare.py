@@ -7,6 +7,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_safe.cli import main
 from lit_safe.commands.compare import compare
 from lit_safe.evaluation import Evaluation, evaluate
 from lit_safe.report.tables import write_json, write_tables
@@ -52,7 +53,7 @@ def test_differences_are_paired_by_pair_and_clustered_by_prompt(runs, tmp_path, 
     assert float(rows(out)["plain", "logps/chosen"]["difference"]) == 0
     shown = capsys.readouterr().out
     assert "SafeDPO()" in shown
-    assert "(before" in shown
+    assert "(before training)" in shown
     text = (out / "compare.md").read_text()
     assert "Paired differences from plain" in text
     assert "`SafeDPO()`" in text
@@ -122,3 +123,9 @@ def test_runs_called_alike_keep_their_paths(tmp_path):
     twins = [finish(tmp_path / part / "dpo", evaluation(), "DPO") for part in ("a", "b")]
     compare(twins, out=str(tmp_path / "compared"))
     assert {run for run, _ in rows(tmp_path / "compared")} == set(twins)
+
+
+def test_the_command_line_takes_folders_as_a_shell_gives_them(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    main(["compare", *runs, "--out", str(tmp_path / "compared"), "--baseline", "safe"])
+    assert float(rows(tmp_path / "compared")["safe", "logps/chosen"]["difference"]) == 0
