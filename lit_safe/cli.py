@@ -51,7 +51,7 @@ class SafeCLI(LightningCLI):
             words = _words(function)
             for word, text in words.items():
                 command_parser.add_argument(word, nargs="+", type=str, help=text)
-            skip = {*BUILT, *words}
+            skip: set[str | int] = {*BUILT, *words}
             added = command_parser.add_function_arguments(function, skip=skip, as_group=True, sub_configs=True)
             self._subcommand_parsers[name] = command_parser
             self._subcommand_method_arguments[name] = [*words, *added]
