@@ -125,9 +125,7 @@ class HiddenFeatures:
             raise ValueError(f"layer must lie in 0 ... {layers} for {self.source.describe()}, got {self.layer}")
         for stack in model.modules():
             if isinstance(stack, nn.ModuleList) and len(stack) == layers:
-                del stack[
-                    self.layer + 1 :
-                ]  # nobody reads them; one stays, since a last layer's states are normed
+                del stack[self.layer + 1 :]  # nobody reads them; one stays, since a last layer's states are normed
         self._model = model.base_model  # without the head, whose logits nobody reads
 
 
