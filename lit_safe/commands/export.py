@@ -49,6 +49,7 @@ def export(
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{out} exists and is not empty")
     module.configure_model()
+    module.eval()  # an adapter's dropout would score the checkpoint's log-probs at random
     checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])

@@ -87,11 +87,11 @@ def aligned(objective: Objective | None = None, lr: float = 1e-3, pair: Any = No
 
 
 def trainer(folder: Path | None = None, **options: Any) -> Trainer:
+    """One quiet process on the CPU, without held-out pairs."""
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
     quiet |= {"enable_checkpointing": False, "use_distributed_sampler": False, "limit_val_batches": 0}
-    return Trainer(
-        accelerator="cpu", devices=1, default_root_dir=folder, **{**quiet, "log_every_n_steps": 1, **options}
-    )
+    quiet |= {"accelerator": "cpu", "devices": 1, "log_every_n_steps": 1}
+    return Trainer(default_root_dir=folder, **{**quiet, **options})
 
 
 def weights(module: Any) -> Tensor:

@@ -21,13 +21,14 @@ from tests.lit_safe.pair_world import adamw, aligned, pairs, plain_logp, talk, t
 PAIRS = {
     "full": lambda: PolicyReference(TinyLlama()),
     "last layer": lambda: PolicyReference(TinyLlama(), LastLayers(1)),
-    "adapter": lambda: PolicyReference(TinyLlama(), LoRA(r=2, alpha=8), AdapterOff()),
+    "adapter": lambda: PolicyReference(TinyLlama(), LoRA(r=2, alpha=8, dropout=0.5), AdapterOff()),
 }
 
 
 def checkpoint_of(module: Any, data: Any, folder: Path) -> str:
     """A short fit's last checkpoint."""
     trainer(folder, max_steps=3, callbacks=[RunCheckpoint()], enable_checkpointing=True).fit(module, data)
+    module.eval()
     return str(folder / "checkpoints" / "last.ckpt")
 
 
