@@ -14,7 +14,7 @@ from ops.sequence_logratio.operator import Normalized, Problem
 from ops.sequence_logratio.reference import IGNORE
 
 # bytes of one fp32 block of logits. CPU: the block stays in the last-level cache. CUDA: untuned
-BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
+BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 NARROWEST_SLAB = 1024
 
 
@@ -132,8 +132,11 @@ def backward(
     operand, precise = operand_dtype(hidden_TD), logp_T.dtype
     rows, columns = blocks(hidden_TD, weight_VD)
     grad_hidden_TD = torch.zeros_like(hidden_TD, dtype=precise) if need_hidden else None
-    grad_weight_VD = torch.empty_like(weight_VD) if need_weight else None
-    grad_bias_V = torch.empty_like(bias_V) if need_bias and bias_V is not None else None
+    unwritten = torch.empty_like if len(hidden_TD) else torch.zeros_like
+    grad_weight_VD = unwritten(weight_VD) if need_weight else None
+    grad_bias_V = unwritten(bias_V) if need_bias and bias_V is not None else None
+    # all rows in one block, and a product of the gradient's own dtype: summed in fp32, rounded once, no copy
+    in_place = rows >= len(hidden_TD) and weight_VD.dtype == operand
     # a block holds p - onehot(y) alone; the incoming gradient is a factor of its rows and goes into h and dh instead
     factor_T = grad_T * -scale
     factored_TD = (hidden_TD * factor_T[:, None]).to(operand) if need_weight else None
@@ -147,14 +150,16 @@ def backward(
             residual_RS = residual(block, miss_T[rows_R], shift_T[rows_R], log_sum_T[rows_R])
             if grad_hidden_TD is not None:
                 grad_hidden_TD[rows_R] += product(residual_RS, weight_SD)
-            if factored_TD is not None:
+            if in_place and grad_weight_VD is not None and factored_TD is not None:
+                torch.mm(residual_RS.T, factored_TD, out=grad_weight_VD[slab])
+            elif factored_TD is not None:
                 slab_weight = _plus(slab_weight, product(residual_RS.T, factored_TD[rows_R]))
             if grad_bias_V is not None:
                 slab_bias = _plus(slab_bias, _weighted_sum(factor_T[rows_R], residual_RS))
-        if grad_weight_VD is not None:
-            grad_weight_VD[slab] = 0 if slab_weight is None else slab_weight
-        if grad_bias_V is not None:
-            grad_bias_V[slab] = 0 if slab_bias is None else slab_bias
+        if grad_weight_VD is not None and slab_weight is not None:
+            grad_weight_VD[slab] = slab_weight
+        if grad_bias_V is not None and slab_bias is not None:
+            grad_bias_V[slab] = slab_bias
     return None if grad_hidden_TD is None else grad_hidden_TD.mul_(factor_T[:, None]), grad_weight_VD, grad_bias_V
 
 
