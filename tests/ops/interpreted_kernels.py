@@ -1,0 +1,103 @@
+"""The Triton kernels under the interpreter. Not collected by itself: see test_fused_interpreted.py.
+
+Letters: T positions, D hidden width, V vocabulary.
+"""
+
+import pytest
+import torch
+
+from ops.sequence_logratio import Head, sequence_logratio, slabs, token_logp
+from ops.sequence_logratio.fused import INTERPRETED
+
+assert INTERPRETED, "run by test_fused_interpreted.py, which switches the interpreter on"
+
+FORMS = {
+    "bare": {},
+    "scaled": {"scale": 0.3},
+    "biased": {"bias": True},
+    "capped": {"softcap": 5.0},
+    "all": {"bias": True, "scale": 1.7, "softcap": 3.0},
+}
+SHAPES = [(1, 16, 64), (33, 24, 140)]  # T, D, V: around the tiles of 32 rows, 64 columns, 16 of width
+
+
+@pytest.fixture(autouse=True)
+def unwritten_memory_is_nan():
+    """Deterministic mode fills every torch.empty with NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def many_blocks(monkeypatch):
+    monkeypatch.setattr(slabs, "NARROWEST_SLAB", 128)
+    monkeypatch.setitem(slabs.BLOCK_BYTES, "cpu", 4 * 128 * 50)  # 50 rows of 128 columns
+
+
+def run(backend, shape, learns, bias=False, dtype=torch.float32, **form):
+    tokens, width, vocabulary = shape
+    random = torch.Generator().manual_seed(0)
+    hidden_TD = torch.randn(tokens, width, generator=random).to(dtype).requires_grad_("hidden" in learns)
+    weight_VD = torch.randn(vocabulary, width, generator=random).to(dtype).requires_grad_("weight" in learns)
+    bias_V = torch.randn(vocabulary, generator=random).to(dtype).requires_grad_("bias" in learns) if bias else None
+    target_T = torch.randint(vocabulary, (tokens,), generator=random)
+    if tokens > 3:
+        target_T[:3] = torch.tensor([0, vocabulary - 1, -100])
+    logp_T = token_logp(hidden_TD, weight_VD, target_T, bias_V=bias_V, backend=backend, **form)
+    leaves = [x for x in (hidden_TD, weight_VD, bias_V) if x is not None and x.requires_grad]
+    grads = torch.autograd.grad(logp_T, leaves, torch.randn(tokens, generator=random)) if leaves else ()
+    return [logp_T.detach(), *grads]
+
+
+@pytest.mark.parametrize("learns", ["", "hidden", "hidden weight bias"])
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_kernels_agree_with_the_definition(shape, form, learns, many_blocks):
+    mine, definition = (run(backend, shape, learns, **form) for backend in ("fused", "reference"))
+    for got, want in zip(mine, definition, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    assert (mine[0] <= 0).all()
+
+
+def test_rows_a_descriptor_cannot_address_are_refused():
+    with pytest.raises(ValueError, match="not 7 of torch"):
+        run("fused", (2, 7, 64), "")
+
+
+def test_bf16_inputs_are_widened_and_multiplied_as_numbers():
+    for got, want in zip(
+        run("fused", (33, 24, 140), "hidden", dtype=torch.bfloat16),
+        run("reference", (33, 24, 140), "hidden", dtype=torch.bfloat16),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-2, atol=1e-2)
+
+
+def test_empty_inputs_launch_nothing():
+    assert [tensor.shape[0] for tensor in run("fused", (0, 8, 70), "hidden weight")] == [0, 0, 70]
+
+
+def test_the_operator_is_one_torch_understands():
+    hidden_TD, weight_VD = torch.randn(5, 8, requires_grad=True), torch.randn(70, 8, requires_grad=True)
+    arguments = (hidden_TD, weight_VD, torch.tensor([0, 69, -100, 3, 4]), None, 1.0, None, 5, False)
+    torch.library.opcheck(torch.ops.sequence_logratio.fused.default, arguments)
+
+
+def test_a_shared_head_takes_both_models_in_one_call():
+    random = torch.Generator().manual_seed(0)
+    weight_VD, target_T = torch.randn(70, 8, generator=random), torch.tensor([0, 69, -100, 3, 4])
+    policy_TD, reference_TD = torch.randn(2, 5, 8, generator=random)
+    grads = []
+    for backend in ("fused", "reference"):
+        leaf_TD = policy_TD.clone().requires_grad_()
+        logratio_N = sequence_logratio(
+            Head(leaf_TD, weight_VD),
+            Head(reference_TD, weight_VD),
+            target_T,
+            cu_seqlens_N1=torch.tensor([0, 2, 5]),
+            backend=backend,
+        )
+        logratio_N.sum().backward()
+        grads.append((logratio_N.detach(), leaf_TD.grad))
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)
