@@ -1,0 +1,47 @@
+"""Two processes that share every step end where one process alone does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow  # three processes import Lightning and transformers
+
+SCRIPT = Path(__file__).with_name("module_two_ranks.py")
+
+
+def ended(devices: int, objective: str, folder: Path) -> list[Any]:
+    """What each of as many processes was left with."""
+    done = subprocess.run(
+        [sys.executable, SCRIPT, str(devices), objective, folder],
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(devices)]
+
+
+@pytest.mark.parametrize("objective", ["safe_dpo", "c_dpo"])
+def test_two_ranks_end_where_one_does(objective: str, tmp_path: Path) -> None:
+    (alone,), (first, second) = (ended(devices, objective, tmp_path / str(devices)) for devices in (1, 2))
+    # 26 pairs in steps of 5: six an epoch, the last of one pair, in which the second rank has none
+    assert first["steps"]["all"] == second["steps"]["all"] == alone["steps"]["all"] == 12
+    assert (first["steps"]["partial"], second["steps"]["filler alone"]) == (2, 2)
+    assert first["steps"]["dropped alone"] + second["steps"]["dropped alone"] > 0
+
+    assert torch.equal(first["weights"], second["weights"])
+    torch.testing.assert_close(first["weights"], alone["weights"], rtol=0, atol=1e-6)
+    assert first["multiplier"] == second["multiplier"] == pytest.approx(alone["multiplier"], abs=1e-6)
+    assert alone["multiplier"] > 0.5
+    assert first["seen"] == second["seen"]
+    means = {name: value for name, value in alone["seen"].items() if name.startswith(("eval/", "train/", "dual/"))}
+    assert {"eval/loss", "train/grad_norm", "dual/cost"} <= set(means)
+    found = {name: first["seen"][name] for name in means}
+    assert found == pytest.approx(means, rel=1e-4, abs=1e-6)
