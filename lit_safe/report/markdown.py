@@ -139,7 +139,7 @@ def _training(report: Mapping[str, Any]) -> list[str]:
     if start != end:
         lines.append(f"- the multiplier went from {start} to {end}; its path and the cost's are in `metrics.csv`")
     elif any(value for value in (start if isinstance(start, list) else [start])):
-        lines.append(f"- the multiplier stood at {start}")
+        lines.append(f"- the multiplier stood at {start} (objectives without a cost term do not read it)")
     return lines
 
 
