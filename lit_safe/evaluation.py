@@ -46,8 +46,8 @@ class Evaluated(Protocol):
 
     pair: PairModel
 
-    def __call__(self, batch: PackedBatch) -> tuple[Pair, Pair, Scored]:
-        """Policy log-probs, log-ratios, and the objective's word on each pair."""
+    def __call__(self, batch: PackedBatch, own_reference: bool = False) -> tuple[Pair, Pair, Scored]:
+        """Policy log-probs, log-ratios, and the objective's word on each pair; the policy may be its own reference."""
 
 
 class HeldOut(Protocol):
@@ -128,6 +128,8 @@ def evaluate(
     batch_size: int = 16,
     seed: int = 0,
     keep_samples: int = 0,
+    earlier: "Evaluation | None" = None,
+    untouched: bool = False,
 ) -> Evaluation:
     """Measure the policy as it stands on the val split. Leaves no trace: no gradient, flags and random state restored.
 
@@ -145,12 +147,15 @@ def evaluate(
         batch_size: Responses generated at once.
         seed: Of the responses.
         keep_samples: Keep so many responses of this rank as text.
+        earlier: An evaluation with the same reference, whose log-probs of it are taken where it has the pair.
+        untouched: The policy has not trained yet: if it scores the first batch bit for bit as its reference does, it is
+            its reference, and the others are scored once.
 
     Raises:
         ValueError: If the cost function returns something that is not finite or of the wrong length.
     """
     with quiet(module, hash64("evaluation", seed)):
-        table = _score_pairs(module, data, pairs)
+        table = _score_pairs(module, data, pairs, {} if earlier is None else _reference_of(earlier.pairs), untouched)
         rollouts: Columns = {}
         samples: list[ScoredResponse] = []
         if cost is not None:
@@ -206,13 +211,19 @@ def _rollout_measures(rollouts: Columns) -> dict[str, Measure]:
     }
 
 
-def _score_pairs(module: Evaluated, data: HeldOut, most: int | None) -> Columns:
+def _score_pairs(
+    module: Evaluated, data: HeldOut, most: int | None, known: Mapping[int, tuple[float, float]], untouched: bool
+) -> Columns:
     device = device_of(module)
     _, world = rank_and_world()
     rows: list[Tensor] = []
     seen = 0
+    own_reference = False
     for batch in progress(data.val_dataloader(), "held-out batch"):
-        rows.append(_pair_rows(batch, *module(move_data_to_device(batch, device))))
+        batch = move_data_to_device(_with_reference(batch, known), device)
+        policy, logratio, scored = module(batch, own_reference=True) if own_reference else module(batch)
+        own_reference = own_reference or (untouched and not rows and not any(bool(side.any()) for side in logratio))
+        rows.append(_pair_rows(batch, policy, logratio, scored))
         seen += world * len(batch.pair_id)
         if most is not None and seen >= most:
             break
@@ -226,6 +237,22 @@ def _score_pairs(module: Evaluated, data: HeldOut, most: int | None) -> Columns:
         **{name: ids[order, k].numpy() for k, name in enumerate(PAIR_IDS)},
         **{name: values[order, k].numpy() for k, name in enumerate(PAIR_VALUES)},
     }
+
+
+def _reference_of(pairs: Columns) -> dict[int, tuple[float, float]]:
+    """The reference's log-probs of both responses, by pair id."""
+    sides = (pairs[f"logp_{side}"] - pairs[f"logratio_{side}"] for side in Pair._fields)
+    chosen, rejected = (side.tolist() for side in sides)
+    return dict(zip(pairs["pair_id"].tolist(), zip(chosen, rejected, strict=True), strict=True))
+
+
+def _with_reference(batch: PackedBatch, known: Mapping[int, tuple[float, float]]) -> PackedBatch:
+    """The batch with its reference log-probs, where all of them are known."""
+    ids = batch.pair_id.tolist()
+    if batch.reference_logp is not None or not all(i in known for i in ids):
+        return batch
+    logp_B2 = torch.tensor([known[i] for i in ids])
+    return batch._replace(reference_logp=Pair(logp_B2[:, 0], logp_B2[:, 1]))
 
 
 def _pair_rows(batch: PackedBatch, policy: Pair, logratio: Pair, scored: Scored) -> Tensor:

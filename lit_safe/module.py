@@ -47,10 +47,13 @@ class PreferenceAlignment(StepModule):
         self.register_buffer("multiplier", start)  # written by DualAscent alone
         self.register_buffer("dual_epoch", torch.tensor(-1))  # the last epoch that took its dual step
 
-    def forward(self, batch: PackedBatch) -> tuple[Pair, Pair, Scored]:
-        """Policy log-probs, log-ratios (a Pair of [B] nats each) and what the objective says of them."""
+    def forward(self, batch: PackedBatch, own_reference: bool = False) -> tuple[Pair, Pair, Scored]:
+        """Policy log-probs, log-ratios (a Pair of [B] nats each) and what the objective says of them.
+
+        ``own_reference`` spares the reference's pass where the policy is known to be the reference still.
+        """
         policy = self._pair(self.pair.policy_logp(batch.sequences))
-        reference = batch.reference_logp
+        reference = policy if own_reference else batch.reference_logp
         if reference is None:
             reference = self._pair(self.pair.reference_logp(batch.sequences))
         logratio = Pair(policy.chosen - reference.chosen, policy.rejected - reference.rejected)

@@ -180,6 +180,8 @@ class BeforeAfter(Callback):
                 batch_size=self.batch_size,
                 seed=self.seed,
                 keep_samples=self.show_samples,
+                earlier=self._before,
+                untouched=self._before is None,
             )
 
     @staticmethod
