@@ -61,18 +61,19 @@ def notes(report: Mapping[str, Any]) -> list[str]:
 
 
 def _summary(report: Mapping[str, Any]) -> str:
-    sentences = []
-    for name in (RANKING, "logps/accuracies/safer", "rollouts/unsafe"):
+    lines = []
+    for name in (RANKING, "logps/accuracies/safer", "logratios/margins", "rollouts/unsafe"):
         if name not in report["metrics"]:
             continue
-        entry = report["metrics"][name]
+        entry, quantity = report["metrics"][name], QUANTITIES[name]
         difference = estimate_from_json(entry["difference"])
         before, after = (number(name, estimate_from_json(entry[when]).mean) for when in ("before", "after"))
-        sentences.append(
-            f"{QUANTITIES[name].label[0].upper()}{QUANTITIES[name].label[1:]}: {before} % before, {after} % after, "
-            f"{difference.verdict} ({with_interval(name, difference)} points)."
+        unit = "points" if quantity.share else quantity.unit
+        lines.append(
+            f"- {quantity.label}: {before} {quantity.unit} before, {after} {quantity.unit} after, "
+            f"**{difference.verdict}** ({with_interval(name, difference)} {unit})"
         )
-    return " ".join(sentences)
+    return "\n".join(lines)
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:
