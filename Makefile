@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python train.py
 OBJECTIVE ?= safe_dpo
 TORCH ?= torch==2.13.0
+# C-DPO moves its multiplier; the other objectives do not read it
+DUAL := $(if $(filter c_dpo,$(OBJECTIVE)),--dual.lr 10)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup embedded quickstart lint types test test-all test-peers lock wheel clean
@@ -31,7 +33,7 @@ $(VENV)/.embedded: $(VENV)/.ready requirements/embedded.txt
 	touch $@
 
 quickstart: embedded ## Train SmolLM2-135M on human-scored pairs and report before/after (OBJECTIVE=dpo|c_dpo|safe_dpo)
-	$(RUN) fit -c configs/base.yaml -c configs/experiment/quickstart.yaml --model.objective configs/objective/$(OBJECTIVE).yaml
+	$(RUN) fit -c configs/base.yaml -c configs/experiment/quickstart.yaml --model.objective configs/objective/$(OBJECTIVE).yaml $(DUAL)
 
 lint: setup ## ruff
 	$(BIN)/ruff check .

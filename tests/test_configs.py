@@ -17,7 +17,6 @@ GROUPS = {
     "objective": lambda path: ["--model.objective", path, *DATA],
     "model": lambda path: ["--model.pair", path, *DATA],
     "data": lambda path: ["--data", path],
-    "sft": lambda path: ["-c", path],
     "cost": lambda path: ["--dual.estimator", path, *DATA],
     "trainer": lambda path: ["-c", path, *DATA],
     "baseline": lambda path: [*DATA, "-c", path],
