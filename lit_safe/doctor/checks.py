@@ -77,7 +77,9 @@ def padding_invariance(patient: Patient) -> Finding:
     # the neighbour is one of the batch's own: a longer one might exceed what the model can read
     neighbour = take(sequences, [int(length_N.argmax())])
     beside = PackedSequences(
-        *(torch.cat(both) for both in zip(ends[:3], neighbour[:3], strict=True)),
+        torch.cat([ends.input_ids, neighbour.input_ids]),
+        torch.cat([ends.target, neighbour.target]),
+        torch.cat([ends.position, neighbour.position]),
         torch.cat([ends.cu_seqlens, ends.cu_seqlens[-1:] + neighbour.cu_seqlens[-1:]]),
     )
     return _within("padding", patient, _gap(_policy(patient, ends), _policy(patient, beside)[:-1]))
