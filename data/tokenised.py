@@ -143,8 +143,12 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
 
     @property
     def licences(self) -> dict[str, str]:
-        """The licence of each source, by its name."""
-        return {source.describe().get("name", type(source).__name__): source.licence for source in self.sources}
+        """The licence of each source, by its name; all of them where sources share a name."""
+        found: dict[str, list[str]] = {}
+        for source in self.sources:
+            named = found.setdefault(source.describe().get("name", type(source).__name__), [])
+            named += [] if source.licence in named else [source.licence]
+        return {name: "; ".join(licences) for name, licences in found.items()}
 
     @property
     def stop_ids(self) -> frozenset[int]:

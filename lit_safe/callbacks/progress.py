@@ -40,9 +40,10 @@ class Progress(ProgressBar):
         """Show nothing: called on every rank but the first."""
         self._enabled = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin, at the step that training starts from."""
-        self._training = self._tracker("step", trainer.estimated_stepping_batches, trainer.global_step, last=True)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begin, at the step that training starts from, after what other callbacks do before training."""
+        if self._training is None:
+            self._training = self._tracker("step", trainer.estimated_stepping_batches, trainer.global_step, last=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
