@@ -45,8 +45,8 @@ types: setup ## mypy
 test: lint types ## ruff, mypy and the fast tests
 	$(BIN)/python -m pytest -q
 
-test-all: lint types embedded ## The same with the slow tests
-	$(BIN)/python -m pytest -q -m "not peers and not gpu"
+test-all: test embedded ## The same with the slow tests
+	$(BIN)/python -m pytest -q -m "slow and not peers and not gpu" --durations=10
 
 test-peers: embedded ## Compare with TRL in a throw-away environment
 	bash tests/peers/run.sh $(PYTHON)
