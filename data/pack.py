@@ -6,36 +6,15 @@ A filler row is the shortest sequence a model can run (two tokens, one scored); 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
 from data.tokens import Ids, Int64s, TokenisedPairs, TokenisedRows
 from lit_safe.hashing import uniform
-from lit_safe.types import IGNORE, Annotation, PackedBatch, PackedSequences, Pair, SequenceBatch
+from lit_safe.sequences import pack_sequences
+from lit_safe.types import Annotation, PackedBatch, Pair, SequenceBatch
 
 FILLER: tuple[Ids, Ids] = (np.zeros(1, np.int32), np.zeros(1, np.int32))
-
-
-def pack_sequences(parts: Sequence[tuple[Ids, Ids]]) -> PackedSequences:
-    """Lay N (prompt, response) sequences end to end.
-
-    Position t is scored iff token t + 1 belongs to the response, so the first response token is predicted from the
-    prompt's last one, and the last position of a sequence predicts nothing.
-    """
-    size = sum(len(prompt) + len(response) for prompt, response in parts)
-    input_ids, position = np.empty(size, np.int64), np.empty(size, np.int64)
-    target = np.full(size, IGNORE, np.int64)
-    bounds = np.zeros(len(parts) + 1, np.int32)
-    start = 0
-    for number, (prompt, response) in enumerate(parts):
-        middle, end = start + len(prompt), start + len(prompt) + len(response)
-        input_ids[start:middle], input_ids[middle:end] = prompt, response
-        target[middle - 1 : end - 1] = response
-        position[start:end] = np.arange(end - start)
-        bounds[number + 1] = start = end
-    return PackedSequences(*map(torch.from_numpy, (input_ids, target, position, bounds)))
 
 
 def pack_pairs(pairs: TokenisedPairs, index: Int64s, fillers: int, pairs_in_step: int, seed: int) -> PackedBatch:
@@ -57,7 +36,7 @@ def pack_pairs(pairs: TokenisedPairs, index: Int64s, fillers: int, pairs_in_step
     # rounded down: the nearest float32 of a number below 1 may be 1
     draw = np.array([int(uniform("draw", seed, int(i)) * 2**24) / 2**24 for i in pairs.pair_id[index]], np.float32)
     return PackedBatch(
-        sequences=pack_sequences(parts),
+        sequences=pack_sequences(*zip(*parts, strict=True)),
         label=Annotation(
             reward=Pair(reward[:, 0], reward[:, 1]), cost=Pair(cost[:, 0], cost[:, 1]), draw=_filled(draw, fillers)
         ),
@@ -73,7 +52,7 @@ def pack_rows(rows: TokenisedRows, index: Int64s, fillers: int, tokens_in_step: 
     """Pack the single sequences at ``index`` with ``fillers`` filler rows after them; N is the sum of both."""
     parts = [(rows.prompt.at(i), rows.response.at(i)) for i in map(int, index)] + [FILLER] * fillers
     return SequenceBatch(
-        sequences=pack_sequences(parts),
+        sequences=pack_sequences(*zip(*parts, strict=True)),
         row_id=_filled(rows.row_id[index], fillers),
         prompt_id=_filled(rows.prompt_id[index], fillers),
         present=torch.arange(len(index) + fillers) < len(index),

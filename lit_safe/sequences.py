@@ -1,14 +1,22 @@
 """From token ids to the packed layout that models read."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from lit_safe.types import IGNORE, PackedSequences
 
+Ids: TypeAlias = Sequence[int] | npt.NDArray[np.int32]
 
-def pack_sequences(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> PackedSequences:
+
+def pack_sequences(prompts: Sequence[Ids], responses: Sequence[Ids]) -> PackedSequences:
     """Lay N prompts with their responses end to end; every response token is scored, no prompt token is.
+
+    Position t is scored iff token t + 1 belongs to the response, so the first response token is predicted from the
+    prompt's last one, and the last position of a sequence predicts nothing.
 
     Args:
         prompts: Token ids, at least one each: the first response token needs a position that predicts it.
@@ -20,20 +28,18 @@ def pack_sequences(prompts: Sequence[Sequence[int]], responses: Sequence[Sequenc
     Raises:
         ValueError: If the counts differ, or a prompt is empty.
     """
-    ids: list[int] = []
-    target: list[int] = []
-    position: list[int] = []
-    bounds = [0]
-    for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        if not prompt:
+    parts = list(zip(prompts, responses, strict=True))
+    size = sum(len(prompt) + len(response) for prompt, response in parts)
+    input_ids, position = np.empty(size, np.int64), np.empty(size, np.int64)
+    target = np.full(size, IGNORE, np.int64)
+    bounds = np.zeros(len(parts) + 1, np.int32)
+    start = 0
+    for number, (prompt, response) in enumerate(parts):
+        if not len(prompt):
             raise ValueError(f"prompt {number} has no tokens")
-        ids += [*prompt, *response]
-        target += [IGNORE] * (len(prompt) - 1) + [*response, IGNORE]
-        position += range(len(prompt) + len(response))
-        bounds.append(len(ids))
-    return PackedSequences(
-        torch.tensor(ids, dtype=torch.int64),
-        torch.tensor(target, dtype=torch.int64),
-        torch.tensor(position, dtype=torch.int64),
-        torch.tensor(bounds, dtype=torch.int32),
-    )
+        middle, end = start + len(prompt), start + len(prompt) + len(response)
+        input_ids[start:middle], input_ids[middle:end] = prompt, response
+        target[middle - 1 : end - 1] = response
+        position[start:end] = np.arange(end - start)
+        bounds[number + 1] = start = end
+    return PackedSequences(*map(torch.from_numpy, (input_ids, target, position, bounds)))

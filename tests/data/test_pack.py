@@ -6,11 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.pack import pack_pairs, pack_rows, pack_sequences
+from data.pack import pack_pairs, pack_rows
 from data.schema import Message, PreferenceRow, SftRow
 from data.split import assign
 from data.tokens import Tokeniser
 from lit_safe.hashing import uniform
+from lit_safe.sequences import pack_sequences
 from lit_safe.types import IGNORE
 
 ids = st.lists(st.integers(0, 50), min_size=1, max_size=6).map(lambda x: np.array(x, np.int32))
@@ -29,7 +30,7 @@ def tokenise(rows, renderer, max_length=200, **options):
 
 @given(st.lists(st.tuples(ids, ids), min_size=1, max_size=5))
 def test_a_packed_position_predicts_the_next_token_of_its_own_response_and_nothing_else(parts):
-    packed = pack_sequences(parts)
+    packed = pack_sequences(*zip(*parts, strict=True))
     bounds = packed.cu_seqlens.tolist()
     assert packed.cu_seqlens.dtype == torch.int32
     assert bounds[-1] == len(packed.input_ids)
