@@ -16,7 +16,6 @@ from typing import Any
 
 import docstring_parser
 import torch
-from jsonargparse import Namespace
 from lightning import LightningDataModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -56,15 +55,6 @@ class SafeCLI(LightningCLI):
             self._subcommand_parsers[name] = command_parser
             self._subcommand_method_arguments[name] = [*words, *added]
             group.add_subcommand(name, command_parser, help=summary)
-
-    def before_instantiate_classes(self) -> None:
-        """Loggers without a folder of their own write into the run folder."""
-        trainer = self._get(self.config, "trainer", default={})
-        loggers = trainer.get("logger")
-        for logger in loggers if isinstance(loggers, list) else [loggers]:
-            options = logger.get("init_args") if isinstance(logger, Namespace) else None
-            if options is not None and "save_dir" in options and options["save_dir"] is None:
-                options["save_dir"] = trainer["default_root_dir"]
 
     def instantiate_classes(self) -> None:
         """Build module, data and trainer; a command that takes neither builds nothing."""
@@ -179,6 +169,3 @@ def main(args: ArgsType = None, run: bool = True) -> SafeCLI:
         args=args,
         run=run,
     )
-
-
-__all__ = ["COMMANDS", "Namespace", "SafeCLI", "differences", "main"]
