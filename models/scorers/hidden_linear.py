@@ -130,7 +130,11 @@ class HiddenFeatures:
 
 
 class HiddenLinearHarm(LinearHarm):
-    """``LinearHarm`` on ``HiddenFeatures``: a forward pass a response, and better than counting words."""
+    """``LinearHarm`` on ``HiddenFeatures``: a forward pass a response, for a little more than words and letters give.
+
+    With SmolLM2-135M, layer 20, and 922 labelled PKU-SafeRLHF responses: AUC .669 +- .022 on 582 responses to 129 prompts
+    never seen, where ``TfidfHarm`` has .644 +- .023 after the same; 0.4 s a response on one CPU thread.
+    """
 
     def __init__(
         self,
@@ -142,7 +146,7 @@ class HiddenLinearHarm(LinearHarm):
         minimum_auc: float = 0.6,
         units: Literal["log_odds", "probability"] = "log_odds",
         scale: float = 1.0,
-        strength: float = 0.01,
+        strength: float = 0.001,
     ) -> None:
         """Name the scorer; the first call reads it from its folder.
 
