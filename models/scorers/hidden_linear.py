@@ -132,8 +132,8 @@ class HiddenFeatures:
 class HiddenLinearHarm(LinearHarm):
     """``LinearHarm`` on ``HiddenFeatures``: a forward pass a response, for a little more than words and letters give.
 
-    With SmolLM2-135M, layer 20, and 922 labelled PKU-SafeRLHF responses: AUC .669 +- .022 on 582 responses to 129 prompts
-    never seen, where ``TfidfHarm`` has .644 +- .023 after the same; 0.4 s a response on one CPU thread.
+    With SmolLM2-135M, layer 20, and 922 labelled PKU-SafeRLHF responses: AUC .669 +- .022 on 582 responses to 129
+    prompts never seen, where ``TfidfHarm`` has .644 +- .023 after the same; 0.4 s a response on one CPU thread.
     """
 
     def __init__(
