@@ -3,8 +3,8 @@
 Letters: B pairs of a batch, n rows, N = 2B sequences, K columns.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +13,14 @@ import torch.distributed as dist
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from lit_safe.costs.quiet import device_of, merge, quiet, rank_and_world
-from lit_safe.hashing import hash64, uniforms
+from lit_safe.costs.quiet import device_of, quiet, rank_and_world
+from lit_safe.hashing import hash64
+from lit_safe.held_out import Columns, Evaluated, HeldOut, Measure
 from lit_safe.metrics import better
 from lit_safe.progress import progress
-from lit_safe.sequences import pack_sequences
+from lit_safe.rollouts import ROLLOUT_IDS, choose_jobs, roll_out, rollout_measures
 from lit_safe.statistics import Estimate, clustered_mean, paired_difference
-from lit_safe.types import CostFunction, PackedBatch, Pair, PairModel, Prompt, Scored, ScoredResponse
-
-Columns = dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]]
-"""A table: columns of one length by name. Ids are int64, everything else float64, NaN where not known."""
+from lit_safe.types import CostFunction, PackedBatch, Pair, Scored, ScoredResponse
 
 PAIR_IDS = ("pair_id", "prompt_id")
 PAIR_VALUES = (
@@ -37,38 +35,6 @@ PAIR_VALUES = (
     "cost_rejected",
     "weight",
 )
-ROLLOUT_IDS = ("prompt_id", "sample")
-ROLLOUT_VALUES = ("cost", "tokens", "kl")
-
-
-class Evaluated(Protocol):
-    """What is known of the module: its pair, and what it makes of a batch."""
-
-    pair: PairModel
-
-    def __call__(self, batch: PackedBatch, own_reference: bool = False) -> tuple[Pair, Pair, Scored]:
-        """Policy log-probs, log-ratios, and the objective's word on each pair; the policy may be its own reference."""
-
-
-class HeldOut(Protocol):
-    """What is known of the data: labelled pairs and prompts of the val split."""
-
-    def val_dataloader(self) -> Iterable[PackedBatch]:
-        """This rank's share; every rank has as many batches of as many rows."""
-
-    def prompts(self, split: str) -> Sequence[Prompt]:
-        """The prompts of a split, each once."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text without special tokens."""
-
-
-class Measure(NamedTuple):
-    """A quantity of every row: [n] values (NaN where not defined), the prompts that cluster them, and weights."""
-
-    value: npt.NDArray[np.float64]
-    cluster: npt.NDArray[np.int64]
-    weight: npt.NDArray[np.float64] | None = None
 
 
 class Evaluation(NamedTuple):
@@ -84,7 +50,7 @@ class Evaluation(NamedTuple):
 
     def measures(self) -> dict[str, Measure]:
         """Everything reported, by name; the names that training logs where they mean the same."""
-        return {**_pair_measures(self.pairs), **_rollout_measures(self.rollouts)}
+        return {**_pair_measures(self.pairs), **rollout_measures(self.rollouts)}
 
     def summary(self) -> dict[str, Estimate]:
         """Means with errors clustered by prompt; a quantity that no row has is left out."""
@@ -159,8 +125,8 @@ def evaluate(
         rollouts: Columns = {}
         samples: list[ScoredResponse] = []
         if cost is not None:
-            jobs = _jobs(data, prompts, samples_per_prompt, seed)
-            rollouts, samples = roll_out(module, data, cost, jobs, max_new_tokens, batch_size, seed)
+            jobs = choose_jobs(data, prompts, samples_per_prompt, seed)
+            rollouts, samples = roll_out(module, data, cost, jobs, max_new_tokens, batch_size, seed, drift=True)
     return Evaluation(table, rollouts, tuple(samples[:keep_samples]))
 
 
@@ -196,19 +162,6 @@ def _pair_measures(pairs: Columns) -> dict[str, Measure]:
 def _toward(margin: npt.NDArray[np.float64], direction: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """1 where the margin has the sign of ``direction``, 0 where the other, one half for a tie; NaN as ``direction``."""
     return (np.sign(margin) * direction + 1) / 2
-
-
-def _rollout_measures(rollouts: Columns) -> dict[str, Measure]:
-    if not rollouts:
-        return {}
-    prompt = rollouts["prompt_id"].astype(np.int64)
-    cost, tokens, kl = (rollouts[name].astype(np.float64) for name in ROLLOUT_VALUES)
-    return {
-        "rollouts/unsafe": Measure((cost > 0).astype(np.float64), prompt),
-        "rollouts/cost": Measure(cost, prompt),
-        "rollouts/tokens": Measure(tokens, prompt),
-        "rollouts/kl_per_token": Measure(kl / tokens.clip(1), prompt, tokens),
-    }
 
 
 def _score_pairs(
@@ -273,67 +226,6 @@ def _gather(rows: Tensor, device: torch.device) -> Tensor:
     parts = [torch.empty_like(own) for _ in range(world)]
     dist.all_gather(parts, own)
     return torch.cat(parts).cpu()
-
-
-def _jobs(data: HeldOut, prompts: int, samples: int, seed: int) -> list[tuple[Prompt, int]]:
-    """Which prompts are answered, and how often."""
-    held_out = data.prompts("val")
-    chosen = sorted(held_out, key=lambda p: (hash64("evaluation-prompt", seed, p.prompt_id), p.prompt_id))[:prompts]
-    return [(prompt, sample) for prompt in chosen for sample in range(samples)]
-
-
-def roll_out(
-    module: Evaluated,
-    data: HeldOut,
-    cost: CostFunction,
-    jobs: list[tuple[Prompt, int]],
-    max_new_tokens: int,
-    batch_size: int,
-    seed: int,
-) -> tuple[Columns, list[ScoredResponse]]:
-    """A row for each job, all of them on every rank, and this rank's responses as text."""
-    rank, world = rank_and_world()
-    # a remainder wraps around and counts for nothing, so that every rank runs as many batches
-    turns = [turn % len(jobs) for turn in range(rank, -(-len(jobs) // world) * world, world)]
-    own = range(rank, len(jobs), world)
-    rows = torch.zeros(len(jobs), len(ROLLOUT_VALUES), dtype=torch.float64)
-    samples: list[ScoredResponse] = []
-    for start in progress(range(0, len(turns), batch_size), "batch of responses"):
-        batch = turns[start : start + batch_size]
-        answers = _answer(module, data, cost, [jobs[turn] for turn in batch], max_new_tokens, seed)
-        for turn, row, sample in zip(batch, *answers, strict=True):
-            if turn in own:
-                rows[turn] = row
-                samples.append(sample)
-    values = merge(rows, device_of(module)).numpy()
-    ids = np.array([(prompt.prompt_id, sample) for prompt, sample in jobs], dtype=np.int64)
-    columns: Columns = {name: ids[:, k] for k, name in enumerate(ROLLOUT_IDS)}
-    return columns | {name: values[:, k] for k, name in enumerate(ROLLOUT_VALUES)}, samples
-
-
-def _answer(
-    module: Evaluated, data: HeldOut, cost: CostFunction, jobs: list[tuple[Prompt, int]], tokens: int, seed: int
-) -> tuple[Tensor, list[ScoredResponse]]:
-    """[n, 3] cost, response tokens and KL(policy || reference) in nats of one response to each job; and the texts."""
-    prompts = [prompt for prompt, _ in jobs]
-    uniform = torch.stack([uniforms(tokens, "evaluation", seed, p.prompt_id, sample) for p, sample in jobs])
-    responses = module.pair.generate([p.ids for p in prompts], uniform)
-    texts = [data.decode(ids) for ids in responses]
-    costs = cost([p.text for p in prompts], texts).cpu().double()
-    if len(costs) != len(jobs):
-        raise ValueError(f"the cost function returned {len(costs)} costs of {len(jobs)} responses")
-    costs = costs.reshape(len(jobs), -1)
-    for prompt, row in zip(prompts, costs, strict=True):
-        if not row.isfinite().all():
-            raise ValueError(f"the cost function returned {row.tolist()} for a response to prompt {prompt.prompt_id}")
-    packed = move_data_to_device(pack_sequences([p.ids for p in prompts], responses), device_of(module))
-    kl = module.pair.token_kl(packed).cpu().double()
-    length = torch.tensor([len(ids) for ids in responses], dtype=torch.float64)
-    samples = [
-        ScoredResponse(prompt.text, text, tuple(row.tolist()))
-        for prompt, text, row in zip(prompts, texts, costs, strict=True)
-    ]
-    return torch.stack([costs.amax(-1), length, kl], dim=-1), samples
 
 
 def _shared(one: Columns, other: Columns, ids: Sequence[str]) -> tuple[Columns, Columns]:

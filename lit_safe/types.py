@@ -214,10 +214,13 @@ class PairModel(Protocol):
     def token_kl(self, sequences: PackedSequences) -> Tensor:
         """[N] sums over response positions of KL(policy || reference) over the full vocabulary, nats, no gradient."""
 
-    def generate(self, prompts: Sequence[Sequence[int]], uniforms: Tensor, temperature: float = 1.0) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], uniforms: Tensor, temperature: float = 1.0, reference: bool = False
+    ) -> list[list[int]]:
         """Sample a response to each prompt; ``uniforms`` [n, max_new_tokens] in [0, 1) is all the randomness.
 
-        A response ends with its stop token where it reached one within ``max_new_tokens``.
+        A response ends with its stop token where it reached one within ``max_new_tokens``. ``reference`` lets the
+        reference answer instead of the policy.
         """
 
     def facts(self) -> ModelFacts:

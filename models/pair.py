@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -126,10 +127,14 @@ class PolicyReference(nn.Module):
         sequence_R = torch.repeat_interleave(torch.arange(len(length_N), device=kl_R.device), length_N)
         return kl_R.new_zeros(len(length_N)).index_add(0, sequence_R, kl_R)
 
-    def generate(self, prompts: Sequence[Sequence[int]], uniforms: Tensor, temperature: float = 1.0) -> list[list[int]]:
-        """Sample a response to each prompt; see ``models.sampling.generate``."""
-        model = self._both()[0].causal_lm
-        return generate(model, prompts, uniforms, temperature=temperature, stop_ids=self._stop_ids(model))
+    def generate(
+        self, prompts: Sequence[Sequence[int]], uniforms: Tensor, temperature: float = 1.0, reference: bool = False
+    ) -> list[list[int]]:
+        """Sample a response to each prompt, from the policy or the reference; see ``models.sampling.generate``."""
+        policy, open_reference = self._both()
+        with open_reference() if reference else nullcontext(policy) as backbone:
+            model = backbone.causal_lm
+            return generate(model, prompts, uniforms, temperature=temperature, stop_ids=self._stop_ids(model))
 
     def facts(self) -> ModelFacts:
         """What a report names of this pair."""

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_safe.costs.quiet import quiet
-from lit_safe.evaluation import Columns, roll_out
 from lit_safe.hashing import hash64
+from lit_safe.held_out import Columns
+from lit_safe.rollouts import roll_out
 from lit_safe.statistics import Estimate, clustered_mean, paired_difference
 from lit_safe.stepping import StepModule
 from lit_safe.types import CostFunction, Prompt

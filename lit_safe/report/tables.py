@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lit_safe.evaluation import PAIR_IDS, ROLLOUT_IDS, ROLLOUT_VALUES, Columns, Evaluation, stratum
+from lit_safe.evaluation import PAIR_IDS, Evaluation, stratum
+from lit_safe.held_out import Columns
 from lit_safe.metrics import STRATA
+from lit_safe.rollouts import ROLLOUT_IDS, ROLLOUT_VALUES
 from lit_safe.statistics import Estimate
 
 REPORT, PAIRS, ROLLOUTS = "report.json", "pairs.csv", "rollouts.csv"
@@ -53,6 +55,8 @@ QUANTITIES: Mapping[str, Quantity] = {
     "rollouts/cost": Quantity("mean cost of responses", "cost", "cost units"),
     "rollouts/tokens": Quantity("tokens of a response", "response length", "tokens", digits=1),
     "rollouts/kl_per_token": Quantity("KL(policy ‖ reference) per response token", "KL per token", "nats", digits=4),
+    "drift/forward_kl": Quantity("KL(reference ‖ policy) of the reference's responses", "forward KL", "nats"),
+    "drift/implausible": Quantity("responses below the reference's own 0.1 % quantile", "implausible", "%", True),
 }
 """Everything reported, in the order of reports."""
 

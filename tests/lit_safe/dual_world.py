@@ -49,9 +49,12 @@ class Table(nn.Module):
         kl_P = (policy.exp() * (policy - reference)).sum(-1)
         return kl_P[sequences.input_ids[sequences.cu_seqlens[:-1].long()]].detach()
 
-    def generate(self, prompts: Any, uniforms: Tensor, temperature: float = 1.0) -> list[list[int]]:
-        policy_PK = self.dropout((self.logit_PK / temperature).double().softmax(-1))
-        cdf_nK = policy_PK[[prompt[0] for prompt in prompts]].cumsum(-1)
+    def generate(
+        self, prompts: Any, uniforms: Tensor, temperature: float = 1.0, reference: bool = False
+    ) -> list[list[int]]:
+        logit_PK = self.reference_PK if reference else self.dropout(self.logit_PK)
+        chance_PK = (logit_PK / temperature).double().softmax(-1)
+        cdf_nK = chance_PK[[prompt[0] for prompt in prompts]].cumsum(-1)
         return [[P + min(int((c < u).sum()), K - 1)] for c, u in zip(cdf_nK, uniforms[:, 0], strict=True)]
 
     def expected(self, value_PK: Tensor) -> float:

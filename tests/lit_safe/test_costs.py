@@ -38,7 +38,9 @@ def rollout(data: Any = None, cost: Any = None, seed: int = 0, epoch: int = 0, *
 class Silent(Table):
     """Its only response is a stop token, which is no text."""
 
-    def generate(self, prompts: Any, uniforms: Tensor, temperature: float = 1.0) -> list[list[int]]:
+    def generate(
+        self, prompts: Any, uniforms: Tensor, temperature: float = 1.0, reference: bool = False
+    ) -> list[list[int]]:
         return [[P] for _ in prompts]
 
 

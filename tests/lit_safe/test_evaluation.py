@@ -67,6 +67,29 @@ def test_rollouts_estimate_what_the_policy_costs():
     assert summary["rollouts/kl_per_token"].mean == pytest.approx(float(kl), abs=1e-3)
 
 
+def test_forward_kl_is_that_of_the_references_own_responses():
+    policy = module(optimum(0.0))
+    summary = evaluate(policy, HeldOut(), cost=TableCost(), prompts=P, samples_per_prompt=400, batch_size=64).summary()
+    reference = policy.pair.reference_PK.double().log_softmax(-1)
+    kl_P = (reference.exp() * (reference - optimum(0.0))).sum(-1)
+    assert summary["drift/forward_kl"].mean == pytest.approx(float(kl_P.mean()), abs=0.15)
+
+
+def test_a_policy_that_has_not_moved_has_not_drifted_and_answers_as_its_reference():
+    summary = evaluate(module(), HeldOut(), cost=TableCost(), samples_per_prompt=20).summary()
+    assert summary["drift/forward_kl"][:2] == (0.0, 0.0)
+    assert summary["drift/implausible"].mean == 0
+
+
+def test_responses_below_everything_the_reference_wrote_are_implausible():
+    """The policy writes only what the reference never does."""
+    policy = module()
+    policy.pair.reference_PK[:, 3] = -15
+    policy.pair.logit_PK.data[:, 3] = 40
+    summary = evaluate(policy, HeldOut(), cost=TableCost(), samples_per_prompt=20).summary()
+    assert summary["drift/implausible"].mean == 1
+
+
 def test_rollouts_do_not_depend_on_how_they_are_batched_and_begin_alike_however_many_there_are():
     runs = [
         evaluate(module(), HeldOut(), cost=TableCost(), samples_per_prompt=5, batch_size=size).rollouts
