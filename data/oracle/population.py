@@ -1,0 +1,185 @@
+"""What an objective learns from endlessly many pairs if every response's log-ratio is free: its population minimiser.
+
+Letters: P prompts, K cells of the response partition, C cost constraints, B = K * K ordered pairs (chosen, rejected) of
+one prompt's cells.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.special import log_softmax  # type: ignore[import-untyped]
+from torch import Tensor
+
+from data.oracle.optimum import Bools, Floats
+from lit_safe.types import Annotation, Objective, Pair
+
+SETTLED = 1e-10  # beta * log-ratio that the last step still moved responses apart: the minimum is found
+GROWING = 1e-3  # the same where no minimum is found: the responses move apart for good
+FLAT = 1e-12  # of a response's curvature is left: it has moved so far from all others that float64 sees no slope
+STRIDE = 5.0  # beta * log-ratio that one step may move: far out the loss is not quadratic and Newton overshoots
+RIDGE = 1e-10  # of the scaled Hessian, which is singular along a shift of all responses of a prompt
+
+
+class Minimum(NamedTuple):
+    """Where a population loss is least, or how far the iterations led if that is at infinity.
+
+    ``logp_PK`` is normalised and ``gradient`` the largest derivative left, in nats of loss for a nat of log-ratio.
+    ``diverges_P`` tells at which prompts log-ratios were still growing apart when the iterations ran out.
+    """
+
+    logp_PK: Floats
+    gradient: float
+    diverges_P: Bools
+
+    @property
+    def diverges(self) -> bool:
+        """Whether the minimiser of any prompt lies at infinity."""
+        return bool(self.diverges_P.any())
+
+
+class PopulationLoss:
+    """An objective's mean loss over all pairs of one prompt, as a function of the log-ratios [K] of its responses.
+
+    Both responses are drawn from the reference, equal ones excluded; the more helpful one, drawn from Bradley-Terry, is
+    the chosen one, unless the order is recorded the wrong way round. All ordered pairs are summed exactly.
+
+    Args:
+        objective: A pairwise loss, twice differentiable in the log-ratios.
+        reference_K: Log-probs.
+        reward_K: Rewards.
+        cost_KC: Costs.
+        multiplier: [] or [C].
+        flip: Probability in [0, 0.5] with which an order is recorded the wrong way round.
+        draws: Over how many coins an objective that tosses ``Annotation.draw`` is averaged: the midpoints of as many
+            equal parts of [0, 1), so that a probability is off by at most half a part. 0 hands out no coin.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        reference_K: Floats,
+        reward_K: Floats,
+        cost_KC: Floats,
+        multiplier: Tensor,
+        flip: float,
+        draws: int,
+    ) -> None:
+        self.objective, self.multiplier, self.draws, self.cells = objective, multiplier, draws, len(reward_K)
+        self.reward, self.cost = self._pairs(torch.from_numpy(reward_K)), self._pairs(torch.from_numpy(cost_KC))
+        helpful_KK = torch.sigmoid(self.reward.margin.view(self.cells, self.cells))
+        drawn_KK = torch.from_numpy(np.exp(reference_K[:, None] + reference_K)).fill_diagonal_(0)
+        order_KK = (1 - flip) * helpful_KK + flip * helpful_KK.T
+        self.share_B = (drawn_KK / drawn_KK.sum() * order_KK).flatten()
+
+    def _pairs(self, value_K: Tensor) -> Pair:
+        return Pair(value_K.repeat_interleave(self.cells, 0), value_K.repeat(self.cells, *[1] * (value_K.ndim - 1)))
+
+    def _loss(self, logratio: Pair) -> Tensor:
+        coins: list[Tensor | None] = [torch.full_like(self.share_B, (i + 0.5) / self.draws) for i in range(self.draws)]
+        losses = []
+        for draw_B in coins or [None]:
+            scored = self.objective(logratio, Annotation(self.reward, self.cost, draw_B), self.multiplier)
+            losses.append((self.share_B * scored.weight * scored.loss).sum())
+        return torch.stack(losses).mean()
+
+    def __call__(self, logratio_K: Tensor) -> float:
+        """The loss in nats."""
+        with torch.no_grad():
+            return float(self._loss(self._pairs(logratio_K)))
+
+    def derivatives(self, logratio_K: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient [K] and Hessian [K, K], summed from pairs: the loss of one knows its own two log-ratios alone."""
+        logratio = Pair(*(side_B.requires_grad_() for side_B in self._pairs(logratio_K)))
+        chosen_B, rejected_B = torch.autograd.grad(self._loss(logratio), logratio, create_graph=True)
+        cc_B, cr_B = torch.autograd.grad(chosen_B.sum(), logratio, retain_graph=True)
+        (rr_B,) = torch.autograd.grad(rejected_B.sum(), logratio.rejected)
+        square = (self.cells, self.cells)
+        gradient_K = chosen_B.detach().view(square).sum(1) + rejected_B.detach().view(square).sum(0)
+        cross_KK = cr_B.view(square)
+        return gradient_K, cross_KK + cross_KK.T + torch.diag(cc_B.view(square).sum(1) + rr_B.view(square).sum(0))
+
+
+def minimise(
+    objective: Objective,
+    reference_PK: Floats,
+    reward_PK: Floats,
+    cost_PKC: Floats,
+    multiplier: npt.ArrayLike = 0.0,
+    flip: float = 0.0,
+    draws: int = 0,
+    iterations: int = 40,
+) -> Minimum:
+    """The policy [P, K] with the least population loss, prompt by prompt (arguments as of ``PopulationLoss``).
+
+    Newton's method with a line search, in float64 from the reference on. A response that the reference never writes
+    is in no pair and gets no mass. Log-ratios count up to a constant per prompt, which normalisation fixes.
+    """
+    logp_PK, diverges_P, steepest = reference_PK.copy(), np.zeros(len(reference_PK), bool), 0.0
+    for prompt, possible_K in enumerate(np.isfinite(reference_PK)):
+        if possible_K.sum() < 2:
+            continue  # a reference that always says the same makes no pairs
+        loss = PopulationLoss(
+            objective,
+            reference_PK[prompt, possible_K],
+            reward_PK[prompt, possible_K],
+            cost_PKC[prompt, possible_K],
+            torch.from_numpy(np.array(multiplier, np.float64)),
+            flip,
+            draws,
+        )
+        logratio_K, gradient, diverges_P[prompt] = _descend(loss, objective.beta, iterations)
+        logp_PK[prompt, possible_K] += logratio_K
+        steepest = max(steepest, gradient)
+    return Minimum(log_softmax(logp_PK, -1), steepest, diverges_P)
+
+
+def _descend(loss: PopulationLoss, beta: float, iterations: int) -> tuple[Floats, float, bool]:
+    """Log-ratios [K], the largest derivative there, and whether they are still growing apart."""
+    logratio_K = torch.zeros(loss.cells, dtype=torch.float64)
+    gradient_K, hessian_KK = loss.derivatives(logratio_K)
+    least_K = FLAT * hessian_KK.diagonal()
+    diverges = False
+    for _ in range(iterations):
+        step_K = _newton(gradient_K, hessian_KK)
+        step_K = step_K * min(1.0, STRIDE / max(1e-300, beta * float(step_K.abs().max())))
+        step_K = step_K * _stride(loss, logratio_K, step_K, float(gradient_K @ step_K))
+        growth = beta * (_spread(logratio_K + step_K) - _spread(logratio_K))
+        logratio_K = logratio_K + step_K
+        gradient_K, hessian_KK = loss.derivatives(logratio_K)
+        flat = bool((hessian_KK.diagonal() < least_K).any())
+        settled = beta * _spread(step_K) < SETTLED
+        diverges = flat or (growth > GROWING and not settled)
+        if flat or settled:
+            break
+    return logratio_K.numpy(), float(gradient_K.abs().max()), diverges
+
+
+def _newton(gradient_K: Tensor, hessian_KK: Tensor) -> Tensor:
+    """The Newton step, solved in scaled form: the pairs of a rare response have many orders of magnitude less mass."""
+    diagonal_K = hessian_KK.diagonal()
+    scale_K = torch.where(diagonal_K > 0, diagonal_K, 1.0).rsqrt()
+    scaled_KK = hessian_KK * scale_K[:, None] * scale_K
+    ridge, unit_KK = RIDGE, torch.eye(len(scale_K), dtype=scale_K.dtype)
+    factor_KK, failed = torch.linalg.cholesky_ex(scaled_KK + ridge * unit_KK)
+    while failed:  # the loss is not convex here: lean towards the gradient until the step descends
+        ridge *= 10
+        factor_KK, failed = torch.linalg.cholesky_ex(scaled_KK + ridge * unit_KK)
+    return -scale_K * torch.cholesky_solve((scale_K * gradient_K)[:, None], factor_KK)[:, 0]
+
+
+def _stride(loss: PopulationLoss, logratio_K: Tensor, step_K: Tensor, slope: float) -> float:
+    """How much of the step to go, by halving until the loss falls (Armijo); nothing where no part of it descends."""
+    here = loss(logratio_K)
+    rounding = 1e-14 * (1 + abs(here))  # near the minimum the loss no longer tells
+    stride = 1.0
+    while loss(logratio_K + stride * step_K) > here + 1e-4 * stride * slope + rounding:
+        stride /= 2
+        if stride < 1e-9:
+            return 0.0
+    return stride
+
+
+def _spread(value_K: Tensor) -> float:
+    return float(value_K.max() - value_K.min())
