@@ -1,0 +1,304 @@
+"""What is enumerated is what the model says, and measuring it leaves a run as it was."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from data.annotators.scores import Score, Scores
+from data.module import PreferenceData
+from data.oracle import language
+from data.oracle.enumeration import FLOOR, enumerate_policy, with_malformed, world_ids
+from data.oracle.exact_cost import ExactCost
+from data.oracle.measure import OracleMeasure
+from data.oracle.optimum import measure, solve_multiplier, tilt
+from data.oracle.sources import OraclePairs
+from data.oracle.world import oracle_world
+from lit_safe.callbacks.run_checkpoint import RunCheckpoint
+from lit_safe.dual import DualAscent
+from lit_safe.module import PreferenceAlignment
+from lit_safe.objectives import ConstrainedDPO
+from lit_safe.sequences import pack_sequences
+from models.pair import PolicyReference
+from models.sources import Description, TinyLlama
+
+PROMPTS = 4  # of the world: all in the train split
+STOP = 0
+
+
+class FewWords:
+    """A random Llama of five tokens, far from uniform."""
+
+    def load_model(self) -> transformers.PreTrainedModel:
+        config = transformers.LlamaConfig(
+            vocab_size=5, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+            initializer_range=0.5, eos_token_id=STOP, pad_token_id=STOP, bos_token_id=None,
+        )  # fmt: skip
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return transformers.LlamaForCausalLM(config)
+
+    def load_tokenizer(self) -> transformers.PreTrainedTokenizerBase:
+        return TinyLlama().load_tokenizer()
+
+    def describe(self) -> Description:
+        return Description("five words")
+
+
+@pytest.fixture(scope="module")
+def few_words() -> PolicyReference:
+    pair = PolicyReference(FewWords())
+    pair.load()
+    with torch.no_grad():  # a policy that has left its reference
+        for parameter in pair.parameters():
+            parameter.add_(0.05 * torch.sin(torch.arange(parameter.numel())).view_as(parameter))
+    return pair
+
+
+def strings(longest: int) -> list[list[int]]:
+    return [list(ids) for size in range(longest + 1) for ids in itertools.product(range(1, 5), repeat=size)]
+
+
+@pytest.mark.parametrize("which", ["policy", "reference"])
+def test_all_strings_up_to_a_length_and_all_longer_ones_share_the_whole_mass(
+    few_words: PolicyReference, which: Any
+) -> None:
+    """What is not a string of up to two words that stops begins with three words."""
+    prompts = [[1], [2, 3, 4], [4, 4]]
+    logp_PK = enumerate_policy(few_words, prompts, [[*ids, STOP] for ids in strings(2)], which, batch=7)
+    score = few_words.policy_logp if which == "policy" else few_words.reference_logp
+    beginnings = [list(ids) for ids in itertools.product(range(1, 5), repeat=3)]
+    with torch.no_grad():
+        for row, prompt in enumerate(prompts):
+            longer = score(pack_sequences([prompt] * len(beginnings), beginnings)).double().exp().sum()
+            assert math.exp(logp_PK[row, -1]) == pytest.approx(float(longer), abs=1e-6)
+    np.testing.assert_allclose(np.exp(logp_PK).sum(-1), 1, atol=1e-12)
+
+
+def test_each_cell_is_the_response_scored_alone_whatever_the_batch(few_words: PolicyReference) -> None:
+    responses = [[1, STOP], [2, 3, 4, 1, STOP], [STOP]]
+    one, many = (enumerate_policy(few_words, [[1, 2], [3]], responses, batch=size) for size in (1, 512))
+    np.testing.assert_allclose(one, many, atol=1e-5)
+    with torch.no_grad():
+        alone = float(few_words.policy_logp(pack_sequences([[3]], [responses[1]])))
+    assert many[1, 1] == pytest.approx(alone, abs=1e-5)
+    reference_PK = enumerate_policy(few_words, [[1, 2], [3]], responses, "reference")
+    assert np.abs(reference_PK - many).max() > 0.01
+
+
+def test_enumerating_draws_nothing_and_keeps_flags_and_gradients(few_words: PolicyReference) -> None:
+    few_words.train()
+    few_words.policy.model.eval()  # a part that somebody froze
+    flags = [part.training for part in few_words.modules()]
+    torch.manual_seed(3)
+    enumerate_policy(few_words, [[1]], [[STOP]])
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    assert drawn == torch.rand(1)
+    assert [part.training for part in few_words.modules()] == flags
+    assert all(parameter.grad is None for parameter in few_words.parameters())
+    few_words.train()
+
+
+def test_malformed_mass_below_rounding_is_set_to_the_floor() -> None:
+    logp_PR = np.log(np.array([[0.5, 0.25], [0.6, 0.4 + 1e-5]]))
+    logp_PK = with_malformed(logp_PR)
+    np.testing.assert_allclose(np.exp(logp_PK[0]), [0.5, 0.25, 0.25], atol=1e-15)
+    assert math.exp(logp_PK[1, -1]) == pytest.approx(FLOOR, rel=1e-4)
+    assert np.exp(logp_PK[1]).sum() == pytest.approx(1, abs=1e-15)
+
+
+@pytest.mark.parametrize("wrong", [0.2, math.nan])
+def test_probabilities_that_cannot_be_name_their_prompt(wrong: float) -> None:
+    with pytest.raises(ValueError, match="prompt 1"):
+        with_malformed(np.log(np.array([[0.5, 0.5], [0.9, wrong]])))
+
+
+@pytest.mark.parametrize("responses", [[[1, STOP], [1, STOP]], [[1], [2], [1, 2]], [[], [1]]])
+def test_responses_that_would_be_counted_twice_are_refused(
+    few_words: PolicyReference, responses: list[list[int]]
+) -> None:
+    with pytest.raises(ValueError, match="stop token"):
+        enumerate_policy(few_words, [[1]], responses)
+
+
+# -- in a run
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("vocabulary")
+    language.save(folder)
+    return str(folder)
+
+
+def theatre_data(costs: str = "worst") -> PreferenceData:
+    columns = ("cost",) if costs == "worst" else oracle_world(PROMPTS, "each").constraints
+    return PreferenceData(
+        sources=[OraclePairs(pairs=32, prompts=PROMPTS, costs=costs)],
+        annotator=Scores(tuple(map(Score, columns)), Score("reward")),
+        pairs_per_step=8, micro_batch_pairs=8,
+    )  # fmt: skip
+
+
+def theatre(
+    folder: Path, vocabulary: str, *callbacks: Callback, costs: str = "worst", epochs: int = 2, ckpt: str | None = None
+) -> tuple[Trainer, PreferenceAlignment]:
+    """A short C-DPO run in the oracle world."""
+    pair = PolicyReference(TinyLlama(1, 16, tokenizer=vocabulary, positions=64))
+    multiplier = 0.3 if costs == "worst" else [0.3] * 3
+    module = PreferenceAlignment(pair, ConstrainedDPO(beta=1.0), lambda p: torch.optim.Adam(p, 3e-3), None, multiplier)
+    data = theatre_data(costs)
+    data.connect(pair)
+    trainer = Trainer(
+        max_epochs=epochs, default_root_dir=folder, callbacks=[*callbacks], logger=False, accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt)
+    return trainer, module
+
+
+def test_a_run_is_measured_beside_its_optimum(tmp_path: Path, vocabulary: str) -> None:
+    oracle = OracleMeasure(beta=1.0, limit=-0.2, optimum="tilt_at_limit", prompts=PROMPTS)
+    trainer, _ = theatre(tmp_path, vocabulary, oracle)
+    result = json.loads((tmp_path / "oracle.json").read_text())
+    world = oracle_world(PROMPTS)
+    tables = np.load(tmp_path / "oracle.npz")
+    given = (tables["reference_PK"], world.reward_PK, world.cost_PKC)
+
+    assert [(point["epoch"], point["step"]) for point in result["curve"]] == [(0, 0), (1, 4), (2, 8)]
+    start, end = result["curve"][0]["values"], result["final"]
+    assert start == result["reference"]  # the policy before training is the reference
+    assert start["regret_share"] == pytest.approx(1)
+    assert start["kl"] == pytest.approx(0, abs=1e-9)
+    assert end == result["curve"][-1]["values"]
+    assert end != start
+    assert end["reward"] == pytest.approx(measure(tables["policy_PK"], *given).reward)
+    assert trainer.callback_metrics["oracle/reward"].item() == pytest.approx(end["reward"])
+    assert result["multiplier_at_optimum"] == pytest.approx(solve_multiplier(*given, limit=-0.2, beta=1.0).tolist())
+    assert result["at_optimum"]["cost"] == pytest.approx(-0.2, abs=1e-5)
+    assert result["at_optimum"]["regret_share"] == pytest.approx(0, abs=1e-9)
+    assert result["multiplier"] == pytest.approx([0.3])
+    costs = np.array(result["frontier"]["cost"])[:, 0]
+    assert (np.diff(costs) <= 1e-12).all()
+    assert costs[0] == pytest.approx(measure(tilt(*given, 0.0, 1.0), *given).cost[0])
+
+
+def test_measuring_changes_nothing_of_a_run(tmp_path: Path, vocabulary: str) -> None:
+    _, measured = theatre(tmp_path / "a", vocabulary, OracleMeasure(beta=1.0, prompts=PROMPTS))
+    _, plain = theatre(tmp_path / "b", vocabulary)
+    assert all(torch.equal(a, b) for a, b in zip(measured.parameters(), plain.parameters(), strict=True))
+
+
+def test_every_constraint_has_its_own_figures(tmp_path: Path, vocabulary: str) -> None:
+    oracle = OracleMeasure(
+        beta=1.0, limit=[-0.1, -0.1, -0.1], optimum="tilt_at_limit", prompts=PROMPTS, costs="each", every_n_epochs=2
+    )
+    dual = DualAscent(limit=-0.1, lr=0.5, estimator=ExactCost(prompts=PROMPTS, costs="each"))
+    theatre(tmp_path, vocabulary, oracle, dual, costs="each")  # named before it, and yet comes after it
+    result = json.loads((tmp_path / "oracle.json").read_text())
+    assert [point["epoch"] for point in result["curve"]] == [0, 2]
+    assert result["curve"][-1]["multiplier"] == result["multiplier"] != [0.3] * 3
+    names = oracle_world(PROMPTS, "each").constraints
+    assert len(result["multiplier"]) == len(result["multiplier_at_optimum"]) == len(names) == 3
+    assert {f"cost_{name}" for name in names} <= set(result["final"])
+
+
+class Stop(Exception):
+    """The run was killed."""
+
+
+class KillAfter(Callback):
+    """Ends a run in the first step after an epoch."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.current_epoch == self.epochs:
+            raise Stop
+
+
+def test_a_resumed_run_has_the_whole_curve(tmp_path: Path, vocabulary: str) -> None:
+    def oracle() -> OracleMeasure:
+        return OracleMeasure(beta=1.0, limit=-0.2, prompts=PROMPTS)
+
+    theatre(tmp_path / "whole", vocabulary, oracle(), epochs=3)
+    with pytest.raises(Stop):
+        theatre(tmp_path / "part", vocabulary, RunCheckpoint(), oracle(), KillAfter(1), epochs=3)
+    kept = str(tmp_path / "part" / "checkpoints" / "last.ckpt")
+    theatre(tmp_path / "part", vocabulary, RunCheckpoint(), oracle(), epochs=3, ckpt=kept)
+    whole, part = (json.loads((tmp_path / name / "oracle.json").read_text()) for name in ("whole", "part"))
+    assert part["curve"] == whole["curve"]
+    assert part["final"] == whole["final"]
+    assert part["seconds"]["training"] > 0
+
+
+def test_the_shipped_average_is_what_is_measured_at_the_end(tmp_path: Path, vocabulary: str) -> None:
+    dual = DualAscent(limit=-0.3, lr=1.0, estimator=ExactCost(prompts=PROMPTS), ship="average")
+    _, module = theatre(tmp_path, vocabulary, OracleMeasure(beta=1.0, prompts=PROMPTS), dual)
+    result = json.loads((tmp_path / "oracle.json").read_text())
+    assert result["multiplier"] == module.multiplier.reshape(-1).tolist() != result["curve"][-1]["multiplier"]
+    assert result["final"] != result["curve"][-1]["values"]
+
+
+def test_the_exact_cost_is_the_mean_of_long_sampling(vocabulary: str) -> None:
+    """With 4 prompts and 40,000 responses to each drawn from the table, the mean is within 4 of its errors."""
+    pair = PolicyReference(TinyLlama(1, 16, tokenizer=vocabulary, positions=64, spread=0.3))
+    data = theatre_data()
+    data.connect(pair)
+    data.setup()
+    pair.load()
+    world = oracle_world(PROMPTS)
+    module = PreferenceAlignment(pair, ConstrainedDPO())
+    estimate = ExactCost(prompts=PROMPTS)(module, data, seed=0, epoch=0)
+    logp_PK = enumerate_policy(pair, *world_ids(world, data))
+    random = np.random.default_rng(0)
+    drawn = [
+        random.choice(world.cost_PKC[p, :, 0], 40_000, p=np.exp(logp_PK[p])) for p in range(PROMPTS)
+    ]  # malformed text, nearly all that this policy says, included
+    assert estimate.mean.item() == pytest.approx(
+        np.mean(drawn), abs=4 * np.std(drawn) / math.sqrt(np.size(drawn)) + 1e-9
+    )
+    assert estimate.stderr == 0
+    assert estimate.count == PROMPTS
+    assert estimate.mean.shape == ()
+    train_alone = ExactCost(prompts=PROMPTS, split="train")(module, data, seed=0, epoch=0)
+    assert train_alone.mean.item() == pytest.approx(estimate.mean.item())  # all of these prompts are there
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"beta": 0.0}, "beta must be"),
+        ({"optimum": "tilt_at_limit"}, "needs a limit"),
+        ({"optimum": "best"}, "optimum must be one of"),
+        ({"every_n_epochs": 0}, "must be >= 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        OracleMeasure(**{"beta": 1.0, **options})
+
+
+@pytest.mark.parametrize(
+    ("oracle", "said"),
+    [
+        (OracleMeasure(beta=0.5, prompts=PROMPTS), "0.5 here and 1.0 in the objective"),
+        (OracleMeasure(beta=1.0, limit=-9.0, optimum="tilt_at_limit", prompts=PROMPTS), "beyond reach"),
+    ],
+)
+def test_a_run_that_has_no_such_optimum_does_not_begin(
+    tmp_path: Path, vocabulary: str, oracle: OracleMeasure, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        theatre(tmp_path, vocabulary, oracle)
