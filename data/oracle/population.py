@@ -15,8 +15,8 @@ from torch import Tensor
 from data.oracle.optimum import Bools, Floats
 from lit_safe.types import Annotation, Objective, Pair
 
-SETTLED = 1e-10  # beta * log-ratio that the last step still moved responses apart: the minimum is found
-GROWING = 1e-3  # the same where no minimum is found: the responses move apart for good
+SETTLED = 1e-10  # beta * log-ratio that the last step still moved responses apart, its square what the loss still fell
+GROWING = 1e-3  # beta * log-ratio that the last step still moved the extremes apart where no minimum is found
 FLAT = 1e-12  # of a response's curvature is left: it has moved so far from all others that float64 sees no slope
 STRIDE = 5.0  # beta * log-ratio that one step may move: far out the loss is not quadratic and Newton overshoots
 RIDGE = 1e-10  # of the scaled Hessian, which is singular along a shift of all responses of a prompt
@@ -71,7 +71,7 @@ class PopulationLoss:
         helpful_KK = torch.sigmoid(self.reward.margin.view(self.cells, self.cells))
         drawn_KK = torch.from_numpy(np.exp(reference_K[:, None] + reference_K)).fill_diagonal_(0)
         order_KK = (1 - flip) * helpful_KK + flip * helpful_KK.T
-        self.share_B = (drawn_KK / drawn_KK.sum() * order_KK).flatten()
+        self.share_B = (2 * drawn_KK / drawn_KK.sum() * order_KK).flatten()  # either of the two may be drawn first
 
     def _pairs(self, value_K: Tensor) -> Pair:
         return Pair(value_K.repeat_interleave(self.cells, 0), value_K.repeat(self.cells, *[1] * (value_K.ndim - 1)))
@@ -84,10 +84,9 @@ class PopulationLoss:
             losses.append((self.share_B * scored.weight * scored.loss).sum())
         return torch.stack(losses).mean()
 
-    def __call__(self, logratio_K: Tensor) -> float:
-        """The loss in nats."""
-        with torch.no_grad():
-            return float(self._loss(self._pairs(logratio_K)))
+    def __call__(self, logratio_K: Tensor) -> Tensor:
+        """[] the loss in nats."""
+        return self._loss(self._pairs(logratio_K))
 
     def derivatives(self, logratio_K: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient [K] and Hessian [K, K], summed from pairs: the loss of one knows its own two log-ratios alone."""
@@ -144,12 +143,13 @@ def _descend(loss: PopulationLoss, beta: float, iterations: int) -> tuple[Floats
     for _ in range(iterations):
         step_K = _newton(gradient_K, hessian_KK)
         step_K = step_K * min(1.0, STRIDE / max(1e-300, beta * float(step_K.abs().max())))
-        step_K = step_K * _stride(loss, logratio_K, step_K, float(gradient_K @ step_K))
+        slope = float(gradient_K @ step_K)
+        step_K = step_K * _stride(loss, logratio_K, step_K, slope)
         growth = beta * (_spread(logratio_K + step_K) - _spread(logratio_K))
         logratio_K = logratio_K + step_K
         gradient_K, hessian_KK = loss.derivatives(logratio_K)
         flat = bool((hessian_KK.diagonal() < least_K).any())
-        settled = beta * _spread(step_K) < SETTLED
+        settled = beta * _spread(step_K) < SETTLED and -slope < SETTLED**2
         diverges = flat or (growth > GROWING and not settled)
         if flat or settled:
             break
@@ -171,7 +171,7 @@ def _newton(gradient_K: Tensor, hessian_KK: Tensor) -> Tensor:
 
 def _stride(loss: PopulationLoss, logratio_K: Tensor, step_K: Tensor, slope: float) -> float:
     """How much of the step to go, by halving until the loss falls (Armijo); nothing where no part of it descends."""
-    here = loss(logratio_K)
+    here = float(loss(logratio_K))
     rounding = 1e-14 * (1 + abs(here))  # near the minimum the loss no longer tells
     stride = 1.0
     while loss(logratio_K + stride * step_K) > here + 1e-4 * stride * slope + rounding:
