@@ -36,12 +36,16 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         eval_batch_pairs: Pairs of one forward pass without gradients on one rank.
         max_length: Tokens of prompt and response together, at most; the response is kept, the prompt loses its start.
         contradictions: What becomes of pairs that stand in both orders or hold a text labelled both safe and unsafe.
+        duplicates: ``drop`` keeps the first of the rows that hold the same pair, whichever order it has there; ``keep``
+            keeps them all, with both orders, for samples whose frequencies are what there is to learn.
         max_pairs_per_prompt: Pairs of one prompt, at most, chosen by hash; null keeps all.
         max_eval_pairs: Pairs of the val split that are evaluated, at most, chosen by hash; null takes all.
         on_bad_row: ``error`` stops at a row that cannot be used and names it, ``skip`` counts it in the report.
         tokenizer: Name or folder of a tokenizer; null takes the model's.
         cache_dir: Where tokenised rows are kept between runs; null keeps none.
         seed: Of the order of rows and of the coins of ``labels: sampled``.
+        held_out: false puts every prompt into every split, for a world whose prompts are the whole population. Then no
+            prompt is held out: certificates and measures of generalisation mean nothing, and the report says so.
     """
 
     kind = TokenisedPairs
@@ -56,18 +60,21 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         eval_batch_pairs: int = 8,
         max_length: int = 512,
         contradictions: Literal["keep", "drop"] = "keep",
+        duplicates: Literal["drop", "keep"] = "drop",
         max_pairs_per_prompt: int | None = None,
         max_eval_pairs: int | None = None,
         on_bad_row: OnBadRow = "error",
         tokenizer: str | None = None,
         cache_dir: str | None = None,
         seed: int = 0,
+        held_out: bool = True,
     ) -> None:
-        super().__init__(sources, max_length, on_bad_row, tokenizer, cache_dir, seed)
+        super().__init__(sources, max_length, on_bad_row, tokenizer, cache_dir, seed, held_out)
         self.annotator, self.order = annotator, order
         self.pairs_per_step, self.micro_batch_pairs = pairs_per_step, micro_batch_pairs
         self.eval_batch_pairs, self.max_eval_pairs = eval_batch_pairs, max_eval_pairs
         self.contradictions, self.max_pairs_per_prompt = contradictions, max_pairs_per_prompt
+        self.duplicates = duplicates
 
     @property
     def constraints(self) -> tuple[str, ...]:
@@ -106,7 +113,7 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
             BadRow: At the first unusable row, with ``on_bad_row="error"``.
         """
         rows, _ = self._prepared()
-        return text_pairs(rows, self.sources, split)
+        return text_pairs(rows, self.sources, split if self.held_out else None)
 
     def train_dataloader(self) -> StepLoader[PackedBatch]:
         """Items are the micro-batches of one optimizer step."""
@@ -120,7 +127,7 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
 
     def val_dataloader(self) -> EvalLoader[PackedBatch]:
         """Batches of the val split."""
-        return self.held_out("val", self.max_eval_pairs)
+        return self.batches_of("val", self.max_eval_pairs)
 
     def test_dataloader(self) -> EvalLoader[PackedBatch]:
         """Batches of the val split: ``certify`` is for certificates."""
@@ -132,9 +139,9 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
 
     def dual_pairs(self) -> Iterable[PackedBatch]:
         """Batches of the dual split: this rank's share, with filler rows, so that sums over ranks count a pair once."""
-        return self.held_out("dual")
+        return self.batches_of("dual")
 
-    def held_out(self, split: Split, most: int | None = None) -> EvalLoader[PackedBatch]:
+    def batches_of(self, split: Split, most: int | None = None) -> EvalLoader[PackedBatch]:
         """Batches of ``most`` pairs of a split, chosen by hash; all of them with None."""
         index = self.rows_of(split)
         index = index[np.sort(ordered(self.tokenised.pair_id[index], "evaluation")[:most])]
@@ -166,6 +173,7 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
             self.contradictions,
             self.max_pairs_per_prompt,
             evaluation=True,  # such prompts are put into val
+            duplicates=self.duplicates,
         )
 
     def _options(self) -> dict[str, object]:
@@ -173,5 +181,6 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
             "annotator": self.annotator,
             "order": self.order,
             "contradictions": self.contradictions,
+            "duplicates": self.duplicates,
             "max_pairs_per_prompt": self.max_pairs_per_prompt,
         }

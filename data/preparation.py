@@ -40,6 +40,7 @@ def prepare(
     contradictions: Literal["keep", "drop"] = "keep",
     max_pairs_per_prompt: int | None = None,
     evaluation: bool = False,
+    duplicates: Literal["drop", "keep"] = "drop",
 ) -> tuple[list[PreferenceRow], PreparationReport]:
     """Read every source and keep each pair once, in the order of its first appearance.
 
@@ -56,12 +57,14 @@ def prepare(
             unsafe after the same prompt: keep (the first of) them or drop all of them. They are counted either way.
         max_pairs_per_prompt: Keep at most this many pairs of one normalised prompt, chosen by hash; None for all.
         evaluation: Whether sources that are for evaluation only may be read.
+        duplicates: ``keep`` keeps a pair as often as it stands there, in either order: where pairs are draws of a
+            distribution, their repetitions are what it is made of.
 
     Raises:
         BadRow: At the first unusable row, with ``on_bad_row="error"``.
         ValueError: On an unknown option or an evaluation-only source without ``evaluation``.
     """
-    _check_options(order, on_bad_row, contradictions, max_pairs_per_prompt)
+    _check_options(order, on_bad_row, contradictions, duplicates, max_pairs_per_prompt)
     report = PreparationReport(order)
     candidates: list[_Candidate] = []
     flags: dict[int, set[str]] = defaultdict(set)  # of every text: "safe", "unsafe"
@@ -89,7 +92,7 @@ def prepare(
     opposed = {pair for pair, chosen in orders.items() if len(chosen) > 1}
     report.contradictory_responses, report.contradictory_orders = len(both), len(opposed)
 
-    kept = _distinct(candidates, report)
+    kept = candidates if duplicates == "keep" else _distinct(candidates, report)
     if contradictions == "drop":
         kept = _without(kept, opposed, both, report)
     if max_pairs_per_prompt is not None:
@@ -99,11 +102,12 @@ def prepare(
     return [candidate.row for candidate in kept], report
 
 
-def _check_options(order: str, on_bad_row: str, contradictions: str, cap: int | None) -> None:
+def _check_options(order: str, on_bad_row: str, contradictions: str, duplicates: str, cap: int | None) -> None:
     for value, allowed in (
         (order, get_args(Order)),
         (on_bad_row, ("error", "skip")),
         (contradictions, ("keep", "drop")),
+        (duplicates, ("drop", "keep")),
     ):
         if value not in allowed:
             raise ValueError(f"{value!r} is not one of {', '.join(allowed)}")
@@ -190,16 +194,23 @@ def _without(
 
 
 def _capped(candidates: Sequence[_Candidate], cap: int, report: PreparationReport) -> list[_Candidate]:
+    seen: Counter[int] = Counter()
+    draws = []
+    for position, candidate in enumerate(candidates):
+        again = seen[candidate.pair]  # a repetition has a draw of its own
+        seen[candidate.pair] += 1
+        draws.append((hash64("cap", candidate.pair, *([again] if again else [])), position))
     taken: Counter[int] = Counter()
     chosen = set()
-    for candidate in sorted(candidates, key=lambda c: hash64("cap", c.pair)):
-        taken[candidate.prompt] += 1
-        if taken[candidate.prompt] <= cap:
-            chosen.add(candidate.pair)
-    for candidate in candidates:
-        if candidate.pair not in chosen:
+    for _, position in sorted(draws):
+        prompt = candidates[position].prompt
+        taken[prompt] += 1
+        if taken[prompt] <= cap:
+            chosen.add(position)
+    for position, candidate in enumerate(candidates):
+        if position not in chosen:
             report.drop("its prompt has enough pairs", candidate.row.id)
-    return [candidate for candidate in candidates if candidate.pair in chosen]
+    return [candidate for position, candidate in enumerate(candidates) if position in chosen]
 
 
 def _account(report: PreparationReport, kept: Sequence[_Candidate], annotator: Annotator) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,6 +30,10 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
         tokenizer: Name or folder of a tokenizer; null takes the model's.
         cache_dir: Where tokenised rows are kept between runs; null keeps none.
         seed: Of the order of rows.
+        duplicates: ``drop`` keeps a prompt with the same response once; ``keep`` keeps every one of them, for samples
+            whose frequencies are what there is to learn.
+        held_out: false puts every prompt into every split, for a world whose prompts are the whole population. Then
+            the val split measures no generalisation, and the report says so.
     """
 
     kind = TokenisedRows
@@ -46,8 +50,11 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
         tokenizer: str | None = None,
         cache_dir: str | None = None,
         seed: int = 0,
+        duplicates: Literal["drop", "keep"] = "drop",
+        held_out: bool = True,
     ) -> None:
-        super().__init__(sources, max_length, on_bad_row, tokenizer, cache_dir, seed)
+        super().__init__(sources, max_length, on_bad_row, tokenizer, cache_dir, seed, held_out)
+        self.duplicates = duplicates
         self.rows_per_step, self.micro_batch_rows = rows_per_step, micro_batch_rows
         self.eval_batch_rows, self.max_eval_rows = eval_batch_rows, max_eval_rows
 
@@ -89,7 +96,8 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
         return pack
 
     def _tokenise(self, tokeniser: Tokeniser, *, progress: bool) -> tuple[TokenisedRows, dict[str, Any], list[str]]:
-        rows: dict[tuple[Any, str], SftRow] = {}
+        kept: list[SftRow] = []
+        seen: set[tuple[Any, str]] = set()
         dropped: Counter[str] = Counter()
         for source in self.sources:
             for row in source:
@@ -97,15 +105,15 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
                     if self.on_bad_row == "error":
                         raise row
                     dropped[f"column {row.column!r} {row.reason}"] += 1
-                elif (row.prompt, row.response) in rows:
+                elif self.duplicates == "drop" and (row.prompt, row.response) in seen:
                     dropped["the same prompt and response again"] += 1
                 else:
-                    rows[row.prompt, row.response] = row
-        kept = list(rows.values())
+                    seen.add((row.prompt, row.response))
+                    kept.append(row)
         licences = sorted({source.licence for source in self.sources})
         report = {"kept": len(kept), "dropped": dict(dropped), "licences": licences}
         lines = [f"{len(kept):,} rows read"] + [f"{n:,} rows dropped: {reason}" for reason, n in dropped.items()]
         return tokeniser.rows(kept, assign(kept, evaluation_only(self.sources)), progress=progress), report, lines
 
     def _options(self) -> dict[str, object]:
-        return {}
+        return {"duplicates": self.duplicates}

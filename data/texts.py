@@ -35,13 +35,13 @@ class TextPair:
         return prompt if isinstance(prompt, str) else [asdict(turn) for turn in prompt]
 
 
-def text_pairs(rows: Sequence[PreferenceRow], sources: Sequence[Source], split: Split) -> list[TextPair]:
-    """The pairs of one split, in the order of ``rows``; ``sources`` say which prompts are for evaluation only."""
+def text_pairs(rows: Sequence[PreferenceRow], sources: Sequence[Source], split: Split | None) -> list[TextPair]:
+    """The pairs of one split, or all of them, in ``rows``' order; ``sources`` say which are for evaluation only."""
     barred = evaluation_only(sources)
     splits = assign(rows, barred)
     ids = [prompt_id(row.prompt) for row in rows]
     return [
         TextPair(identity, plain_text(row.prompt), row, identity in barred)
         for identity, row in zip(ids, rows, strict=True)
-        if splits[identity] == split
+        if split is None or splits[identity] == split
     ]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
@@ -45,12 +46,16 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         tokenizer: str | None,
         cache_dir: str | None,
         seed: int,
+        held_out: bool = True,
     ) -> None:
         super().__init__()
         if not sources:
             raise ValueError("sources: name at least one")
+        if not held_out and any(getattr(source, "evaluation_only", False) for source in sources):
+            raise ValueError("held_out: false would train on a source that is for evaluation only")
         self.sources: list[AnySource] = list(sources)
         self.max_length, self.on_bad_row, self.seed = max_length, on_bad_row, seed
+        self.held_out = held_out
         self.tokenizer_name = tokenizer
         self.cache = None if cache_dir is None else Cache(cache_dir)
         self._model: Any = None
@@ -129,17 +134,22 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
 
     @property
     def report(self) -> dict[str, Any]:
-        """What became of the rows: ``preparation``, ``tokenisation``, ``splits`` and ``prompts`` (counts by split)."""
+        """What became of the rows: ``preparation``, ``tokenisation``, counts by split, and ``held_out``.
+
+        ``splits`` counts rows, ``prompts`` prompts; in more than one split where nothing is held out.
+        """
         tokenised = self.tokenised
         counted = {"splits": tokenised.split, "prompts": tokenised.prompts.split}
-        counts = {n: {s: int((codes == i).sum()) for i, s in enumerate(SPLITS)} for n, codes in counted.items()}
-        return {**self._facts["report"], **counts}
+        counts = {n: {s: len(self._members(codes, s)) for s in SPLITS} for n, codes in counted.items()}
+        return {**self._facts["report"], **counts, "held_out": self.held_out}
 
     @property
     def report_lines(self) -> list[str]:
         """The report for people, a few lines."""
         splits = self.report["splits"]
-        return [*self._facts["lines"], "by split: " + ", ".join(f"{name} {count:,}" for name, count in splits.items())]
+        by_split = "by split: " + ", ".join(f"{name} {count:,}" for name, count in splits.items())
+        warning = "every split is the whole data (held_out: false): nothing here is held out, and nothing is certified"
+        return [*self._facts["lines"], *([] if self.held_out else [warning]), by_split]
 
     @property
     def licences(self) -> dict[str, str]:
@@ -168,7 +178,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
             ValueError: The split has no prompt.
         """
         table = self.tokenised.prompts
-        members = np.flatnonzero(table.split == SPLITS.index(split))
+        members = self._members(table.split, split)
         if not len(members):
             raise self._empty(split)
         order = members[ordered(table.prompt_id[members], "prompts")]
@@ -189,10 +199,14 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         Raises:
             ValueError: It has none.
         """
-        index = np.flatnonzero(self.tokenised.split == SPLITS.index(split))
+        index = self._members(self.tokenised.split, split)
         if not len(index):
             raise self._empty(split)
         return index
+
+    def _members(self, codes: npt.NDArray[np.int8], split: Split) -> Int64s:
+        """Which of the rows or prompts with these ``codes`` are in a split: all of them where nothing is held out."""
+        return np.flatnonzero(codes == SPLITS.index(split)) if self.held_out else np.arange(len(codes))
 
     def _empty(self, split: Split) -> ValueError:
         return ValueError(

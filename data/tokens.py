@@ -185,7 +185,7 @@ class Tokeniser:
             rejected=Ragged.of(rejecteds),
             reward=np.array([(r.chosen_reward, r.rejected_reward) for r in kept], np.float32).reshape(-1, 2),
             cost=np.array([(r.chosen_cost, r.rejected_cost) for r in kept], np.float32).reshape(-1, 2, constraints),
-            pair_id=np.array([_text_id(row.prompt, row.chosen, row.rejected) for row in kept], np.int64),
+            pair_id=_text_ids((row.prompt, row.chosen, row.rejected) for row in kept),
             prompt_id=np.array([prompt_id(row.prompt) for row in kept], np.int64),
             split=_codes(SPLITS, splits),
             responses_from=_codes(AUTHORS, [row.responses_from for row in kept]),
@@ -213,7 +213,7 @@ class Tokeniser:
             name=tuple(row.id for row in kept),
             prompt=Ragged.of(prompts),
             response=Ragged.of(responses),
-            row_id=np.array([_text_id(row.prompt, row.response) for row in kept], np.int64),
+            row_id=_text_ids((row.prompt, row.response) for row in kept),
             prompt_id=np.array([prompt_id(row.prompt) for row in kept], np.int64),
             split=_codes(SPLITS, splits),
             prompts=self._table(),
@@ -315,6 +315,20 @@ def _ids(ids: Sequence[int]) -> Ids:
 
 def _codes(names: Sequence[str], values: Iterable[str]) -> npt.NDArray[np.int8]:
     return np.array([names.index(value) for value in values], np.int8)
+
+
+def _text_ids(rows: Iterable[tuple[Conversation, *tuple[str, ...]]]) -> Int64s:
+    """A hash of each row's texts; where they stand there again, of how often before as well, so that ids are distinct.
+
+    An id decides a row's place in an epoch and its coin under sampled labels: repetitions must not share them.
+    """
+    seen: Counter[int] = Counter()
+    ids = []
+    for prompt, *responses in rows:
+        text = _text_id(prompt, *responses)
+        ids.append(hash64("again", text, seen[text]) if seen[text] else text)
+        seen[text] += 1
+    return np.array(ids, np.int64)
 
 
 def _text_id(prompt: Conversation, *responses: str) -> int:

@@ -189,3 +189,10 @@ def _after(words: list[str], phrase: str) -> list[str] | None:
     """The words after ``phrase``, None where they do not begin with it."""
     head = phrase.split(" ")
     return words[len(head) :] if words[: len(head)] == head else None
+
+
+def words() -> tuple[str, ...]:
+    """Every word of every prompt and response once, sorted."""
+    texts = (ASK, HOPELESS, *REFUSALS, *OPENERS, ", .")
+    phrases = (entry.text for entries in (TASKS, PLACES, *SLOTS) for entry in entries)
+    return tuple(sorted({word for text in (*texts, *phrases) for word in text.split(" ")}))

@@ -303,3 +303,58 @@ def test_the_same_answer_twice_is_imitated_once(preference):
     data = SftData([ToySft(), ToySft(count=3)], max_length=128)
     data.connect(preference()._model)
     assert ready(data).report["preparation"]["dropped"] == {"the same prompt and response again": 3}
+
+
+def test_repeated_answers_are_kept_on_request_and_told_apart(preference):
+    options = {"cls": SftData, "duplicates": "keep", "rows_per_step": 7}
+    once, thrice = (ready(preference(source, **options)) for source in (ToySft(), Thrice()))
+    assert thrice.report["preparation"] == {"kept": 360, "dropped": {}, "licences": ["CC0"]}
+    assert len(set(thrice.tokenised.row_id.tolist())) == 360
+    assert set(once.tokenised.row_id.tolist()) < set(thrice.tokenised.row_id.tolist())
+    assert thrice.report["splits"]["train"] == 3 * once.report["splits"]["train"]
+
+
+class Thrice(ToySft):
+    def __iter__(self):
+        for _ in range(3):
+            yield from super().__iter__()
+
+
+class OneQuestion(Toy):
+    """The same two answers again and again, in both orders."""
+
+    def __iter__(self):
+        for i in range(self.count):
+            responses = Response("no", safe=True), Response("yes", safe=True)
+            yield Row(f"one:{i}", (Message("user", "Well?"),), responses, better=i % 2)
+
+
+def test_repeated_pairs_have_coins_and_places_of_their_own(preference):
+    data = ready(preference(OneQuestion(400), duplicates="keep", held_out=False, pairs_per_step=50))
+    pairs = [batch for step in data.train_dataloader() for batch in step]
+    assert len(set(pair_ids(pairs))) == 400
+    coins = torch.cat([batch.label.draw for batch in pairs])
+    assert len(set(coins.tolist())) == 400
+    assert float(coins.mean()) == pytest.approx(0.5, abs=4 / math.sqrt(12 * 400))
+    assert data.report["preparation"]["contradictory_rows"] == 400
+    assert ready(preference(OneQuestion(400))).report["preparation"]["kept"] == 1
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_with_nothing_held_out_every_split_is_everything_and_the_report_says_so(preference, cached, tmp_path):
+    options = {"cache_dir": str(tmp_path)} if cached else {}
+    split, whole = ready(preference(**options)), ready(preference(held_out=False, **options))
+    assert whole.report["splits"] == whole.report["prompts"] == dict.fromkeys(("train", "val", "dual", "certify"), 120)
+    everything = sorted(pair_ids(batch for step in whole.train_dataloader() for batch in step))
+    for batches in (whole.val_dataloader(), whole.dual_pairs()):
+        assert sorted(pair_ids(batches)) == everything
+    assert len({prompt.prompt_id for prompt in whole.prompts("certify")}) == 120
+    assert whole.prompts("dual") == whole.prompts("train")
+    assert [pair.row for pair in whole.pairs("val")] == [pair.row for pair in whole.pairs("train")]
+    assert sum(len(split.pairs(name)) for name in ("train", "val", "dual", "certify")) == len(whole.pairs("val")) == 120
+    assert [any("nothing here is held out" in line for line in data.report_lines) for data in (split, whole)] == [0, 1]
+
+
+def test_rows_for_evaluation_alone_are_held_out_or_refused(preference):
+    with pytest.raises(ValueError, match="held_out: false would train on a source that is for evaluation only"):
+        preference(Toy(evaluation_only=True), held_out=False)

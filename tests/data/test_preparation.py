@@ -252,3 +252,23 @@ def _mirror(row: Row) -> Row:
 
 def test_an_unknown_share_is_not_a_number() -> None:
     assert math.isnan(prepared()[1].unsafe_share["any"])
+
+
+def test_repeated_pairs_and_both_their_orders_are_kept_on_request() -> None:
+    rows = [pair(better=0), pair(better=1), pair(texts=("b", "a"), better=0), pair("other")]
+    kept, report = prepared(*rows, duplicates="keep")
+    assert [(row.chosen, row.rejected) for row in kept] == [("a", "b"), ("b", "a"), ("b", "a"), ("a", "b")]
+    assert (report.contradictory_orders, report.contradictory_rows, reasons(report)) == (1, 3, {})
+    kept, report = prepared(*rows, duplicates="keep", contradictions="drop")
+    assert [row.chosen for row in kept] == ["a"]
+    assert reasons(report) == {"the pair stands in both orders": 3}
+    with pytest.raises(ValueError, match="'some' is not one of drop, keep"):
+        prepared(duplicates="some")
+
+
+def test_a_cap_counts_repetitions_and_takes_them_as_they_fall() -> None:
+    rows = [pair(texts=("a", f"b{i % 4}"), name=f"r{i}") for i in range(400)]
+    kept, report = prepared(*rows, duplicates="keep", max_pairs_per_prompt=100)
+    assert len(kept) == 100 == report.kept
+    counts = [sum(row.rejected == f"b{i}" for row in kept) for i in range(4)]
+    assert min(counts) > 10  # and not one pair's hundred repetitions

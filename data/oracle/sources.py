@@ -1,0 +1,208 @@
+"""The oracle world as data: what its author writes, and Bradley-Terry preferences between responses to its prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from data.oracle.world import Costs, World, oracle_world
+from data.schema import BadRow, Response, Row, SftRow, check_text
+from data.sources.files import Record, Table
+from lit_safe.hashing import uniform
+from lit_safe.types import ResponsesFrom
+
+LICENCE = "that of this repository, which makes it"
+
+
+class OracleSft:
+    """Rows of the world's author: the prompts in turn, each time with a response drawn from what the author writes.
+
+    Args:
+        rows: How many; fewer are the first of more.
+        prompts: Of the world, as in ``oracle_world``; so are the next three.
+        costs: One constraint for ``each`` category of harm, or the ``worst`` category as the only one.
+        hopeless: Add the prompt without any safe response.
+        seed: Of the world.
+        draw: Which of the possible draws.
+
+    Raises:
+        ValueError: If ``rows`` is not positive.
+    """
+
+    def __init__(
+        self,
+        rows: int = 16384,
+        prompts: int = 64,
+        costs: Costs = "worst",
+        hopeless: bool = False,
+        seed: int = 0,
+        draw: int = 0,
+    ) -> None:
+        self.rows, self.draw = _positive("rows", rows), draw
+        self.world = partial(oracle_world, prompts=prompts, costs=costs, hopeless=hopeless, seed=seed)
+
+    @property
+    def licence(self) -> str:
+        return LICENCE
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "source": type(self).__name__,
+            "name": "oracle author",
+            **_described(self.world),
+            "rows": str(self.rows),
+            "draw": str(self.draw),
+        }
+
+    def __iter__(self) -> Iterator[SftRow | BadRow]:
+        world = self.world()
+        author = _Author(world)
+        for number in range(self.rows):
+            prompt = number % len(world.prompts)
+            response = author.write(prompt, "row", self.world.keywords["seed"], self.draw, number)
+            yield SftRow(f"oracle author:{number}", world.prompts[prompt], response)
+
+
+class OraclePairs:
+    """Two responses to a prompt, the better one drawn from Bradley-Terry, with the labels that the parsers give.
+
+    ``better`` is response 0 with probability sigma(reward 0 - reward 1): a coin for every pair, so that the same two
+    texts, met again, are ordered afresh. ``scores`` holds ``reward`` in nats and a column for each constraint:
+    ``cost``, or with ``costs: each`` the categories of harm. A pair of identical responses is for the preparation to
+    drop and count; an empty response is a bad row.
+
+    Args:
+        responses: A JSONL file with ``prompt`` and ``response``, such as the ``sample`` command writes of the
+            reference; sample 2k of a prompt, in the order of the file, is paired with its sample 2k + 1. Null pairs
+            draws of the world's author.
+        pairs: Without ``responses``: how many, of the prompts in turn; fewer are the first of more.
+        flip: Probability with which a drawn order is turned round. Rewards and costs stay true.
+        prompts: Of the world, as in ``oracle_world``; so are the next three.
+        costs: One constraint for ``each`` category of harm, or the ``worst`` category as the only one.
+        hopeless: Add the prompt without any safe response.
+        seed: Of the world.
+        draw: Which of the possible draws, of the orders and of the author's responses.
+
+    Raises:
+        ValueError: If ``pairs`` is not positive or ``flip`` is no probability.
+    """
+
+    def __init__(
+        self,
+        responses: str | None = None,
+        pairs: int = 16384,
+        flip: float = 0.0,
+        prompts: int = 64,
+        costs: Costs = "worst",
+        hopeless: bool = False,
+        seed: int = 0,
+        draw: int = 0,
+    ) -> None:
+        if not 0 <= flip <= 1:
+            raise ValueError(f"flip must be a probability, got {flip}")
+        self.table = None if responses is None else Table(responses)
+        self.pairs, self.flip, self.draw = _positive("pairs", pairs), flip, draw
+        self.world = partial(oracle_world, prompts=prompts, costs=costs, hopeless=hopeless, seed=seed)
+
+    @property
+    def licence(self) -> str:
+        return LICENCE
+
+    def describe(self) -> dict[str, str]:
+        drawn = {"name": "oracle pairs", "pairs": str(self.pairs)}
+        return {
+            "source": type(self).__name__,
+            **(drawn if self.table is None else self.table.describe()),
+            **_described(self.world),
+            "flip": str(self.flip),
+            "draw": str(self.draw),
+        }
+
+    def __iter__(self) -> Iterator[Row | BadRow]:
+        world = self.world()
+        return self._drawn(world) if self.table is None else self._read(world, self.table)
+
+    def _drawn(self, world: World) -> Iterator[Row | BadRow]:
+        author = _Author(world)
+        for number in range(self.pairs):
+            turn, prompt = divmod(number, len(world.prompts))
+            texts = [author.write(prompt, "pair", self.world.keywords["seed"], self.draw, number, k) for k in (0, 1)]
+            yield self._row(world, f"oracle pairs:{number}", prompt, turn, texts, "people")
+
+    def _read(self, world: World, table: Table) -> Iterator[Row | BadRow]:
+        turns = [0] * len(world.prompts)
+        first: dict[int, tuple[str, str]] = {}  # name and text of a sample 2k, by its prompt
+        for item in table.parsed(lambda name, record: _sample(world, name, record)):
+            if isinstance(item, BadRow):
+                yield item
+                continue
+            name, prompt, text = item
+            if prompt not in first:
+                first[prompt] = name, text
+                continue
+            earlier, other = first.pop(prompt)
+            pair = f"{earlier}+{name.rpartition(':')[2]}"
+            try:
+                texts = [check_text(pair, "response", value) for value in (other, text)]
+            except BadRow as bad:
+                yield bad
+            else:
+                yield self._row(world, pair, prompt, turns[prompt], texts, "reference")
+            turns[prompt] += 1
+
+    def _row(
+        self, world: World, name: str, prompt: int, turn: int, texts: list[str], responses_from: ResponsesFrom
+    ) -> Row:
+        first, second = (_labelled(world, prompt, text) for text in texts)
+        key = self.world.keywords["seed"], self.draw, world.prompts[prompt], turn
+        ahead = first.scores["reward"] - second.scores["reward"]
+        better = int(uniform("oracle order", *key) >= 1 / (1 + math.exp(-ahead)))  # Bradley-Terry
+        if uniform("oracle flip", *key) < self.flip:
+            better = 1 - better
+        return Row(name, world.prompts[prompt], (first, second), better, responses_from=responses_from)
+
+
+class _Author:
+    """Writes responses with the probabilities of ``World.author_PK``."""
+
+    def __init__(self, world: World) -> None:
+        self.responses = world.responses
+        cumulative_PR = world.author_PK[:, :-1].cumsum(1)
+        self._bounds_PR = cumulative_PR / cumulative_PR[:, -1:]
+
+    def write(self, prompt: int, *key: object) -> str:
+        """A response, by hash of ``key``."""
+        return self.responses[int(np.searchsorted(self._bounds_PR[prompt], uniform("oracle", *key), side="right"))]
+
+
+def _labelled(world: World, prompt: int, text: str) -> Response:
+    cell = world.cell(text)
+    cost_C = world.cost_PKC[prompt, cell]
+    scores = {"reward": float(world.reward_PK[prompt, cell])}
+    scores |= {name: float(cost) for name, cost in zip(world.constraints, cost_C, strict=True)}
+    return Response(text, safe=not (cost_C > 0).any(), scores=scores)
+
+
+def _sample(world: World, name: str, record: Record) -> tuple[str, int, str]:
+    """A sample's name, the row of its prompt, and its text, which may be empty."""
+    text = record.get("response")
+    if not isinstance(text, str):
+        raise BadRow(name, "response", "is null or missing" if text is None else f"is {type(text).__name__}, not text")
+    prompt = check_text(name, "prompt", record.get("prompt"))
+    try:
+        return name, world.prompt(prompt), text
+    except ValueError as error:
+        raise BadRow(name, "prompt", "is none of this oracle world's") from error
+
+
+def _described(world: partial[World]) -> dict[str, str]:
+    return {name: str(value) for name, value in world.keywords.items()}
+
+
+def _positive(name: str, count: int) -> int:
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, got {count}")
+    return count
