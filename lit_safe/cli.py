@@ -23,7 +23,7 @@ from lit_safe.callbacks.run_folder import SaveConfig
 from lit_safe.dual import DualAscent
 from lit_safe.stepping import StepModule
 
-COMMANDS: tuple[str, ...] = ("doctor", "export", "compare", "annotate", "fit_scorer", "refusals")
+COMMANDS: tuple[str, ...] = ("doctor", "export", "compare", "annotate", "fit_scorer", "refusals", "sample")
 """Names of functions: ``<name>`` lives in ``lit_safe/commands/<name>.py``."""
 
 BUILT = ("module", "data")  # arguments of a command that the YAML builds

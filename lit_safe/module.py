@@ -3,12 +3,14 @@
 Letters: B pairs, N = 2B sequences.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
+from lit_safe.anchors import Anchor
 from lit_safe.metrics import PAIR_NAMES, pair_quantities
 from lit_safe.schedules import Constant, Schedule
 from lit_safe.stepping import StepModule
@@ -25,6 +27,7 @@ class PreferenceAlignment(StepModule):
         schedule: Factor on the learning rate by optimizer step; constant by default.
         multiplier: Start value(s) of the dual variable, one for each constraint, in nats per cost unit, >= 0.
         gradient_clip_norm: Bound on the gradient's 2-norm in an optimizer step; null leaves it alone.
+        anchor: A term that keeps the policy where the pairs say nothing (configs/anchor/); null adds none.
     """
 
     multiplier: Tensor
@@ -38,9 +41,11 @@ class PreferenceAlignment(StepModule):
         schedule: Schedule | None = None,
         multiplier: float | list[float] = 0.0,
         gradient_clip_norm: float | None = 1.0,
+        anchor: Anchor | None = None,
     ) -> None:
         super().__init__(pair, optimizer, schedule or Constant(), gradient_clip_norm, PAIR_NAMES)
         self.objective = objective
+        self.anchor = anchor or Anchor()
         start = torch.tensor(multiplier, dtype=torch.float32)
         if not bool((start >= 0).all()):
             raise ValueError(f"multiplier must be >= 0, got {multiplier}")
@@ -67,10 +72,16 @@ class PreferenceAlignment(StepModule):
         """Refuse data that lacks a label the objective cannot do without."""
         self.trainer.datamodule.require(self.objective.needs)  # type: ignore[attr-defined]
 
+    def on_train_start(self) -> None:
+        """Let the anchor draw what it needs, then start the clock."""
+        self.anchor.prepare(self, self.trainer.datamodule)  # type: ignore[attr-defined]
+        super().on_train_start()
+
     def training_step(self, micro_batches: list[PackedBatch], batch_idx: int) -> None:
-        """One optimizer step over all micro-batches."""
-        norm = self.optimizer_step_over(micro_batches, self.loss_share)
-        self.log_training(norm, {f"multiplier{i}": m for i, m in _named(self.multiplier)})
+        """One optimizer step over all micro-batches, and what the anchor adds to it."""
+        shares = [partial(self.loss_share, batch) for batch in micro_batches]
+        norm = self.optimizer_step_over([*shares, *self.anchor.on_step(self, self.global_step)])
+        self.log_training(norm, {**{f"multiplier{i}": m for i, m in _named(self.multiplier)}, **self.anchor.logged()})
 
     def loss_share(self, batch: PackedBatch) -> Tensor:
         """A micro-batch's share [] of its optimizer step's loss in nats: its weighted sum / pairs in the step."""
@@ -78,9 +89,11 @@ class PreferenceAlignment(StepModule):
         self.train_means.update(pair_quantities(batch, policy, logratio, scored, self.objective.beta))
         self.count(batch.sequences, int(batch.present.sum()))
         # a NaN label of a dropped or filler pair must not reach the sum: 0 * NaN is NaN ...
+        term_B = self.anchor.on_pairs(self, batch, policy)
         weight_B = scored.weight * batch.present
         kept_B = weight_B > 0
-        loss_B = torch.where(kept_B, scored.loss, torch.zeros_like(scored.loss))
+        loss_B = scored.loss if term_B is None else scored.loss + term_B
+        loss_B = torch.where(kept_B, loss_B, torch.zeros_like(loss_B))
         for side_B in logratio:  # ... nor the gradient, where it would meet the 0 that comes back from the sum
             if side_B.requires_grad:
                 side_B.register_hook(lambda grad_B: torch.where(kept_B, grad_B, torch.zeros_like(grad_B)))

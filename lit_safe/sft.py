@@ -3,6 +3,8 @@
 Letters: N sequences.
 """
 
+from functools import partial
+
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
@@ -46,7 +48,8 @@ class SupervisedFineTuning(StepModule):
 
     def training_step(self, micro_batches: list[SequenceBatch], batch_idx: int) -> None:
         """One optimizer step over all micro-batches."""
-        self.log_training(self.optimizer_step_over(micro_batches, self._loss_share), {})
+        shares = [partial(self._loss_share, batch) for batch in micro_batches]
+        self.log_training(self.optimizer_step_over(shares), {})
 
     def _loss_share(self, batch: SequenceBatch) -> Tensor:
         nll_N, measured = self._nll(batch)

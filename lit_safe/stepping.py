@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -18,8 +18,6 @@ from lit_safe.metrics import Means
 from lit_safe.rng import isolated
 from lit_safe.schedules import Schedule
 from lit_safe.types import PackedSequences, PairModel
-
-Micro = TypeVar("Micro")
 
 
 class StepModule(LightningModule):
@@ -67,12 +65,12 @@ class StepModule(LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def optimizer_step_over(self, micro_batches: Sequence[Micro], loss_share: Callable[[Micro], Tensor]) -> Tensor:
+    def optimizer_step_over(self, shares: Sequence[Callable[[], Tensor]]) -> Tensor:
         """Run one optimizer step.
 
         Args:
-            micro_batches: Of this rank; every rank has as many.
-            loss_share: A micro-batch's share [] of the step's loss: its sum over the step's rows / rows in the step.
+            shares: Of this rank, one for each forward and backward pass; every rank has as many. A call gives a share
+                [] of the step's loss: for a micro-batch, its sum over the step's rows / rows in the step.
 
         Returns:
             The gradient norm [] before clipping.
@@ -85,10 +83,10 @@ class StepModule(LightningModule):
         optimizer.zero_grad()
         # dropout, where a user asks for it, must not depend on what was drawn before: a resumed run draws the same
         with isolated(hash64("step", self.global_step, self.global_rank)):
-            for index, micro_batch in enumerate(micro_batches):
-                with contextlib.nullcontext() if index == len(micro_batches) - 1 else self._no_sync():
+            for index, share in enumerate(shares):
+                with contextlib.nullcontext() if index == len(shares) - 1 else self._no_sync():
                     # ranks average their gradients, a step's loss is a sum over ranks
-                    self.manual_backward(loss_share(micro_batch) * self.trainer.world_size)
+                    self.manual_backward(share() * self.trainer.world_size)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         bound = float("inf") if self.gradient_clip_norm is None else self.gradient_clip_norm
         norm = torch.nn.utils.clip_grad_norm_(parameters, bound)

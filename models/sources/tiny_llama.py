@@ -20,7 +20,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class TinyLlama:
-    """A random Llama and a tokenizer of bytes, built on the spot; nothing is read or downloaded.
+    """A random Llama, by default with a tokenizer of bytes, built on the spot; nothing is downloaded.
 
     Args:
         layers: Decoder layers.
@@ -29,6 +29,7 @@ class TinyLlama:
         seed: Weights are a function of it and of the sizes.
         spread: Standard deviation of the random weights; larger gives a less uniform model.
         positions: Longest sequence.
+        tokenizer: Folder or hub id of a tokenizer that takes the place of the bytes.
     """
 
     layers: int = 2
@@ -37,6 +38,7 @@ class TinyLlama:
     seed: int = 0
     spread: float = 0.1
     positions: int = 4096
+    tokenizer: str | None = None
 
     def load_model(self) -> transformers.PreTrainedModel:
         tokenizer = self.load_tokenizer()
@@ -59,6 +61,8 @@ class TinyLlama:
             return transformers.LlamaForCausalLM(config)
 
     def load_tokenizer(self) -> transformers.PreTrainedTokenizerBase:
+        if self.tokenizer is not None:
+            return transformers.AutoTokenizer.from_pretrained(self.tokenizer, trust_remote_code=False)
         alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *SPECIALS]
         tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,0 +1,48 @@
+"""Imitate the response that the objective prefers, beside preferring it."""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lit_safe.anchors import Anchor
+from lit_safe.types import PackedBatch, Pair
+
+if TYPE_CHECKING:
+    from lit_safe.module import PreferenceAlignment
+
+
+class PreferredNLL(Anchor):
+    """Adds ``weight`` * -logp / tokens of the preferred response to each pair's loss.
+
+    The term of iterative RPO (Pang et al. 2024, arXiv:2404.19733, eq. 1), for any objective: the preferred response is
+    the one whose log-prob the objective raises at margin 0, so that SafeDPO imitates the safe response of a pair that
+    it swaps, and C-DPO follows its multiplier. The term has an optimum of its own and moves the objective's.
+
+    Args:
+        weight: > 0; nats of loss for a nat per token.
+
+    Raises:
+        ValueError: If ``weight`` is not > 0.
+    """
+
+    def __init__(self, weight: float = 0.03) -> None:
+        if not (math.isfinite(weight) and weight > 0):
+            raise ValueError(f"weight must be > 0, got {weight}")
+        self.weight = weight
+
+    def on_pairs(self, module: "PreferenceAlignment", batch: PackedBatch, policy: Pair) -> Tensor:
+        """[B] nats."""
+        per_token = Pair(*(logp / size.clamp(min=1) for logp, size in zip(policy, batch.response_length, strict=True)))
+        # Pang et al. eq. 1, second term
+        return -self.weight * torch.where(prefers_chosen(module, batch), per_token.chosen, per_token.rejected)
+
+
+def prefers_chosen(module: "PreferenceAlignment", batch: PackedBatch) -> Tensor:
+    """[B] bool: whether the objective raises the chosen response of a pair, and not the rejected one, at margin 0."""
+    with torch.enable_grad():
+        margin_B = torch.zeros_like(batch.pair_id, dtype=torch.float32).requires_grad_()
+        scored = module.objective(Pair(margin_B, torch.zeros_like(margin_B)), batch.label, module.multiplier)
+        (slope_B,) = torch.autograd.grad(scored.loss.nansum(), margin_B)
+    return slope_B <= 0

@@ -1,0 +1,171 @@
+"""Keep the policy's mass where the reference has it, prompt by prompt.
+
+Letters: P prompts, N samples of each, K of them in a turn, M prompts in a step.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor
+
+from lit_safe.anchors import Anchor
+from lit_safe.costs.quiet import device_of, quiet, rank_and_world
+from lit_safe.hashing import hash64, uniforms
+from lit_safe.progress import progress
+from lit_safe.sequences import pack_sequences
+from lit_safe.types import Prompt
+
+if TYPE_CHECKING:
+    from lit_safe.module import PreferenceAlignment
+
+log = logging.getLogger(__name__)
+
+
+class ReferenceMass(Anchor):
+    """Adds ``weight`` * log(mass)^2, the mean over prompts, with mass = mean over samples of policy / reference.
+
+    Over responses y that the reference writes to one prompt, E[policy(y) / reference(y)] is the mass that the policy
+    has on the set of such responses. It is 1 for any policy that stays inside, whatever it prefers there, so the term's
+    optimum does not compete with the objective's; what leaves for text that no pair holds is missed. The samples are
+    drawn from the reference before training, at temperature 1, and are a function of (seed, prompt, number).
+
+    An estimate of the mass from one set of samples is off by a factor that training would learn to use: a prompt whose
+    samples happen to overrate the policy may leak for nothing. So a larger pool is drawn, of which each turn of a
+    prompt takes other samples. The logarithm of a mean of K is biased by Var(policy / reference) / 2K, towards asking
+    for slightly too much. (One-sided, -log(mass), all would go to the response that was drawn too often.)
+
+    Memory: ``samples_per_step`` sequences in one forward pass, the prompt included.
+
+    Args:
+        weight: > 0; nats of loss for a squared nat.
+        samples_per_prompt: Pool of each prompt.
+        samples_per_step: K of them in a turn of the prompt.
+        prompts_per_step: M prompts in each optimizer step over all ranks; all prompts take turns.
+        max_prompts: At most so many prompts, chosen by hash; null takes all of the train split.
+        max_new_tokens: Longest sample. One cut there stands for all responses that begin with it.
+        batch_size: Samples drawn and scored at once before training.
+        seed: Of the samples and the turns.
+
+    Raises:
+        ValueError: If a number is not positive, or a turn takes more samples than there are.
+    """
+
+    def __init__(
+        self,
+        weight: float = 0.1,
+        samples_per_prompt: int = 64,
+        samples_per_step: int = 32,
+        prompts_per_step: int = 4,
+        max_prompts: int | None = None,
+        max_new_tokens: int = 64,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        counts = {
+            "weight": weight,
+            "samples_per_prompt": samples_per_prompt,
+            "samples_per_step": samples_per_step,
+            "prompts_per_step": prompts_per_step,
+            "max_prompts": 1 if max_prompts is None else max_prompts,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+        }
+        for name, value in counts.items():
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be > 0, got {value}")
+        if samples_per_step > samples_per_prompt:
+            raise ValueError(f"samples_per_step is {samples_per_step} of {samples_per_prompt} samples_per_prompt")
+        self.weight = weight
+        self.samples_per_prompt = samples_per_prompt
+        self.samples_per_step = samples_per_step
+        self.prompts_per_step = prompts_per_step
+        self.max_prompts = max_prompts
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = batch_size
+        self.seed = seed
+        self._prompts: list[Prompt] = []
+        self._responses: list[list[list[int]]] = []  # N token lists a prompt
+        self._reference_PN = torch.empty(0)  # nats
+        self._round: tuple[int, list[int]] = (-1, [])  # the order of a round of turns
+        self._log_mass: list[float] = []  # of the prompts of the last step
+
+    def prepare(self, module: "PreferenceAlignment", data: Any) -> None:
+        """Sample and score the reference on prompts of the train split.
+
+        Raises:
+            ValueError: With more ranks than ``prompts_per_step``.
+        """
+        _, world = rank_and_world()
+        if self.prompts_per_step < world:
+            raise ValueError(f"prompts_per_step is {self.prompts_per_step}: {world} ranks need at least one each")
+        everything: list[Prompt] = list(data.prompts("train"))
+        order = sorted(everything, key=lambda p: (hash64("anchor-prompt", self.seed, p.prompt_id), p.prompt_id))
+        self._prompts = order[: self.max_prompts]
+        jobs = [(prompt, number) for prompt in self._prompts for number in range(self.samples_per_prompt)]
+        log.info("anchor: %d reference samples of %d prompts", len(jobs), len(self._prompts))
+        responses: list[list[int]] = []
+        logps: list[Tensor] = []
+        # every rank draws all of them: they are the same, and any rank may come to need any
+        with quiet(module, hash64("anchor-pass", self.seed)):
+            for start in progress(range(0, len(jobs), self.batch_size), "batch of reference samples"):
+                batch = jobs[start : start + self.batch_size]
+                uniform = torch.stack(
+                    [uniforms(self.max_new_tokens, "anchor", self.seed, p.prompt_id, number) for p, number in batch]
+                )
+                drawn = module.pair.generate([p.ids for p, _ in batch], uniform, reference=True)
+                packed = pack_sequences([p.ids for p, _ in batch], drawn)
+                logps.append(module.pair.reference_logp(move_data_to_device(packed, device_of(module))).cpu())
+                responses += drawn
+        samples = self.samples_per_prompt
+        self._responses = [responses[start : start + samples] for start in range(0, len(jobs), samples)]
+        self._reference_PN = torch.cat(logps).view(-1, samples)
+
+    def on_step(self, module: "PreferenceAlignment", step: int) -> list[Callable[[], Tensor]]:
+        """One share for each of this rank's prompts."""
+        rank, world = rank_and_world()
+        turns = self._turns(step)
+        self._log_mass = []
+        shares: list[Callable[[], Tensor]] = []
+        for place in range(rank, -(-len(turns) // world) * world, world):
+            # the last ranks may repeat a prompt, which then counts for nothing
+            index, number = turns[place % len(turns)]
+            shares.append(partial(self._share, module, index, self._drawn(index, number), place < len(turns)))
+        return shares
+
+    def logged(self) -> dict[str, float]:
+        """``anchor/log_mass``: the mean over this rank's prompts of the last step, nats."""
+        return {"anchor/log_mass": math.fsum(self._log_mass) / len(self._log_mass)} if self._log_mass else {}
+
+    def _turns(self, step: int) -> list[tuple[int, int]]:
+        """Prompts of a step with the number of their turn: every prompt once in each round, in an order of its own."""
+        count = len(self._prompts)
+        size = min(self.prompts_per_step, count)
+        places = (divmod(place, count) for place in range(step * size, (step + 1) * size))
+        return [(self._order(number)[place], number) for number, place in places]
+
+    def _order(self, number: int) -> list[int]:
+        if self._round[0] != number or len(self._round[1]) != len(self._prompts):
+            order = sorted(range(len(self._prompts)), key=lambda i: hash64("anchor-turn", self.seed, number, i))
+            self._round = (number, order)
+        return self._round[1]
+
+    def _drawn(self, index: int, number: int) -> list[int]:
+        """[K] which samples of a prompt its turn takes."""
+        pool = range(self.samples_per_prompt)
+        return sorted(pool, key=lambda k: hash64("anchor-sample", self.seed, number, index, k))[: self.samples_per_step]
+
+    def _share(self, module: "PreferenceAlignment", index: int, drawn: list[int], counts: bool) -> Tensor:
+        prompt, responses = self._prompts[index], [self._responses[index][k] for k in drawn]
+        packed = move_data_to_device(pack_sequences([prompt.ids] * len(responses), responses), device_of(module))
+        policy_K = module.pair.policy_logp(packed)
+        logratio_K = policy_K - self._reference_PN[index, drawn].to(policy_K)
+        log_mass = logratio_K.logsumexp(0) - math.log(len(responses))
+        if not counts:
+            return 0.0 * log_mass
+        self._log_mass.append(float(log_mass.detach()))
+        return self.weight * log_mass.square() / min(self.prompts_per_step, len(self._prompts))

@@ -1,0 +1,120 @@
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from lit_safe.anchors.preferred_nll import PreferredNLL, prefers_chosen
+from lit_safe.anchors.reference_mass import ReferenceMass
+from lit_safe.module import PreferenceAlignment
+from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO
+from lit_safe.types import Annotation, Pair, Prompt
+from tests.lit_safe.dual_world import K, P, Table, Toy, all_pairs
+
+UNSEEN = 4  # a response that the reference never writes
+
+
+class Prompts(Toy):
+    def prompts(self, split):
+        return [Prompt(p, (p,), f"prompt {p}") for p in range(P)]
+
+
+def world(anchor, objective=None, leak=0.0):
+    """A policy that gives its unseen response ``leak`` nats more than the reference does, and is it otherwise."""
+    table = Table()
+    table.reference_PK[:, UNSEEN] = -30.0
+    table.logit_PK.data.copy_(table.reference_PK)
+    table.logit_PK.data[:, UNSEEN] += leak
+    module = PreferenceAlignment(table, objective or DPO(), anchor=anchor)
+    anchor.prepare(module, Prompts())
+    return module
+
+
+def term(module, step=0):
+    return sum(share() for share in module.anchor.on_step(module, step))
+
+
+def test_a_policy_that_is_its_reference_pays_nothing():
+    assert term(world(ReferenceMass(prompts_per_step=P))).item() == pytest.approx(0, abs=1e-10)
+
+
+def test_what_a_leak_costs_is_the_squared_log_of_the_mass_left():
+    """With half of the mass gone everywhere, policy / reference is 1/2 for whatever the reference writes."""
+    module = world(ReferenceMass(weight=3.0, prompts_per_step=P))
+    reference_PK = module.pair.reference_PK.log_softmax(-1)
+    module.pair.logit_PK.data.copy_(reference_PK)
+    module.pair.logit_PK.data[:, UNSEEN] = 0.0
+    assert term(module).item() == pytest.approx(3 * math.log(2) ** 2, rel=1e-4)
+    assert module.anchor.logged()["anchor/log_mass"] == pytest.approx(-math.log(2), rel=1e-4)
+
+
+def test_it_brings_the_mass_back_and_leaves_preferences_alone():
+    anchor = ReferenceMass(weight=1.0, prompts_per_step=P, samples_per_prompt=200, samples_per_step=100)
+    module = world(anchor, leak=31.0)
+    logit_PK = module.pair.logit_PK
+    logit_PK.data[:, 0] += 1.0  # a preference among what the reference writes
+    before = logit_PK.data.log_softmax(-1)
+    assert (before[:, UNSEEN].exp() > 0.2).all()
+    optimizer = torch.optim.SGD([logit_PK], lr=4.0)
+    for step in range(100):
+        optimizer.zero_grad()
+        term(module, step).backward()
+        optimizer.step()
+    after = logit_PK.data.log_softmax(-1)
+    assert (after[:, UNSEEN].exp() < 0.08).all()
+    inside = [logp[:, :UNSEEN].log_softmax(-1) for logp in (before, after)]
+    assert (inside[1] - inside[0]).abs().max() < 0.3
+
+
+def test_all_prompts_take_turns_and_a_resumed_run_takes_the_same():
+    module = world(ReferenceMass(prompts_per_step=3))
+    turns = [module.anchor._turns(step) for step in range(P)]
+    assert Counter(i for turn in turns for i in turn) == {(p, number): 1 for p in range(P) for number in range(3)}
+    again = world(ReferenceMass(prompts_per_step=3)).anchor
+    assert again._turns(2) == turns[2]
+    assert again._responses == module.anchor._responses
+
+
+def test_samples_do_not_depend_on_how_many_are_drawn_at_once():
+    drawn = [world(ReferenceMass(batch_size=size)).anchor._responses for size in (1, 7, 1000)]
+    assert drawn[0] == drawn[1] == drawn[2]
+
+
+def test_at_margin_0_each_objective_says_which_response_it_prefers():
+    reward = Pair(torch.tensor([1.0, -1.0, 1.0]), torch.zeros(3))
+    cost = Pair(torch.tensor([1.0, -1.0, -1.0]), torch.tensor([-1.0, -1.0, 1.0]))
+    batch = all_pairs()._replace(label=Annotation(reward, cost), pair_id=torch.arange(3))
+    prefers = {
+        objective: prefers_chosen(PreferenceAlignment(Table(), objective, multiplier=1.0), batch).tolist()
+        for objective in (DPO(), SafeDPO(), ConstrainedDPO())
+    }
+    assert prefers[DPO()] == [True, True, True]
+    assert prefers[SafeDPO()] == [False, True, True]
+    assert prefers[ConstrainedDPO()] == [False, False, True]  # r - c: -1, -1, +3
+
+
+def test_nll_is_that_of_the_preferred_response_per_token():
+    module = world(PreferredNLL(weight=0.5), SafeDPO())
+    batch = all_pairs()
+    policy, _, _ = module(batch)
+    term_B = module.anchor.on_pairs(module, batch, policy)
+    chosen_B = prefers_chosen(module, batch)
+    expected = -0.5 * torch.where(chosen_B, policy.chosen, policy.rejected)  # one token each
+    assert torch.allclose(term_B, expected)
+    assert 0 < chosen_B.float().mean() < 1
+
+
+def test_the_nll_of_a_dropped_pair_is_dropped_with_it():
+    unsafe = torch.ones(P, K)
+    batch = all_pairs(unsafe)
+    module = world(PreferredNLL(), SafeDPO())
+    module.count = lambda *_: None
+    assert module.loss_share(batch).item() == 0
+
+
+@pytest.mark.parametrize(
+    "bad", [{"weight": 0}, {"weight": math.nan}, {"samples_per_prompt": 0}, {"samples_per_step": 99}]
+)
+def test_arguments_out_of_range_are_named(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        ReferenceMass(**bad)
