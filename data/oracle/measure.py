@@ -12,6 +12,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -200,8 +201,8 @@ class OracleMeasure(Callback):
         objective = getattr(module, "objective", None)
         drawn = frontier(*exact.tables, beta=self.beta, multipliers=GRID)
         return {
-            "objective": {"name": type(objective).__name__, "text": repr(objective)},
-            "anchor": repr(getattr(module, "anchor", None)),
+            "objective": _described(objective),
+            "anchor": _described(getattr(module, "anchor", None)),
             "seed": getattr(trainer.datamodule, "seed", None),  # type: ignore[attr-defined]
             "world": self.options,
             "constraints": list(exact.world.constraints),
@@ -290,6 +291,16 @@ class _Exact:
 
 def _given_wellformed(logp_PK: Floats) -> Floats:
     return np.asarray(log_softmax(logp_PK[:, :-1], -1))
+
+
+def _described(part: Any) -> dict[str, str]:
+    """An objective or anchor by name, and with its plain options."""
+    name = type(part).__name__
+    if part is None or is_dataclass(part):
+        return {"name": name, "text": repr(part)}
+    plain = {key: value for key, value in vars(part).items() if isinstance(value, int | float | str)}
+    options = ", ".join(f"{key}={value!r}" for key, value in plain.items() if not key.startswith("_"))
+    return {"name": name, "text": f"{name}({options})"}
 
 
 def _multiplier(module: LightningModule) -> list[float] | None:

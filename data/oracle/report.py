@@ -1,0 +1,274 @@
+"""Runs of the oracle world in one table: what each objective reached beside what it aims at.
+
+    python -m data.oracle.report runs/oracle
+
+reads ``runs/oracle/<objective>/seed_<k>/oracle.json`` and writes ``report.md``, ``report.json`` and ``report.png``
+there; every number in them comes from those files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data.oracle.measure import RESULT
+from data.oracle.plots import label, plot_report
+
+Run = Mapping[str, Any]
+
+AIMS = {
+    "tilt": "the optimum without a limit",
+    "tilt_at_limit": "the optimum under the limit",
+    "masked": "the optimum without unsafe responses",
+}
+
+
+NO_ANCHOR = ("NoneType", "Anchor")  # the latter is the base class, which adds nothing
+
+
+class Summary(NamedTuple):
+    """A figure over seeds; ``stderr`` is None with one seed."""
+
+    mean: float | None
+    stderr: float | None
+    most: float | None
+
+
+class Row(NamedTuple):
+    """An objective: its figures by name, those of its aim, and the seeds that they are a mean over."""
+
+    name: str
+    aim: str
+    seeds: tuple[Any, ...]
+    figures: dict[str, Summary]
+    at_optimum: dict[str, Summary]
+    runs: tuple[Run, ...]
+
+
+def read_runs(folder: Path) -> list[dict[str, Any]]:
+    """Every ``<folder>/<name>/seed_<k>/oracle.json``, with the ``name`` of its folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    paths = sorted(folder.glob(f"*/seed_*/{RESULT}"))
+    if not paths:
+        raise FileNotFoundError(f"no {folder}/<objective>/seed_<k>/{RESULT}")
+    return [{**json.loads(path.read_text(encoding="utf-8")), "name": path.parents[1].name} for path in paths]
+
+
+def write_report(folder: Path, runs: Sequence[Run]) -> None:
+    """Write ``report.md``, ``report.json``, ``report.png`` and a PNG for each panel.
+
+    Args:
+        folder: Made where it is absent.
+        runs: What ``OracleMeasure`` wrote, each with a ``name``; runs of one name are seeds of one objective.
+
+    Raises:
+        ValueError: If there is no run, or the runs are of different worlds.
+    """
+    if not runs:
+        raise ValueError("no runs to report")
+    worlds = {json.dumps([run["world"], run["constraints"], run["beta"]], sort_keys=True) for run in runs}
+    if len(worlds) > 1:
+        raise ValueError(f"runs of different worlds cannot share a table: {'; '.join(sorted(worlds))}")
+    rows = summarise(runs)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(_to_json(rows, runs), indent=1, allow_nan=False) + "\n")
+    (folder / "report.md").write_text(markdown(rows), encoding="utf-8")
+    plot_report(folder, runs)
+
+
+def summarise(runs: Sequence[Run]) -> list[Row]:
+    """One row for each name, in order of appearance."""
+    rows = []
+    for name in dict.fromkeys(run["name"] for run in runs):
+        own = tuple(run for run in runs if run["name"] == name)
+        aims = {run["optimum"] for run in own}
+        if len(aims) > 1:
+            raise ValueError(f"the seeds of {name} are compared with different optima: {', '.join(sorted(aims))}")
+        rows.append(
+            Row(
+                name,
+                own[0]["optimum"],
+                tuple(run["seed"] for run in own),
+                _over_seeds([{**run["final"], **_beside(run, "multiplier")} for run in own]),
+                _over_seeds([{**run["at_optimum"], **_aim(run)} for run in own]),
+                own,
+            )
+        )
+    return rows
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The report as text: how it was made, and two tables."""
+    first = rows[0].runs[0]
+    machine, world = first["machine"], first["world"]
+    costs = _cost_names(first)
+    multipliers = [name for name in rows[0].figures if name.startswith("multiplier")]
+    lines = [
+        "# The oracle world",
+        "",
+        "Every figure is exact: each policy's probability of every response was enumerated, not sampled. ± is the "
+        "standard error over seeds. `aim` is what the row above is compared with, computed in float64.",
+        "",
+        f"- world: {', '.join(f'{key} {value}' for key, value in world.items())}; beta {first['beta']:g}; "
+        f"constraints {', '.join(first['constraints'])}",
+        *(
+            f"- limit {limit} on E[cost]"
+            for limit in dict.fromkeys(_limit(run) for r in rows for run in r.runs)
+            if limit
+        ),
+        f"- machine: {machine['cpus']} CPUs, {machine['threads']} threads a run, {machine['device']}, torch "
+        f"{machine['torch']}, lightning {machine['lightning']}",
+        "",
+        "![reward and cost, multiplier, malformed mass, regret](report.png)",
+        "",
+        "## All text",
+        "",
+        _head(["", "reward", *costs, "unsafe %", "malformed %", "worst prompt %", "KL", "regret %", *multipliers, "s"]),
+    ]
+    columns = [
+        _number("reward"), *map(_number, costs), _percent("unsafe"), _percent("malformed"),
+        _worst("malformed_worst"), _number("kl"), _percent("regret_share"), *map(_number, multipliers),
+    ]  # fmt: skip
+    reference = _over_seeds([run["reference"] for row in rows for run in row.runs])
+    lines.append(_line("reference", columns, reference, "", lonely=True))
+    for row in rows:
+        lines.append(_line(_title(row), columns, row.figures, f"{row.figures['seconds'].mean:.0f}"))
+        lines.append(_line(f"*aim: {AIMS[row.aim]}*", columns, row.at_optimum, "", lonely=True))
+    lines += [
+        "",
+        "## Given that the text is well-formed",
+        "",
+        _head(["", "reward", *costs, "unsafe %", "KL", "regret %"]),
+    ]
+    given = [
+        _number("wellformed/reward"), *(_number(f"wellformed/{cost}") for cost in costs),
+        _percent("wellformed/unsafe"), _number("wellformed/kl"), _percent("wellformed/regret_share"),
+    ]  # fmt: skip
+    lines.append(_line("reference", given, reference, None, lonely=True))
+    for row in rows:
+        lines.append(_line(_title(row), given, row.figures, None))
+        lines.append(_line(f"*aim: {AIMS[row.aim]}*", given, row.at_optimum, None, lonely=True))
+    lines += [
+        "",
+        "Reward in nats. Cost in its own units, > 0 unsafe; malformed text has a stated reward and cost and counts in "
+        "every figure of the first table. `worst prompt` is the largest malformed mass at any prompt of any seed. KL "
+        "(nats, from the reference) is over the well-formed responses and one cell for all other text: a lower bound. "
+        "Regret is J(aim) - J(policy), as a share of J(aim) - J(reference), where J = E[r] - λ E[c] - beta KL; beside "
+        "the aim without unsafe responses it is taken among the responses that the aim may give, and `unsafe` says "
+        "what lies outside. s is seconds of training, measuring not counted.",
+        "",
+        "## Runs",
+        "",
+    ]
+    for row in rows:
+        lines.append(f"- **{row.name}**: {row.runs[0]['objective']['text']}; {_anchor(row.runs[0])}")
+        lines += [f"  - seed {run['seed']}: `{run['command']}`" for run in row.runs]
+    return "\n".join(lines) + "\n"
+
+
+Cell = Callable[[Mapping[str, Summary], bool], str]
+
+
+def _number(name: str) -> Cell:
+    return lambda figures, lonely: _spell(figures.get(name), 1.0, 3, lonely)
+
+
+def _percent(name: str) -> Cell:
+    return lambda figures, lonely: _spell(figures.get(name), 100.0, 2, lonely)
+
+
+def _worst(name: str) -> Cell:
+    return lambda figures, lonely: _spell(
+        Summary(figures[name].most, None, None) if name in figures else None, 100.0, 2, lonely
+    )
+
+
+def _spell(summary: Summary | None, scale: float, digits: int, lonely: bool) -> str:
+    """``lonely`` leaves the error out: that of what is the same for all seeds."""
+    if summary is None or summary.mean is None:
+        return "-"
+    text = f"{scale * summary.mean:z.{digits}f}"
+    return text if lonely or summary.stderr is None else f"{text} ± {scale * summary.stderr:.{digits}f}"
+
+
+def _line(
+    title: str, columns: Sequence[Cell], figures: Mapping[str, Summary], last: str | None, lonely: bool = False
+) -> str:
+    cells = [title, *(column(figures, lonely) for column in columns), *([] if last is None else [last])]
+    return f"| {' | '.join(cells)} |"
+
+
+def _head(names: Sequence[str]) -> str:
+    return f"| {' | '.join(name.replace('_', ' ') for name in names)} |\n|{'---|' * len(names)}"
+
+
+def _title(row: Row) -> str:
+    count = len(row.seeds)
+    return f"**{label(row.name)}** ({count} seed{'s' if count > 1 else ''})"
+
+
+def _anchor(run: Run) -> str:
+    anchor = run["anchor"]
+    return "no anchor" if anchor["name"] in NO_ANCHOR else f"anchor {anchor['text']}"
+
+
+def _limit(run: Run) -> str:
+    limit = run["limit"]
+    return "" if limit is None else ", ".join(f"{bound:g}" for bound in np.atleast_1d(limit))
+
+
+def _cost_names(run: Run) -> list[str]:
+    return [name for name in run["final"] if name.startswith("cost")]
+
+
+def _beside(run: Run, key: str) -> dict[str, float]:
+    """Multipliers by name, and seconds."""
+    values = run[key] or []
+    names = ["multiplier"] if len(run["constraints"]) == 1 else [f"multiplier_{name}" for name in run["constraints"]]
+    return {**dict(zip(names, values, strict=bool(values))), "seconds": run["seconds"]["training"]}
+
+
+def _aim(run: Run) -> dict[str, float]:
+    return {} if run["optimum"] == "masked" else _beside(run, "multiplier_at_optimum")  # which has no multiplier
+
+
+def _over_seeds(figures: Sequence[Mapping[str, float | None]]) -> dict[str, Summary]:
+    summaries = {}
+    for name in figures[0]:
+        values = [value for one in figures if (value := one[name]) is not None]
+        stderr = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+        mean = float(np.mean(values)) if values else None
+        summaries[name] = Summary(mean, stderr, max(values) if values else None)
+    return summaries
+
+
+def _to_json(rows: Sequence[Row], runs: Sequence[Run]) -> dict[str, Any]:
+    first = runs[0]
+    return {
+        **{key: first[key] for key in ("world", "constraints", "beta", "machine")},
+        "objectives": {
+            row.name: {
+                "objective": row.runs[0]["objective"],
+                "aim": row.aim,
+                "seeds": list(row.seeds),
+                "measured": {name: summary._asdict() for name, summary in row.figures.items()},
+                "at_optimum": {name: summary._asdict() for name, summary in row.at_optimum.items()},
+            }
+            for row in rows
+        },
+        "runs": [{k: run[k] for k in ("name", "seed", "command", "limit", "final", "multiplier")} for run in runs],
+    }
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1])
+    write_report(where, read_runs(where))
