@@ -114,6 +114,9 @@ def minimise(
 
     Newton's method with a line search, in float64 from the reference on. A response that the reference never writes
     is in no pair and gets no mass. Log-ratios count up to a constant per prompt, which normalisation fixes.
+
+    Raises:
+        ValueError: If the loss of a prompt is not finite.
     """
     logp_PK, diverges_P, steepest = reference_PK.copy(), np.zeros(len(reference_PK), bool), 0.0
     for prompt, possible_K in enumerate(np.isfinite(reference_PK)):
@@ -129,6 +132,8 @@ def minimise(
             draws,
         )
         logratio_K, gradient, diverges_P[prompt] = _descend(loss, objective.beta, iterations)
+        if not np.isfinite(gradient):
+            raise ValueError(f"the loss of prompt {prompt} is not finite: are its rewards and costs known?")
         logp_PK[prompt, possible_K] += logratio_K
         steepest = max(steepest, gradient)
     return Minimum(log_softmax(logp_PK, -1), steepest, diverges_P)
@@ -141,6 +146,8 @@ def _descend(loss: PopulationLoss, beta: float, iterations: int) -> tuple[Floats
     least_K = FLAT * hessian_KK.diagonal()
     diverges = False
     for _ in range(iterations):
+        if not hessian_KK.isfinite().all():
+            return logratio_K.numpy(), np.nan, False
         step_K = _newton(gradient_K, hessian_KK)
         step_K = step_K * min(1.0, STRIDE / max(1e-300, beta * float(step_K.abs().max())))
         slope = float(gradient_K @ step_K)

@@ -226,6 +226,14 @@ def test_a_rare_response_is_learnt_as_exactly_as_a_common_one() -> None:
     assert minimise(DPO(BETA), *world).logp_PK == pytest.approx(tilt(*world, 0, BETA), abs=1e-6)
 
 
+def test_an_unknown_label_is_refused_by_its_prompt_where_the_objective_looks_at_it() -> None:
+    world = tables()
+    world.cost_PKC[1, 3] = np.nan
+    with pytest.raises(ValueError, match="loss of prompt 1 is not finite"):
+        minimise(ConstrainedDPO(BETA), *world, 0.7)
+    assert minimise(DPO(BETA), *world).logp_PK == pytest.approx(tilt(*tables(), 0, BETA), abs=1e-6)
+
+
 @pytest.mark.slow
 def test_a_world_of_full_size_is_minimised_in_seconds() -> None:
     world = tables(prompts=8, cells=489)
