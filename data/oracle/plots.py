@@ -132,8 +132,8 @@ def _multiplier(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style]) -> N
             ax.plot(steps, path, color=style.colour, marker=style.marker, markersize=3.5, linewidth=1.3)
             if len(run["constraints"]) > 1:
                 ax.annotate(
-                    run["constraints"][c], (steps[-1], path[-1]), (4, 0), textcoords="offset points",
-                    fontsize=SIZE - 2, va="center", color=style.colour,
+                    run["constraints"][c], (steps[-1], path[-1]), (2, 5), textcoords="offset points",
+                    fontsize=SIZE - 2, ha="right", color=style.colour,
                 )  # fmt: skip
     if moving:
         ax.legend(
@@ -176,7 +176,7 @@ def _shares(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style], name: st
             ax.plot(steps, shares, color=style.colour, marker=style.marker, markersize=3.5, linewidth=1.3)
     ax.set_yscale("log")
     low, high = ax.get_ylim()
-    subs = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)  # a short axis has few powers of ten to label
+    subs = (1.0,) if high > 1000 * low else (1.0, 2.0, 5.0)  # a short axis has few powers of ten to label
     ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -195,7 +195,7 @@ def _legend(figure: Figure, styles: Mapping[str, Style]) -> None:
         for s in styles.values()
     ]
     names = [label(name) for name in styles]
-    columns = min(len(names), int(figure.get_figwidth() / 1.7))
+    columns = min(len(names), int(figure.get_figwidth() / 1.3))
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=SIZE)
 
 

@@ -164,7 +164,8 @@ def markdown(rows: Sequence[Row]) -> str:
         "(nats, from the reference) is over the well-formed responses and one cell for all other text: a lower bound. "
         "Regret is J(aim) - J(policy), as a share of J(aim) - J(reference), where J = E[r] - λ E[c] - beta KL; beside "
         "the aim without unsafe responses it is taken among the responses that the aim may give, and `unsafe` says "
-        "what lies outside. s is seconds of training, measuring not counted.",
+        "what lies outside. The frontier is reward and cost of the optima for all λ >= 0; a policy further from the "
+        "reference than they are may lie above it. s is seconds of training, measuring not counted.",
         "",
         "## Runs",
         "",
