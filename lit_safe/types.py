@@ -214,6 +214,12 @@ class PairModel(Protocol):
     def token_kl(self, sequences: PackedSequences) -> Tensor:
         """[N] sums over response positions of KL(policy || reference) over the full vocabulary, nats, no gradient."""
 
+    def support_logratio(self, sequences: PackedSequences, floor: float) -> Tensor:
+        """[N] sums over response positions of min(0, log of policy / reference) of the mass of plausible tokens.
+
+        Those are the tokens to which the reference gives at least ``floor``. Nats, with gradient where enabled.
+        """
+
     def generate(
         self, prompts: Sequence[Sequence[int]], uniforms: Tensor, temperature: float = 1.0, reference: bool = False
     ) -> list[list[int]]:

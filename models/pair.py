@@ -6,6 +6,7 @@ Letters: N sequences, R response positions, D hidden width, V vocabulary.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lit_safe.types import MemoryEstimate, ModelFacts, PackedSequences
 from models.adaptation import Adaptation, Full
@@ -20,6 +22,7 @@ from models.backbone import Backbone, Layout, no_dropout
 from models.export import save_pretrained
 from models.memory import memory_estimate
 from models.reference import FrozenCopy, OpenReference, Reference
+from models.response_tree import tree_logp
 from models.sampling import generate
 from models.sources import ModelSource
 from models.trainable_state import keep_trainable
@@ -110,6 +113,14 @@ class PolicyReference(nn.Module):
         with self._both()[1]() as reference:
             return reference(sequences)
 
+    def table_logp(
+        self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], which: str, rows: int = 512
+    ) -> Tensor:
+        """[P, R] float64: what ``<which>_logp`` gives of every response to every prompt; see ``models.response_tree``."""
+        policy, open_reference = self._both()
+        with open_reference() if which == "reference" else nullcontext(policy) as backbone:
+            return tree_logp(backbone, prompts, responses, rows)
+
     @torch.no_grad()
     def token_kl(self, sequences: PackedSequences) -> Tensor:
         """[N] sums over response positions of KL(policy || reference) over the full vocabulary, nats, no gradient."""
@@ -122,10 +133,31 @@ class PolicyReference(nn.Module):
                 _kl(policy.log_softmax(a), reference.log_softmax(b))
                 for a, b in zip(mine_RD.split(rows), theirs_RD.split(rows), strict=True)
             ]
-        kl_R = torch.cat(parts)
-        length_N = bounds_N1.diff().long()
-        sequence_R = torch.repeat_interleave(torch.arange(len(length_N), device=kl_R.device), length_N)
-        return kl_R.new_zeros(len(length_N)).index_add(0, sequence_R, kl_R)
+        return _sums(torch.cat(parts), bounds_N1)
+
+    def support_logratio(self, sequences: PackedSequences, floor: float) -> Tensor:
+        """[N] sums over response positions of min(0, log of policy / reference) of the mass of plausible tokens.
+
+        Those are the tokens to which the reference gives at least ``floor``, or its likeliest one where there is none.
+        Nats, with gradient where enabled.
+        """
+        policy, open_reference = self._both()
+        mine_RD, _, bounds_N1 = policy.response_hidden(sequences)
+        rows = max(1, KL_LOGITS // policy.head.weight_VD.shape[0])
+        parts = []
+        with open_reference() as reference:
+            with torch.no_grad():
+                theirs_RD, _, _ = reference.response_hidden(sequences)
+            for hidden_rD, theirs_rD in zip(mine_RD.split(rows), theirs_RD.split(rows), strict=True):
+                with torch.no_grad():
+                    theirs_rV = reference.log_softmax(theirs_rD)
+                    highest_r1 = theirs_rV.max(-1, keepdim=True).values
+                    plausible_rV = theirs_rV >= highest_r1.clamp(max=math.log(floor))
+                    theirs_r = theirs_rV.masked_fill(~plausible_rV, -torch.inf).logsumexp(-1)
+                # the policy's logits are made again in the backward pass rather than kept
+                mine_r = checkpoint(_mass, policy, hidden_rD, plausible_rV, use_reentrant=False)
+                parts.append((mine_r - theirs_r).clamp(max=0))
+        return _sums(torch.cat(parts), bounds_N1)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], uniforms: Tensor, temperature: float = 1.0, reference: bool = False
@@ -193,6 +225,18 @@ class PolicyReference(nn.Module):
 def _kl(logp_RV: Tensor, other_RV: Tensor) -> Tensor:
     """[R] KL between two distributions given by log-probs."""
     return (logp_RV.exp() * (logp_RV - other_RV)).sum(-1)
+
+
+def _mass(policy: Backbone, hidden_RD: Tensor, among_RV: Tensor) -> Tensor:
+    """[R] log of the policy's probability of any of the tokens ``among_RV``."""
+    return policy.log_softmax(hidden_RD).masked_fill(~among_RV, -torch.inf).logsumexp(-1)
+
+
+def _sums(value_R: Tensor, bounds_N1: Tensor) -> Tensor:
+    """[N] sums of the values between the bounds of each sequence."""
+    length_N = bounds_N1.diff().long()
+    sequence_R = torch.repeat_interleave(torch.arange(len(length_N), device=value_R.device), length_N)
+    return value_R.new_zeros(len(length_N)).index_add(0, sequence_R, value_R)
 
 
 def _fingerprint(model: nn.Module) -> str:

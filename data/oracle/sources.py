@@ -11,7 +11,7 @@ import numpy as np
 from data.oracle.world import Costs, World, oracle_world
 from data.schema import BadRow, Response, Row, SftRow, check_text
 from data.sources.files import Record, Table
-from lit_safe.hashing import uniform
+from lit_safe.hashing import hash64, uniform
 from lit_safe.types import ResponsesFrom
 
 LICENCE = "that of this repository, which makes it"
@@ -78,6 +78,8 @@ class OraclePairs:
         responses: A JSONL file with ``prompt`` and ``response``, such as the ``sample`` command writes of the
             reference; sample 2k of a prompt, in the order of the file, is paired with its sample 2k + 1. Null pairs
             draws of the world's author.
+        rounds: How often the samples of ``responses`` are paired, from the second time on in an order by hash. Other
+            pairs of the same samples, each with its own coin, tell more than the same pairs again.
         pairs: Without ``responses``: how many, of the prompts in turn; fewer are the first of more.
         flip: Probability with which a drawn order is turned round. Rewards and costs stay true.
         prompts: Of the world, as in ``oracle_world``; so are the next three.
@@ -93,6 +95,7 @@ class OraclePairs:
     def __init__(
         self,
         responses: str | None = None,
+        rounds: int = 1,
         pairs: int = 16384,
         flip: float = 0.0,
         prompts: int = 64,
@@ -105,6 +108,7 @@ class OraclePairs:
             raise ValueError(f"flip must be a probability, got {flip}")
         self.table = None if responses is None else Table(responses)
         self.pairs, self.flip, self.draw = _positive("pairs", pairs), flip, draw
+        self.rounds = _positive("rounds", rounds)
         self.world = partial(oracle_world, prompts=prompts, costs=costs, hopeless=hopeless, seed=seed)
 
     @property
@@ -115,7 +119,7 @@ class OraclePairs:
         drawn = {"name": "oracle pairs", "pairs": str(self.pairs)}
         return {
             "source": type(self).__name__,
-            **(drawn if self.table is None else self.table.describe()),
+            **(drawn if self.table is None else {**self.table.describe(), "rounds": str(self.rounds)}),
             **_described(self.world),
             "flip": str(self.flip),
             "draw": str(self.draw),
@@ -133,25 +137,31 @@ class OraclePairs:
             yield self._row(world, f"oracle pairs:{number}", prompt, turn, texts, "people")
 
     def _read(self, world: World, table: Table) -> Iterator[Row | BadRow]:
-        turns = [0] * len(world.prompts)
-        first: dict[int, tuple[str, str]] = {}  # name and text of a sample 2k, by its prompt
+        samples: list[list[tuple[str, str]]] = [[] for _ in world.prompts]  # names and texts
         for item in table.parsed(lambda name, record: _sample(world, name, record)):
             if isinstance(item, BadRow):
                 yield item
-                continue
-            name, prompt, text = item
-            if prompt not in first:
-                first[prompt] = name, text
-                continue
-            earlier, other = first.pop(prompt)
-            pair = f"{earlier}+{name.rpartition(':')[2]}"
+            else:
+                name, prompt, text = item
+                samples[prompt].append((name, text))
+        for number in range(self.rounds):
+            for prompt, members in enumerate(samples):
+                yield from self._round(world, prompt, number, members)
+
+    def _round(self, world: World, prompt: int, number: int, members: list[tuple[str, str]]) -> Iterator[Row | BadRow]:
+        key = self.world.keywords["seed"], self.draw, world.prompts[prompt]
+        if number:
+            order = sorted(range(len(members)), key=lambda k: hash64("oracle round", *key, number, k))
+            members = [members[k] for k in order]
+        half = len(members) // 2
+        for turn, ((name, text), (other_name, other)) in enumerate(zip(members[::2], members[1::2], strict=False)):
+            pair = f"{name}+{other_name.rpartition(':')[2]}"
             try:
-                texts = [check_text(pair, "response", value) for value in (other, text)]
+                texts = [check_text(pair, "response", value) for value in (text, other)]
             except BadRow as bad:
                 yield bad
             else:
-                yield self._row(world, pair, prompt, turns[prompt], texts, "reference")
-            turns[prompt] += 1
+                yield self._row(world, pair, prompt, number * half + turn, texts, "reference")
 
     def _row(
         self, world: World, name: str, prompt: int, turn: int, texts: list[str], responses_from: ResponsesFrom

@@ -3,6 +3,7 @@
 Letters: P prompts, K responses to each, C constraints. Token p is prompt p, token P + k response k.
 """
 
+import math
 from itertools import combinations
 from typing import Any
 
@@ -48,6 +49,12 @@ class Table(nn.Module):
         policy, reference = self.logit_PK.log_softmax(-1), self.reference_PK.log_softmax(-1)
         kl_P = (policy.exp() * (policy - reference)).sum(-1)
         return kl_P[sequences.input_ids[sequences.cu_seqlens[:-1].long()]].detach()
+
+    def support_logratio(self, sequences: PackedSequences, floor: float) -> Tensor:
+        policy_PK, reference_PK = self.logit_PK.log_softmax(-1), self.reference_PK.log_softmax(-1)
+        outside_PK = reference_PK < math.log(floor)
+        mass = [logp_PK.masked_fill(outside_PK, -torch.inf).logsumexp(-1) for logp_PK in (policy_PK, reference_PK)]
+        return (mass[0] - mass[1]).clamp(max=0)[sequences.input_ids[sequences.cu_seqlens[:-1].long()]]
 
     def generate(
         self, prompts: Any, uniforms: Tensor, temperature: float = 1.0, reference: bool = False

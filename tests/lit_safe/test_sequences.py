@@ -1,8 +1,9 @@
 """The packed layout, by hand."""
 
 import pytest
+import torch
 
-from lit_safe.sequences import pack_sequences
+from lit_safe.sequences import pack_sequences, select_sequences
 from lit_safe.types import IGNORE
 
 
@@ -26,3 +27,11 @@ def test_a_prompt_without_tokens_or_without_a_response_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"no tokens|shorter"):
         pack_sequences(prompts, responses)
+
+
+def test_selected_sequences_are_those_packed_alone() -> None:
+    prompts, responses = [[1, 2], [3], [4, 5]], [[10, 11], [], [12]]
+    index = [2, 0, 2]
+    selected = select_sequences(pack_sequences(prompts, responses), torch.tensor(index))
+    alone = pack_sequences([prompts[i] for i in index], [responses[i] for i in index])
+    assert all(torch.equal(a, b) for a, b in zip(selected, alone, strict=True))

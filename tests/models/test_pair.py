@@ -134,6 +134,37 @@ def test_token_kl_is_that_of_the_full_distributions(random_source, pack, sequenc
     torch.testing.assert_close(pair.token_kl(pack(*sequences))[0].double(), want, rtol=1e-4, atol=1e-4)
 
 
+def test_support_is_the_mass_on_what_the_reference_finds_plausible(random_source, pack, sequences):
+    pair = load(random_source("gemma2-softcap"), reference=Checkpoint(random_source("gemma2-softcap", seed=1)))
+    prompt, response = sequences[3]
+    ids = torch.tensor([prompt + response])
+    p, q = (s.load_model().eval()(ids).logits[0, len(prompt) - 1 : -1].double().softmax(-1).detach()
+            for s in (pair.source, pair.reference.source))  # fmt: skip
+    plausible = q >= 0.01
+    want = ((p * plausible).sum(-1) / (q * plausible).sum(-1)).log().clamp(max=0).sum()
+    got = pair.support_logratio(pack(*sequences), 0.01)[3]
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+    assert want < -0.1
+
+
+def test_support_is_kept_by_the_reference_itself_and_lost_by_a_policy_that_leaves(kind, random_source, pack, sequences):
+    pair = load(random_source(), *kind)
+    assert pair.support_logratio(pack(*sequences), 0.02).abs().max() < 1e-5
+    train(pair, pack(*sequences[1:2]), steps=30)
+    lost = pair.support_logratio(pack(*sequences), 0.02)
+    assert lost.sum() < -0.1
+    lost.sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in pair.parameters() if p.requires_grad)
+
+
+def test_the_reference_answers_where_it_is_asked_to(random_source, sequences):
+    pair = load(random_source(), reference=Checkpoint(random_source(seed=1)))
+    prompts, numbers = [prompt for prompt, _ in sequences], torch.rand(len(sequences), 6)
+    other = load(random_source(seed=1))
+    assert pair.generate(prompts, numbers, reference=True) == other.generate(prompts, numbers)
+    assert pair.generate(prompts, numbers) != other.generate(prompts, numbers)
+
+
 def test_a_checkpoint_brings_back_the_policy_and_loads_as_weights_only(kind, random_source, pack, sequences, tmp_path):
     batch = pack(*sequences)
     pair = load(random_source("llama-tied"), *kind)

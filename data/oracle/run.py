@@ -1,0 +1,247 @@
+"""Run the oracle world: a reference, its samples, one training for each objective, anchor and seed, and the report.
+
+    python -m data.oracle.run --seeds 0 1 --objectives dpo c_dpo c_dpo_dual safe_dpo --anchors reference_mass
+
+Every step is a command of ``train.py`` and stands in the log, so that any of them can be repeated by hand. An objective
+is a file ``configs/oracle/<objective>.yaml``, an anchor ``configs/oracle/anchor/<anchor>.yaml`` or ``none``. Runs are
+single-threaded, several at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from data.oracle.language import save
+from data.oracle.measure import RESULT, TABLES
+from data.oracle.optimum import solve_multiplier
+from data.oracle.report import read_runs, write_report
+
+log = logging.getLogger(__name__)
+
+CONFIGS = Path("configs/oracle")
+SFT = ("-c", "configs/base.yaml", "-c", str(CONFIGS / "sft.yaml"))
+PREFERENCE = ("-c", "configs/base.yaml", "-c", str(CONFIGS / "preference.yaml"))
+SAMPLES = ("--samples_per_prompt", "512", "--max_new_tokens", "24", "--batch_size", "1024")
+LONGEST_WAIT = 1.0  # seconds between two looks at the workers
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training."""
+
+    objective: str
+    anchor: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The row of the report that it belongs to."""
+        return self.objective if self.anchor == "none" else f"{self.objective}+{self.anchor}"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The objective's file."""
+        return _yaml(CONFIGS / f"{self.objective}.yaml")
+
+    @property
+    def at_optimal_multiplier(self) -> bool:
+        """Whether it trains under the multiplier that solves the limit: it aims there, and takes no dual step."""
+        return self._measure.get("optimum") == "tilt_at_limit" and not self.config.get("dual", {}).get("lr")
+
+    @property
+    def _measure(self) -> dict[str, Any]:
+        for callback in self.config["trainer"]["callbacks+"]:
+            if callback["class_path"] == "data.oracle.measure.OracleMeasure":
+                options: dict[str, Any] = callback["init_args"]
+                return options
+        raise ValueError(f"{CONFIGS / self.objective}.yaml has no data.oracle.measure.OracleMeasure")
+
+    def optimal_multiplier(self, tables: Path) -> float | list[float]:
+        """Nats per cost unit, from a finished run's tables of the reference."""
+        with np.load(tables) as found:
+            multiplier_C = solve_multiplier(
+                found["reference_PK"],
+                found["reward_PK"],
+                found["cost_PKC"],
+                limit=self._measure["limit"],
+                beta=self._measure["beta"],
+            )
+        values: list[float] = multiplier_C.tolist()
+        return values if len(values) > 1 else values[0]
+
+
+class Study:
+    """A folder with a reference, samples of it, and the runs."""
+
+    def __init__(self, folder: Path, options: Sequence[str] = ()) -> None:
+        self.folder = folder
+        self.options = tuple(options)
+
+    def prepare(self, seeds: Iterable[int]) -> None:
+        """The tokenizer, the fine-tuned reference and its samples, each only where it is not there yet."""
+        reference, checkpoint = self.folder / "reference", self.folder / "sft" / "checkpoints" / "last.ckpt"
+        if not (reference / "config.json").exists():
+            save(self.folder / "tokenizer")
+            overlay = self._overlay("sft", self._sft())
+            run("fit", *SFT, "-c", overlay, log_to=self.folder / "sft.log")
+            shutil.rmtree(reference, ignore_errors=True)
+            run(
+                *("export", *SFT, "-c", overlay, "--ckpt_path", str(checkpoint), "--out", str(reference)),
+                log_to=self.folder / "export.log",
+            )
+        for seed in seeds:
+            if not self.samples(seed).exists():
+                run(
+                    *("sample", *SFT, "-c", str(self.folder / "sft.yaml"), "--ckpt_path", str(checkpoint), *SAMPLES),
+                    *("--out", str(self.samples(seed)), "--seed", str(seed)),
+                    log_to=self.folder / "sample.log",
+                )
+
+    def train(self, jobs: Sequence[Job], workers: int) -> list[Job]:
+        """Run the jobs, ``workers`` at a time; those that need another's tables come after it. Returns what failed."""
+        waiting = sorted(jobs, key=lambda job: job.at_optimal_multiplier)
+        running: dict[Job, tuple[subprocess.Popen[bytes], float]] = {}
+        failed = []
+        done = 0
+        while waiting or running:
+            tables = next(iter(sorted(self.folder.glob(f"*/seed_*/{TABLES}"))), None)
+            ready = [job for job in waiting if tables is not None or not job.at_optimal_multiplier]
+            while ready and len(running) < workers:
+                job = ready.pop(0)
+                waiting.remove(job)
+                running[job] = (self._start(job, tables), time.monotonic())
+            if not running:
+                raise RuntimeError("no run is left that shows the reference: name an objective with no limit")
+            time.sleep(LONGEST_WAIT)
+            for job, (process, started) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[job]
+                done += 1
+                minutes = (time.monotonic() - started) / 60
+                if process.returncode:
+                    failed.append(job)
+                    log.error("%s seed %d failed: see %s", job.name, job.seed, self.run_folder(job) / "log.txt")
+                else:
+                    log.info("%d of %d: %s seed %d, %.1f minutes", done, len(jobs), job.name, job.seed, minutes)
+        return failed
+
+    def samples(self, seed: int) -> Path:
+        """The reference's responses that a seed's pairs are made of."""
+        return self.folder / f"samples_{seed}.jsonl"
+
+    def run_folder(self, job: Job) -> Path:
+        """Where a job writes."""
+        return self.folder / job.name / f"seed_{job.seed}"
+
+    def _start(self, job: Job, tables: Path | None) -> subprocess.Popen[bytes]:
+        folder = self.run_folder(job)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        preference = _yaml(CONFIGS / "preference.yaml")
+        source = preference["data"]["init_args"]["sources"][0]
+        drawn = {"responses": str(self.samples(job.seed)), "draw": job.seed}
+        overlay: dict[str, Any] = {
+            "seed_everything": job.seed,
+            "trainer": {"default_root_dir": str(folder)},
+            "model": {"init_args": {}},
+            "data": {
+                "init_args": {
+                    "sources": [{**source, "init_args": {**source["init_args"], **drawn}}],
+                    "cache_dir": str(self.folder / "cache"),
+                }
+            },
+        }
+        pair = preference["model"]["init_args"]["pair"]
+        pair["init_args"]["source"]["init_args"]["name_or_path"] = str(self.folder / "reference")
+        overlay["model"]["init_args"]["pair"] = pair
+        if job.at_optimal_multiplier:
+            assert tables is not None
+            overlay["model"]["init_args"]["multiplier"] = job.optimal_multiplier(tables)
+        path = folder / "overlay.yaml"
+        path.write_text(yaml.safe_dump(overlay, sort_keys=False))
+        words = ["fit", *PREFERENCE, "-c", str(CONFIGS / f"{job.objective}.yaml"), "-c", str(path)]
+        if job.anchor != "none":
+            words += ["--model.anchor", str(CONFIGS / "anchor" / f"{job.anchor}.yaml")]
+        return start(*words, *self.options, log_to=folder / "log.txt")
+
+    def _sft(self) -> dict[str, Any]:
+        pair = _yaml(CONFIGS / "sft.yaml")["model"]["init_args"]["pair"]
+        pair["init_args"]["source"]["init_args"]["tokenizer"] = str(self.folder / "tokenizer")
+        folder = {"default_root_dir": str(self.folder / "sft")}
+        return {"trainer": folder, "model": {"init_args": {"pair": pair}}}
+
+    def _overlay(self, name: str, content: dict[str, Any]) -> str:
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return str(path)
+
+
+def start(*words: str, log_to: Path) -> subprocess.Popen[bytes]:
+    """``python train.py <words>`` on one thread, its output in a file."""
+    command = [sys.executable, "train.py", *words]
+    log.info("%s > %s", shlex.join(["python", *command[1:]]), log_to)
+    with log_to.open("wb") as output:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+
+
+def run(*words: str, log_to: Path) -> None:
+    """As ``start``, and wait.
+
+    Raises:
+        RuntimeError: It failed; names the file that says why.
+    """
+    if start(*words, log_to=log_to).wait():
+        raise RuntimeError(f"train.py {words[0]} failed: see {log_to}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--folder", type=Path, default=Path("runs/oracle"))
+    parser.add_argument("--objectives", nargs="+", default=["dpo", "c_dpo", "c_dpo_dual", "safe_dpo"])
+    parser.add_argument(
+        "--anchors", nargs="+", default=["reference_mass"], help="none, or files of configs/oracle/anchor"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
+    parser.add_argument("--fresh", action="store_true", help="train the reference and draw its samples anew")
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="more words for every fit; comes last")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    jobs = [Job(o, a, s) for s in options.seeds for a in options.anchors for o in options.objectives]
+    started = time.monotonic()
+    if options.fresh:
+        shutil.rmtree(options.folder, ignore_errors=True)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    study = Study(options.folder, options.options)
+    study.prepare(options.seeds)
+    failed = study.train(jobs, options.workers)
+    if any(options.folder.glob(f"*/seed_*/{RESULT}")):
+        write_report(options.folder, read_runs(options.folder))
+        log.info("%.1f minutes; report: %s", (time.monotonic() - started) / 60, options.folder / "report.md")
+    return 1 if failed else 0
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    return content
+
+
+if __name__ == "__main__":
+    sys.exit(main())
