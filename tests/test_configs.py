@@ -13,16 +13,20 @@ HERE = ["--trainer.accelerator", "cpu", "--trainer.strategy", "auto", "--trainer
 HERE += ["--trainer.precision", "32-true"]
 DATA = ["--data", str(CONFIGS / "data" / "trl.yaml")]
 
+STAGES = [str(CONFIGS / "oracle" / name) for name in ("sft.yaml", "preference.yaml")]
+
 GROUPS = {
     "objective": lambda path: ["--model.objective", path, *DATA],
     "model": lambda path: ["--model.pair", path, *DATA],
     "data": lambda path: ["--data", path],
     "cost": lambda path: ["--dual.estimator", path, *DATA],
     "trainer": lambda path: ["-c", path, *DATA],
+    "anchor": lambda path: ["--model.anchor", path, *DATA],
+    "oracle": lambda path: ["-c", *([path] if path in STAGES else [STAGES[1], "-c", path])],
     "baseline": lambda path: [*DATA, "-c", path],
     "experiment": lambda path: ["-c", path],
 }
-SHIPPED = [path for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
+SHIPPED = [path for group in GROUPS for path in sorted(CONFIGS.glob(f"**/{group}/*.yaml"))]
 
 
 @pytest.fixture(autouse=True)

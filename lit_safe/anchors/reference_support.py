@@ -1,4 +1,4 @@
-"""Keep the policy among tokens that its reference finds plausible, where the pairs take it."""
+"""Keep the policy among tokens that its reference finds plausible, wherever the pairs push it."""
 
 import math
 from typing import TYPE_CHECKING
@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from lit_safe.anchors import Anchor
-from lit_safe.anchors.preferred_nll import prefers_chosen
 from lit_safe.sequences import select_sequences
 from lit_safe.types import PackedBatch, Pair
 
@@ -16,16 +15,19 @@ if TYPE_CHECKING:
 
 
 class ReferenceSupport(Anchor):
-    """Adds ``weight`` * the policy's loss of mass on plausible tokens, along the preferred response of each pair.
+    """Adds ``weight`` * the policy's loss of mass on plausible tokens, along both responses of each pair.
 
-    At each position of that response, plausible tokens are those to which the reference gives at least ``floor``; the
+    At each position of a response, plausible tokens are those to which the reference gives at least ``floor``; the
     term is the sum over positions of max(0, log(reference mass / policy mass)) of all of them together. How the policy
     divides its mass among them costs nothing, nor does less mass elsewhere than the reference has, so the term's
     optimum holds any optimum of the objective that stays in the reference's support. Nothing is sampled, so nothing is
     estimated: unlike a mean of policy / reference over samples it has no variance to speak of.
 
-    Costs a forward pass of the reference and a forward and backward pass of the policy on ``share`` of the preferred
-    responses, and logits of the whole vocabulary at their positions, some at a time.
+    The rejected response counts as much as the preferred one: the mass that a pair takes from its tokens is what spills
+    over, and it does so at positions that a preferred response may never come to.
+
+    Costs a forward pass of the reference and a forward and backward pass of the policy on ``share`` of the pairs, and
+    logits of the whole vocabulary at their positions, some at a time.
 
     Args:
         weight: > 0; nats of loss for a nat.
@@ -61,8 +63,9 @@ class ReferenceSupport(Anchor):
             index_b = index_b[batch.label.draw < self.share]
         if not len(index_b):
             return None
-        side_b = 1 - prefers_chosen(module, batch)[index_b].long()
-        lost_b = -module.pair.support_logratio(select_sequences(batch.sequences, 2 * index_b + side_b), self.floor)
+        both_n = torch.stack([2 * index_b, 2 * index_b + 1], dim=1).flatten()
+        kept_n = module.pair.support_logratio(select_sequences(batch.sequences, both_n), self.floor)
+        lost_b = -kept_n.view(-1, 2).mean(-1)
         self._mean = float(lost_b.detach().mean())
         # pairs of the share speak for the others
         return torch.zeros_like(policy.chosen).index_add(0, index_b, lost_b) * (self.weight / self.share)

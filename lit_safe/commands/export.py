@@ -58,6 +58,7 @@ def export(
     (folder / "README.md").write_text(model_card(module, data, checkpoint))
     log.info("wrote %s (optimizer step %d of %s)", folder, checkpoint["global_step"], ckpt_path)
     if adapter_only or not check_pairs:
+        log.info("log-probs not compared%s", ": an adapter alone has none" if adapter_only else "")
         return 0
     sequences = next(iter(data.val_dataloader())).sequences
     sequences = _first(sequences, 2 * check_pairs)
