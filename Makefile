@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python train.py
 OBJECTIVE ?= safe_dpo
 SEEDS ?= 0 1
-ANCHORS ?= reference_mass
+ANCHORS ?= reference_support
 TORCH ?= torch==2.13.0
 # C-DPO moves its multiplier; the other objectives do not read it
 DUAL := $(if $(filter c_dpo,$(OBJECTIVE)),--dual.lr 10)

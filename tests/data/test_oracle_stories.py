@@ -1,0 +1,52 @@
+"""The papers' stories, told by trained language models and checked by enumeration (minutes: a short study)."""
+
+import json
+
+import pytest
+
+from data.oracle.run import Job, Study
+
+OBJECTIVES = ("dpo_soft", "safe_dpo", "c_dpo_dual", "c_dpo_dual_from_far", "c_dpo")
+SHORT = ("--trainer.max_epochs", "14", "--trainer.limit_train_batches", "25")
+LIMIT = -0.15
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    study = Study(tmp_path_factory.mktemp("oracle"), SHORT)
+    study.prepare([0])
+    jobs = [Job(objective, "reference_support", 0) for objective in OBJECTIVES]
+    assert not study.train(jobs, workers=2)
+    return {job.objective: json.loads((study.run_folder(job) / "oracle.json").read_text()) for job in jobs}
+
+
+def test_dpo_raises_reward_and_cost(runs):
+    before, after = runs["dpo_soft"]["reference"], runs["dpo_soft"]["final"]
+    assert after["reward"] > before["reward"] + 0.8
+    assert after["cost"] > before["cost"] + 0.1
+    assert after["unsafe"] > before["unsafe"] + 0.1
+
+
+def test_c_dpo_at_the_optimal_multiplier_lies_on_the_frontier(runs):
+    final = runs["c_dpo"]["final"]
+    assert final["wellformed/cost"] == pytest.approx(LIMIT, abs=0.03)
+    assert final["wellformed/regret_share"] < 0.05
+
+
+@pytest.mark.parametrize("name", ["c_dpo_dual", "c_dpo_dual_from_far"])
+def test_the_multiplier_finds_its_optimum_from_0_and_from_far_too_large(runs, name):
+    (optimal,), (found,) = runs[name]["multiplier_at_optimum"], runs[name]["multiplier"]
+    assert found == pytest.approx(optimal, rel=0.05)
+    assert runs[name]["final"]["cost"] == pytest.approx(LIMIT, abs=0.02)
+
+
+def test_safe_dpo_leaves_next_to_nothing_unsafe(runs):
+    assert runs["safe_dpo"]["reference"]["unsafe"] > 0.2
+    assert runs["safe_dpo"]["final"]["unsafe"] < 0.005
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_with_the_anchor_no_objective_drifts_into_malformed_text(runs, name):
+    assert runs[name]["final"]["malformed"] < 0.02
