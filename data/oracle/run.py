@@ -1,6 +1,6 @@
 """Run the oracle world: a reference, its samples, one training for each objective, anchor and seed, and the report.
 
-    python -m data.oracle.run --seeds 0 1 --objectives dpo_soft c_dpo c_dpo_dual safe_dpo --anchors reference_support
+    python -m data.oracle.run --seeds 0 1 --objectives c_dpo_dual safe_dpo_soft --anchors none reference_support
 
 Every step is a command of ``train.py`` and stands in the log, so that any of them can be repeated by hand. An objective
 is a file ``configs/oracle/<objective>.yaml``, an anchor ``configs/oracle/anchor/<anchor>.yaml`` or ``none``. Runs are
@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/oracle"))
-    parser.add_argument("--objectives", nargs="+", default=["dpo_soft", "c_dpo", "c_dpo_dual", "safe_dpo"])
+    parser.add_argument("--objectives", nargs="+", default=["dpo_soft", "c_dpo", "c_dpo_dual", "safe_dpo_soft"])
     parser.add_argument(
         "--anchors", nargs="+", default=["reference_support"], help="none, or files of configs/oracle/anchor"
     )

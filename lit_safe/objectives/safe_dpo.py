@@ -4,13 +4,15 @@ Kim et al. 2025, arXiv:2505.20065, whose equation numbers are used.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from lit_safe.objectives.bradley_terry import nll
 from lit_safe.types import Annotation, Need, Pair, Scored
+
+Labels = Literal["ordered", "soft"]
 
 
 @dataclass(frozen=True)
@@ -21,25 +23,42 @@ class SafeDPO:
         beta: Strength of the pull towards the reference policy, > 0.
         offset: Margin Delta >= 0, in nats of the scaled log-ratio (outside beta), that a safe response must have over
             an unsafe one. Pairs of two safe responses do not feel it.
+        labels: ``ordered`` takes the more helpful response as the data order it, as the paper does. ``soft``, which is
+            ours, weights both orders of two safe responses by their Bradley-Terry probability, where rewards are known:
+            the same loss in expectation over the drawn order, so the same optimum, with less variance.
 
     Raises:
-        ValueError: If ``beta`` is not > 0 or ``offset`` is negative.
+        ValueError: If ``beta`` is not > 0, ``offset`` is negative or ``labels`` is unknown.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ("flags",)
     beta: float = 0.1
     offset: float = 10.0
+    labels: Labels = "ordered"
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
             raise ValueError(f"beta must be > 0, got {self.beta}")
         if not self.offset >= 0:
             raise ValueError(f"offset must be >= 0, got {self.offset}")
+        if self.labels not in get_args(Labels):
+            raise ValueError(f"labels must be one of {get_args(Labels)}, got {self.labels!r}")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Safe flags, and rewards where labels are soft."""
+        return ("flags",) if self.labels == "ordered" else ("reward", "flags")
 
     def __call__(self, logratio: Pair, label: Annotation, multiplier: Tensor) -> Scored:
         unsafe = label.unsafe
         swap_B = unsafe.chosen & ~unsafe.rejected  # the transform T: the safe response wins
         margin_B = torch.where(swap_B, -logratio.margin, logratio.margin)
         differ_B = (unsafe.chosen ^ unsafe.rejected).to(margin_B)  # h~_l - h~_w after T
-        loss_B = nll(self.beta * margin_B - self.offset * differ_B)  # eq. 12
+        logit_B = self.beta * margin_B - self.offset * differ_B
+        if self.labels == "ordered":
+            loss_B = nll(logit_B)  # eq. 12
+        else:
+            both_safe_B = ~(unsafe.chosen | unsafe.rejected)
+            certain_B = torch.ones_like(logit_B)
+            # the expectation of eq. 12 over the order, P(chosen is more helpful) = sigma(r_chosen - r_rejected)
+            loss_B = nll(logit_B, torch.where(both_safe_B, label.reward.margin.sigmoid().to(logit_B), certain_B))
         return Scored(loss_B, (~(unsafe.chosen & unsafe.rejected)).to(loss_B))

@@ -14,7 +14,7 @@ def test_every_objective_is_measured_and_names_where_it_aims():
     aims = {name: Job(name, "none", 0)._measure["optimum"] for name in OBJECTIVES}
     assert aims["dpo"] == "tilt"
     assert aims["c_dpo_dual"] == aims["c_dpo"] == "tilt_at_limit"
-    assert aims["safe_dpo"] == "masked"
+    assert aims["safe_dpo"] == aims["safe_dpo_soft"] == "masked"
 
 
 def test_only_a_run_without_a_dual_step_is_told_the_optimal_multiplier():

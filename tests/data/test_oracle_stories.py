@@ -6,7 +6,7 @@ import pytest
 
 from data.oracle.run import Job, Study
 
-OBJECTIVES = ("dpo_soft", "safe_dpo", "c_dpo_dual", "c_dpo_dual_from_far", "c_dpo")
+OBJECTIVES = ("dpo_soft", "safe_dpo_soft", "c_dpo_dual", "c_dpo_dual_from_far", "c_dpo")
 SHORT = ("--trainer.max_epochs", "14", "--trainer.limit_train_batches", "25")
 LIMIT = -0.15
 
@@ -43,8 +43,8 @@ def test_the_multiplier_finds_its_optimum_from_0_and_from_far_too_large(runs, na
 
 
 def test_safe_dpo_leaves_next_to_nothing_unsafe(runs):
-    assert runs["safe_dpo"]["reference"]["unsafe"] > 0.2
-    assert runs["safe_dpo"]["final"]["unsafe"] < 0.005
+    assert runs["safe_dpo_soft"]["reference"]["unsafe"] > 0.2
+    assert runs["safe_dpo_soft"]["final"]["unsafe"] < 0.005
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

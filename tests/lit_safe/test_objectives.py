@@ -15,6 +15,7 @@ from lit_safe.types import Annotation, Objective, Pair
 ZERO = torch.tensor(0.0, dtype=torch.float64)
 LOG2 = math.log(2)
 ALL = [DPO(), DPO(label_smoothing=0.1), ConstrainedDPO(), ConstrainedDPO(labels="sampled"), SafeDPO()]
+ALL += [SafeDPO(labels="soft")]
 finite = st.floats(-50, 50)
 
 
@@ -212,3 +213,21 @@ def test_the_likelihood_matches_its_definition_in_float64() -> None:
 def test_an_argument_out_of_range_is_named(build: object, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         build()  # type: ignore[operator]
+
+
+@given(finite, finite, st.floats(-5, 5))
+def test_soft_safe_dpo_is_the_ordered_loss_in_expectation_over_the_drawn_order(c: float, r: float, gain: float) -> None:
+    cost = pair([-1.0], [-1.0])
+    soft = SafeDPO(labels="soft")(pair([c], [r]), annotation(pair([gain], [0.0]), cost), ZERO).loss
+    kept = SafeDPO()(pair([c], [r]), annotation(pair([gain], [0.0]), cost), ZERO).loss
+    turned = SafeDPO()(pair([r], [c]), annotation(pair([0.0], [gain]), cost), ZERO).loss
+    chance = 1 / (1 + math.exp(-gain))
+    torch.testing.assert_close(soft, chance * kept + (1 - chance) * turned)
+
+
+@pytest.mark.parametrize("costs", [(1.0, -1.0), (-1.0, 1.0), (1.0, 1.0)])
+def test_soft_safe_dpo_softens_no_pair_with_an_unsafe_response(costs: tuple[float, float]) -> None:
+    label = annotation(pair([math.nan], [0.0]), pair([costs[0]], [costs[1]]))
+    both = [SafeDPO(labels=labels)(pair([3.0], [1.0]), label, ZERO) for labels in ("ordered", "soft")]
+    torch.testing.assert_close(both[0], both[1])
+    assert SafeDPO(labels="soft").needs == ("reward", "flags")
