@@ -116,7 +116,7 @@ class PolicyReference(nn.Module):
     def table_logp(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], which: str, rows: int = 512
     ) -> Tensor:
-        """[P, R] float64: what ``<which>_logp`` gives of every response to every prompt; see ``models.response_tree``."""
+        """[P, R] float64: what ``<which>_logp`` gives of every response to every prompt (``tree_logp``)."""
         policy, open_reference = self._both()
         with open_reference() if which == "reference" else nullcontext(policy) as backbone:
             return tree_logp(backbone, prompts, responses, rows)

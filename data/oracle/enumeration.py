@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,16 @@ Which = Literal["policy", "reference"]
 
 FLOOR = 1e-6  # of the malformed mass: 1 - sum is exact to about the fp32 rounding of the log-probs that are summed
 SLACK = 1e-3  # by how much that sum may exceed 1 before something else than rounding is wrong
+
+
+@runtime_checkable
+class Tabulating(Protocol):
+    """A pair that scores every response to every prompt at once, and what they begin with alike only once."""
+
+    def table_logp(
+        self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], which: str, rows: int
+    ) -> torch.Tensor:
+        """[P, R] float64: what ``policy_logp`` or ``reference_logp`` (``which``) gives of them, ``rows`` at a time."""
 
 
 def enumerate_policy(
@@ -46,12 +56,15 @@ def enumerate_policy(
         prompt_ids: P prompts as rendered, none empty.
         response_ids: R responses, each ending with its stop token, so that none begins another.
         which: Whose log-probabilities.
-        batch: Sequences at a time, of like length so that little is padded.
+        batch: Sequences at a time.
 
     Raises:
         ValueError: If two responses are the same ids or one begins another, or a row's sum exceeds 1 beyond rounding.
     """
     _check_prefix_free(response_ids)
+    if isinstance(pair, Tabulating):
+        with unnoticed(pair):
+            return with_malformed(pair.table_logp(prompt_ids, response_ids, which, batch).numpy())
     score = pair.policy_logp if which == "policy" else pair.reference_logp
     length_PR = np.add.outer([len(ids) for ids in prompt_ids], [len(ids) for ids in response_ids])
     order = np.argsort(length_PR, axis=None, kind="stable")

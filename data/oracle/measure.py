@@ -5,6 +5,7 @@ Letters: P prompts, R well-formed responses, K = R + 1 cells (the last is malfor
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -142,7 +143,7 @@ class OracleMeasure(Callback):
         if self._exact is None:
             return
         self._tick("training")
-        policy_PK = self._exact.enumerate("policy")
+        policy_PK = self._exact.policy()
         values = self._exact.values(policy_PK)
         if values != self.curve[-1]["values"]:  # else it stands in the logs already
             self._publish(trainer, values)
@@ -182,7 +183,7 @@ class OracleMeasure(Callback):
 
     def _point(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
         assert self._exact is not None
-        values = self._exact.values(self._exact.enumerate("policy"))
+        values = self._exact.values(self._exact.policy())
         self.curve.append(
             {"epoch": epoch, "step": trainer.global_step, "multiplier": _multiplier(module), "values": values}
         )
@@ -244,7 +245,8 @@ class _Exact:
         self._pair: Any = module.pair
         self.world: World = oracle_world(**options.options)
         self._ids = world_ids(self.world, trainer.datamodule)  # type: ignore[attr-defined]
-        self.reference_PK = self.enumerate("reference")
+        self._seen: tuple[str, Floats] | None = None
+        self.reference_PK = self._enumerate("reference")
         self.tables = (self.reference_PK, self.world.reward_PK, self.world.cost_PKC)
         self.multiplier_C: Floats = np.zeros(len(self.world.constraints))
         if options.optimum == "tilt_at_limit":
@@ -255,8 +257,16 @@ class _Exact:
         else:
             self.optimum_PK = tilt(*self.tables, multiplier=self.multiplier_C, beta=self._beta)
 
-    def enumerate(self, which: Which) -> Floats:
-        """[P, K] log-probabilities, the same on every rank."""
+    def policy(self) -> Floats:
+        """[P, K] log-probabilities, the same on every rank; weights that have not moved are not enumerated again."""
+        digest = hashlib.sha256()
+        for parameter in self._pair.parameters():
+            digest.update(parameter.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        if self._seen is None or self._seen[0] != digest.hexdigest():
+            self._seen = digest.hexdigest(), self._enumerate("policy")
+        return self._seen[1]
+
+    def _enumerate(self, which: Which) -> Floats:
         with self._trainer.precision_plugin.forward_context():
             return enumerate_policy(self._pair, *self._ids, which=which, batch=self._batch)
 

@@ -94,6 +94,32 @@ def test_each_cell_is_the_response_scored_alone_whatever_the_batch(few_words: Po
     assert np.abs(reference_PK - many).max() > 0.01
 
 
+def test_a_shared_beginning_scored_once_is_that_of_every_sequence(few_words: PolicyReference) -> None:
+    """Prompts and responses of many lengths, so that padding, positions and what is remembered all have to be right."""
+    prompts, responses = [[1], [2, 3, 4], [4, 4], [3, 1, 2, 4, 4]], [[*ids, STOP] for ids in strings(3)] + [[3] * 9]
+    for which, score in (("policy", few_words.policy_logp), ("reference", few_words.reference_logp)):
+        with torch.no_grad():
+            alone = torch.stack([score(pack_sequences([p] * len(responses), responses)) for p in prompts])
+        for rows in (1, 200):
+            together = few_words.table_logp(prompts, responses, which, rows)
+            torch.testing.assert_close(together.float(), alone, atol=1e-4, rtol=1e-5)
+
+
+class Plain(torch.nn.Module):
+    """The same pair with nothing but sequences to ask it for."""
+
+    def __init__(self, pair: PolicyReference) -> None:
+        super().__init__()
+        self.inner = pair
+        self.policy_logp, self.reference_logp = pair.policy_logp, pair.reference_logp
+
+
+def test_a_pair_without_tables_is_enumerated_by_sequences(few_words: PolicyReference) -> None:
+    responses = [[*ids, STOP] for ids in strings(2)]
+    one, other = (enumerate_policy(pair, [[1, 2], [3]], responses, batch=5) for pair in (few_words, Plain(few_words)))
+    np.testing.assert_allclose(one, other, atol=1e-4)
+
+
 def test_enumerating_draws_nothing_and_keeps_flags_and_gradients(few_words: PolicyReference) -> None:
     few_words.train()
     few_words.policy.model.eval()  # a part that somebody froze
