@@ -26,7 +26,7 @@ SIZE = 9  # points
 LOWEST = 1e-4  # % on logarithmic axes: what lies below is drawn there
 
 
-SPELLED = {"safe_dpo": "SafeDPO", "c_dpo": "C-DPO", "dpo": "DPO", "_": " "}
+SPELLED = {"safe_dpo": "SafeDPO", "c_dpo": "C-DPO", "dpo": "DPO", "_": " ", "+": " + "}
 
 
 def label(name: str) -> str:
@@ -85,7 +85,7 @@ def _plane(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style]) -> None:
         ax.annotate(
             "λ = 0", (cost_M[0], reward_M[0]), (6, -2), textcoords="offset points", fontsize=SIZE - 1, color=DARK
         )
-    for limit in sorted({float(np.mean(run["limit"])) for run in runs if run["limit"] is not None}):
+    for limit in sorted({float(np.mean(run["limit"])) for run in runs if run["optimum"] == "tilt_at_limit"}):
         ax.axvline(limit, color=GREY, linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
         ax.annotate(
             "limit", (limit, 0), (-3, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
@@ -95,11 +95,9 @@ def _plane(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style]) -> None:
         ax.plot(*_point(run["reference"]), "o", color=GREY, markersize=8, markeredgecolor="white", zorder=3)
     for run in _distinct(runs, lambda run: run["masked"]):
         ax.plot(*_point(run["masked"]), "*", markersize=14, markerfacecolor="white", markeredgecolor=DARK, zorder=3)
-    for run in _distinct(runs, lambda run: (run["at_optimum"], run["multiplier_at_optimum"])):
-        if any(run["multiplier_at_optimum"]):
-            ax.plot(
-                *_point(run["at_optimum"]), "o", markersize=10, markerfacecolor="none", markeredgecolor=DARK, zorder=3
-            )
+    limited = [run for run in runs if any(run["multiplier_at_optimum"])]
+    for run in _distinct(limited, lambda run: run["at_optimum"]):
+        ax.plot(*_point(run["at_optimum"]), "o", markersize=10, markerfacecolor="none", markeredgecolor=DARK, zorder=3)
     for run in runs:
         style = styles[run["name"]]
         way = np.array([_point(point["values"]) for point in run["curve"]] + [_point(run["final"])])
@@ -111,9 +109,10 @@ def _plane(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style]) -> None:
     marks = {
         "exact frontier": Line2D([], [], color=DARK, linewidth=1.3),
         "reference": _mark("o", GREY, "white", 8),
-        "optimum at the limit": _mark("o", "none", DARK, 9),
         "SafeDPO's optimum": _mark("*", "white", DARK, 12),
     }
+    if limited:
+        marks["optimum at the limit"] = _mark("o", "none", DARK, 9)
     ax.legend(marks.values(), marks.keys(), frameon=False, fontsize=SIZE - 1, loc="upper left", handlelength=1.2)
     several = len(runs[0]["constraints"]) > 1
     ax.set_xlabel("E[cost], mean over constraints" if several else "E[cost]")
@@ -143,7 +142,7 @@ def _multiplier(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style]) -> N
         ax.set_ylim(bottom=0)
     else:
         ax.text(0.5, 0.5, "no run moves its multiplier", transform=ax.transAxes, ha="center", fontsize=SIZE, color=GREY)
-        ax.set_yticks([])
+        ax.set_axis_off()
     ax.set_xlabel("optimizer step")
     ax.set_ylabel("multiplier λ (nats per cost unit)")
 
@@ -168,7 +167,10 @@ def _regret(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style]) -> None:
 
 def _shares(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style], name: str) -> None:
     for run in runs:
-        known = [(point["step"], point["values"][name]) for point in run["curve"] if point["values"][name] is not None]
+        points = [(point["step"], point["values"][name]) for point in run["curve"]]
+        if run["steps"] > points[-1][0]:
+            points.append((run["steps"], run["final"][name]))
+        known = [point for point in points if point[1] is not None]
         if known:
             steps, values = zip(*known, strict=True)
             shares = [max(LOWEST, 100 * value) for value in values]
