@@ -197,7 +197,8 @@ def _legend(figure: Figure, styles: Mapping[str, Style]) -> None:
         for s in styles.values()
     ]
     names = [label(name) for name in styles]
-    columns = min(len(names), int(figure.get_figwidth() / 1.3))
+    inches = 0.6 + 0.075 * max(map(len, names))  # of the widest entry, its mark included
+    columns = max(1, min(len(names), int(figure.get_figwidth() / inches)))
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=SIZE)
 
 
