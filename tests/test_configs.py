@@ -54,7 +54,7 @@ def test_one_flag_swaps_the_objective_of_an_experiment() -> None:
     swapped = main([*base, "--model.objective", str(CONFIGS / "objective" / "c_dpo.yaml")], run=False)
     assert repr(swapped.model.objective) == "ConstrainedDPO(beta=0.1, labels='soft')"
     changed = main([*base, "--model.objective.offset", "3"], run=False)
-    assert repr(changed.model.objective) == "SafeDPO(beta=0.1, offset=3.0)"
+    assert repr(changed.model.objective) == "SafeDPO(beta=0.1, offset=3.0, labels='ordered')"
 
 
 def test_a_misspelt_setting_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from data.oracle.sources import OraclePairs, OracleSft
 from data.oracle.world import MALFORMED_REWARD, REFUSAL_REWARD, Judge, oracle_world
 from data.preparation import prepare
 from data.render import Renderer
-from data.schema import BadRow
+from data.schema import BadRow, Row
 from data.split import prompt_id
 from lit_safe.types import CostFunction
 
@@ -228,7 +228,8 @@ def test_samples_are_paired_two_by_two_of_one_prompt_and_labelled_by_the_parsers
     lines = [(RISKY, FUMING), (BENIGN, SAFE), (RISKY, "sure sure"), (BENIGN, FUMING), (RISKY, SAFE), (RISKY, ""),
              ("which ?", SAFE), (RISKY, REFUSAL)]  # fmt: skip
     path.write_text("".join(f"{json.dumps({'prompt': p, 'response': r})}\n" for p, r in lines) + '{"prompt": "x"}\n')
-    risky, benign, empty, unknown, missing = OraclePairs(str(path), prompts=81, costs="each")
+    found = list(OraclePairs(str(path), prompts=81, costs="each"))
+    risky, benign = sorted((row for row in found if isinstance(row, Row)), key=lambda row: row.id)
     assert (risky.id, benign.id) == ("samples.jsonl:1+3", "samples.jsonl:2+4")
     assert [response.text for response in risky.responses] == [FUMING, "sure sure"]
     assert [response.safe for response in (*risky.responses, *benign.responses)] == [False, True, True, True]
@@ -238,12 +239,22 @@ def test_samples_are_paired_two_by_two_of_one_prompt_and_labelled_by_the_parsers
         **dict(zip(judge.constraints, judge.cost(RISKY, FUMING), strict=True)),
     }
     assert risky.responses_from == benign.responses_from == "reference"
-    assert [str(bad) for bad in (empty, unknown, missing)] == [
+    assert sorted(str(bad) for bad in found if isinstance(bad, BadRow)) == [
         "row samples.jsonl:5+6, column 'response': is empty",
         "row samples.jsonl:7, column 'prompt': is none of this oracle world's",
         "row samples.jsonl:9, column 'response': is null or missing",
     ]
-    assert all(isinstance(bad, BadRow) for bad in (empty, unknown, missing))
+
+
+def test_another_round_pairs_the_same_samples_otherwise_with_coins_of_its_own(tmp_path):
+    path = samples(tmp_path / "samples.jsonl", *[SAFE, REFUSAL, FUMING, SAFE] * 50)
+    once, twice = (list(OraclePairs(path, rounds=rounds)) for rounds in (1, 2))
+    assert twice[:100] == once
+    assert len(twice) == 200
+    count = [Counter(response.text for row in rows for response in row.responses) for rows in (once, twice[100:])]
+    assert count[0] == count[1]
+    assert len({row.id for row in twice}) > 190
+    assert 20 < sum(row.better for row in twice[100:]) < 80
 
 
 def test_the_drawn_order_is_kept_beside_reward_columns_and_identical_samples_are_dropped(tmp_path):

@@ -62,7 +62,12 @@ def test_the_folder_scores_as_the_trained_policy(kind: str, tmp_path: Path) -> N
     assert tokenizer.chat_template == TinyLlama().load_tokenizer().chat_template
 
     card = (out / "README.md").read_text()
-    for fact in ("fruit: CC0-1.0", "SafeDPO(beta=0.1, offset=10.0)", "multiplier 0.5", "optimizer steps: 3"):
+    for fact in (
+        "fruit: CC0-1.0",
+        "SafeDPO(beta=0.1, offset=10.0, labels='ordered')",
+        "multiplier 0.5",
+        "optimizer steps: 3",
+    ):
         assert fact in card
     assert "tiny random Llama (2 x 32, seed 0) (none needed)" in card
 
