@@ -41,11 +41,12 @@ LONGEST_WAIT = 1.0  # seconds between two looks at the workers
 
 @dataclass(frozen=True)
 class Job:
-    """One training."""
+    """One training; ``options`` are more words for its ``fit``."""
 
     objective: str
     anchor: str
     seed: int
+    options: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -87,9 +88,8 @@ class Job:
 class Study:
     """A folder with a reference, samples of it, and the runs."""
 
-    def __init__(self, folder: Path, options: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.options = tuple(options)
 
     def prepare(self, seeds: Iterable[int]) -> None:
         """The tokenizer, the fine-tuned reference and its samples, each only where it is not there yet."""
@@ -177,7 +177,7 @@ class Study:
         words = ["fit", *PREFERENCE, "-c", str(CONFIGS / f"{job.objective}.yaml"), "-c", str(path)]
         if job.anchor != "none":
             words += ["--model.anchor", str(CONFIGS / "anchor" / f"{job.anchor}.yaml")]
-        return start(*words, *self.options, log_to=folder / "log.txt")
+        return start(*words, *job.options, log_to=folder / "log.txt")
 
     def _sft(self) -> dict[str, Any]:
         pair = _yaml(CONFIGS / "sft.yaml")["model"]["init_args"]["pair"]
@@ -224,12 +224,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="more words for every fit; comes last")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    jobs = [Job(o, a, s) for s in options.seeds for a in options.anchors for o in options.objectives]
+    words = tuple(options.options)
+    jobs = [Job(o, a, s, words) for s in options.seeds for a in options.anchors for o in options.objectives]
     started = time.monotonic()
     if options.fresh:
         shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True, exist_ok=True)
-    study = Study(options.folder, options.options)
+    study = Study(options.folder)
     study.prepare(options.seeds)
     failed = study.train(jobs, options.workers)
     if any(options.folder.glob(f"*/seed_*/{RESULT}")):
