@@ -115,29 +115,43 @@ class Study:
         """Run the jobs, ``workers`` at a time; those that need another's tables come after it. Returns what failed."""
         waiting = sorted(jobs, key=lambda job: job.at_optimal_multiplier)
         running: dict[Job, tuple[subprocess.Popen[bytes], float]] = {}
+        failed: list[Job] = []
+        try:
+            while waiting or running:
+                self._fill(waiting, running, workers)
+                time.sleep(LONGEST_WAIT)
+                failed += self._reap(running)
+        finally:
+            for process, _ in running.values():  # an interrupted study leaves none behind
+                process.terminate()
+                process.wait()
+        return failed
+
+    def _fill(
+        self, waiting: list[Job], running: dict[Job, tuple[subprocess.Popen[bytes], float]], workers: int
+    ) -> None:
+        """Start what may start."""
+        tables = next(iter(sorted(self.folder.glob(f"*/seed_*/{TABLES}"))), None)
+        ready = [job for job in waiting if tables is not None or not job.at_optimal_multiplier]
+        while ready and len(running) < workers:
+            job = ready.pop(0)
+            waiting.remove(job)
+            running[job] = (self._start(job, tables), time.monotonic())
+        if not running:
+            raise RuntimeError("no run is left that shows the reference: name an objective with no limit")
+
+    def _reap(self, running: dict[Job, tuple[subprocess.Popen[bytes], float]]) -> list[Job]:
+        """Take out what has ended; returns what failed of it."""
         failed = []
-        done = 0
-        while waiting or running:
-            tables = next(iter(sorted(self.folder.glob(f"*/seed_*/{TABLES}"))), None)
-            ready = [job for job in waiting if tables is not None or not job.at_optimal_multiplier]
-            while ready and len(running) < workers:
-                job = ready.pop(0)
-                waiting.remove(job)
-                running[job] = (self._start(job, tables), time.monotonic())
-            if not running:
-                raise RuntimeError("no run is left that shows the reference: name an objective with no limit")
-            time.sleep(LONGEST_WAIT)
-            for job, (process, started) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[job]
-                done += 1
-                minutes = (time.monotonic() - started) / 60
-                if process.returncode:
-                    failed.append(job)
-                    log.error("%s seed %d failed: see %s", job.name, job.seed, self.run_folder(job) / "log.txt")
-                else:
-                    log.info("%d of %d: %s seed %d, %.1f minutes", done, len(jobs), job.name, job.seed, minutes)
+        for job, (process, started) in list(running.items()):
+            if process.poll() is None:
+                continue
+            del running[job]
+            if process.returncode:
+                failed.append(job)
+                log.error("%s seed %d failed: see %s", job.name, job.seed, self.run_folder(job) / "log.txt")
+            else:
+                log.info("done: %s seed %d, %.1f minutes", job.name, job.seed, (time.monotonic() - started) / 60)
         return failed
 
     def samples(self, seed: int) -> Path:

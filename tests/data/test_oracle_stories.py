@@ -10,14 +10,14 @@ QUICK = ("dpo_soft", "safe_dpo_soft", "c_dpo")
 DUAL = ("c_dpo_dual",)
 LIMIT = -0.15
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the first test waits for all runs
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     study = Study(tmp_path_factory.mktemp("oracle"))
     study.prepare([0])
-    short = ("--trainer.max_epochs", "12")
+    short = ("--trainer.max_epochs", "8")
     jobs = [Job(name, "reference_support", 0, () if name in DUAL else short) for name in (*DUAL, *QUICK)]
     assert not study.train(jobs, workers=2)
     return {job.objective: json.loads((study.run_folder(job) / "oracle.json").read_text()) for job in jobs}
