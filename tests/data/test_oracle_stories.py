@@ -33,7 +33,7 @@ def test_dpo_raises_reward_and_cost(runs):
 def test_c_dpo_at_the_optimal_multiplier_lies_on_the_frontier(runs):
     final = runs["c_dpo"]["final"]
     assert final["wellformed/cost"] == pytest.approx(LIMIT, abs=0.03)
-    assert final["wellformed/regret_share"] < 0.05
+    assert final["wellformed/regret_share"] < 0.08  # 200 steps
 
 
 @pytest.mark.parametrize("name", DUAL)
