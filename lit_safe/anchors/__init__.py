@@ -32,6 +32,6 @@ class Anchor:
         """
         return []
 
-    def logged(self) -> dict[str, float]:
-        """What the last step measured, by name; logged under ``train/``."""
+    def logged(self) -> dict[str, Tensor]:
+        """What the last step measured, by name; logged under ``train/``. Tensors, so that no step waits for them."""
         return {}

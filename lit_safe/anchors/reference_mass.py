@@ -92,7 +92,7 @@ class ReferenceMass(Anchor):
         self._responses: list[list[list[int]]] = []  # N token lists a prompt
         self._reference_PN = torch.empty(0)  # nats
         self._round: tuple[int, list[int]] = (-1, [])  # the order of a round of turns
-        self._log_mass: list[float] = []  # of the prompts of the last step
+        self._log_mass: list[Tensor] = []  # of the prompts of the last step
 
     def prepare(self, module: "PreferenceAlignment", data: Any) -> None:
         """Sample and score the reference on prompts of the train split.
@@ -137,9 +137,9 @@ class ReferenceMass(Anchor):
             shares.append(partial(self._share, module, index, self._drawn(index, number), place < len(turns)))
         return shares
 
-    def logged(self) -> dict[str, float]:
+    def logged(self) -> dict[str, Tensor]:
         """``anchor/log_mass``: the mean over this rank's prompts of the last step, nats."""
-        return {"anchor/log_mass": math.fsum(self._log_mass) / len(self._log_mass)} if self._log_mass else {}
+        return {"anchor/log_mass": torch.stack(self._log_mass).mean()} if self._log_mass else {}
 
     def _turns(self, step: int) -> list[tuple[int, int]]:
         """Prompts of a step with the number of their turn: every prompt once in each round, in an order of its own."""
@@ -167,5 +167,5 @@ class ReferenceMass(Anchor):
         log_mass = logratio_K.logsumexp(0) - math.log(len(responses))
         if not counts:
             return 0.0 * log_mass
-        self._log_mass.append(float(log_mass.detach()))
+        self._log_mass.append(log_mass.detach())
         return self.weight * log_mass.square() / min(self.prompts_per_step, len(self._prompts))

@@ -48,7 +48,7 @@ class ReferenceSupport(Anchor):
         self.weight = weight
         self.floor = floor
         self.share = share
-        self._mean = math.nan
+        self._mean: Tensor | None = None
 
     def on_pairs(self, module: "PreferenceAlignment", batch: PackedBatch, policy: Pair) -> Tensor | None:
         """[B] nats, 0 for pairs outside ``share``.
@@ -66,10 +66,10 @@ class ReferenceSupport(Anchor):
         both_n = torch.stack([2 * index_b, 2 * index_b + 1], dim=1).flatten()
         kept_n = module.pair.support_logratio(select_sequences(batch.sequences, both_n), self.floor)
         lost_b = -kept_n.view(-1, 2).mean(-1)
-        self._mean = float(lost_b.detach().mean())
+        self._mean = lost_b.detach().mean()
         # pairs of the share speak for the others
         return torch.zeros_like(policy.chosen).index_add(0, index_b, lost_b) * (self.weight / self.share)
 
-    def logged(self) -> dict[str, float]:
+    def logged(self) -> dict[str, Tensor]:
         """``anchor/lost_support``: nats a response, the mean over the last micro-batch."""
-        return {} if math.isnan(self._mean) else {"anchor/lost_support": self._mean}
+        return {} if self._mean is None else {"anchor/lost_support": self._mean}
