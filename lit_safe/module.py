@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_safe.anchors import Anchor
 from lit_safe.metrics import PAIR_NAMES, pair_quantities
+from lit_safe.reference_cache import ReferenceCache
 from lit_safe.schedules import Constant, Schedule
 from lit_safe.stepping import StepModule
 from lit_safe.types import Objective, PackedBatch, Pair, PairModel, Scored
@@ -28,6 +29,9 @@ class PreferenceAlignment(StepModule):
         multiplier: Start value(s) of the dual variable, one for each constraint, in nats per cost unit, >= 0.
         gradient_clip_norm: Bound on the gradient's 2-norm in an optimizer step; null leaves it alone.
         anchor: A term that keeps the policy where the pairs say nothing (configs/anchor/); null adds none.
+        precompute_reference: Score the reference on every training response once, before the first step (TRL's
+            ``precompute_ref_log_probs``), instead of at every step: less time where training sees a response more than
+            once, over epochs or in several pairs.
     """
 
     multiplier: Tensor
@@ -42,10 +46,12 @@ class PreferenceAlignment(StepModule):
         multiplier: float | list[float] = 0.0,
         gradient_clip_norm: float | None = 1.0,
         anchor: Anchor | None = None,
+        precompute_reference: bool = False,
     ) -> None:
         super().__init__(pair, optimizer, schedule or Constant(), gradient_clip_norm, PAIR_NAMES)
         self.objective = objective
         self.anchor = anchor or Anchor()
+        self.reference_cache = ReferenceCache() if precompute_reference else None
         start = torch.tensor(multiplier, dtype=torch.float32)
         if not bool((start >= 0).all()):
             raise ValueError(f"multiplier must be >= 0, got {multiplier}")
@@ -73,12 +79,17 @@ class PreferenceAlignment(StepModule):
         self.trainer.datamodule.require(self.objective.needs)  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
-        """Let the anchor draw what it needs, then start the clock."""
-        self.anchor.prepare(self, self.trainer.datamodule)  # type: ignore[attr-defined]
+        """Score the reference and let the anchor draw what it needs, then start the clock."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.reference_cache is not None:
+            self.reference_cache.fill(self, data.batches_of("train"))
+        self.anchor.prepare(self, data)
         super().on_train_start()
 
     def training_step(self, micro_batches: list[PackedBatch], batch_idx: int) -> None:
         """One optimizer step over all micro-batches, and what the anchor adds to it."""
+        if self.reference_cache is not None:
+            micro_batches = [self.reference_cache.attach(batch) for batch in micro_batches]
         shares = [partial(self.loss_share, batch) for batch in micro_batches]
         norm = self.optimizer_step_over([*shares, *self.anchor.on_step(self, self.global_step)])
         self.log_training(norm, {**{f"multiplier{i}": m for i, m in _named(self.multiplier)}, **self.anchor.logged()})

@@ -66,6 +66,12 @@ if __name__ == "__main__":
         limit_val_batches=1.0,
         callbacks=[dual, Kept(folder)],
     ).fit(
-        PreferenceAlignment(PolicyReference(TinyLlama()), OBJECTIVES[name], optimizer, multiplier=0.5),
+        PreferenceAlignment(
+            PolicyReference(TinyLlama()),
+            OBJECTIVES[name],
+            optimizer,
+            multiplier=0.5,
+            precompute_reference=devices > 1 and name == "c_dpo",  # each rank meets what another has scored
+        ),
         pairs(pairs_per_step=5, micro_batch_pairs=2, eval_batch_pairs=3),
     )

@@ -1,0 +1,64 @@
+"""The reference's log-probs of all training responses, scored once before the first step."""
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor
+
+from lit_safe.costs import Aligned
+from lit_safe.costs.quiet import device_of, gather, quiet
+from lit_safe.progress import progress
+from lit_safe.sequences import select_sequences
+from lit_safe.types import PackedBatch, PackedSequences, Pair
+
+
+class ReferenceCache:
+    """Log-probs by what a sequence holds: its tokens and which of them are scored.
+
+    A response that stands in several pairs is scored once. Held in host memory, about 150 bytes a response.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, float] = {}
+
+    def fill(self, module: Aligned, batches: Iterable[PackedBatch]) -> None:
+        """Score every sequence of ``batches`` that is new; each rank brings as many batches of as many pairs."""
+        device = device_of(module)
+        with quiet(module, seed=0):
+            for batch in progress(batches, "reference log-probs, batch"):
+                keys = _keys(batch.sequences)
+                new = {key: n for n, key in enumerate(keys) if key not in self._known}
+                if new:
+                    sequences = select_sequences(batch.sequences, torch.tensor(list(new.values())))
+                    logp_N = module.pair.reference_logp(move_data_to_device(sequences, device)).cpu().double()
+                    self._known.update(zip(new, logp_N.tolist(), strict=True))
+                # to every rank: later epochs deal the pairs out anew
+                logp_N = torch.tensor([self._known[key] for key in keys], dtype=torch.float64)
+                rows_N2 = gather(torch.stack([torch.tensor(keys), logp_N.view(torch.int64)], dim=1), device)
+                self._known.update(
+                    zip(rows_N2[:, 0].tolist(), rows_N2[:, 1].contiguous().view(torch.float64).tolist(), strict=True)
+                )
+
+    def attach(self, batch: PackedBatch) -> PackedBatch:
+        """The batch with its reference log-probs, or as it is where one of them is not known."""
+        known = [self._known.get(key) for key in _keys(batch.sequences)]
+        if None in known:
+            return batch
+        logp_N = torch.tensor(known, dtype=torch.float32, device=batch.pair_id.device)
+        return batch._replace(reference_logp=Pair(logp_N[0::2], logp_N[1::2]))
+
+    def __len__(self) -> int:
+        """How many different responses are known."""
+        return len(self._known)
+
+
+def _keys(sequences: PackedSequences) -> list[int]:
+    """[N] hashes of tokens and targets."""
+    bounds = sequences.cu_seqlens.tolist()
+    rows = torch.stack([sequences.input_ids, sequences.target], dim=1).cpu().numpy()
+    return [
+        int.from_bytes(hashlib.blake2b(rows[start:end].tobytes(), digest_size=8).digest(), "little", signed=True)
+        for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
