@@ -1,11 +1,11 @@
 """The reference's log-probs of all training responses, scored once before the first step."""
 
 import hashlib
+import itertools
 from collections.abc import Iterable
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from torch import Tensor
 
 from lit_safe.costs import Aligned
 from lit_safe.costs.quiet import device_of, gather, quiet
@@ -60,5 +60,5 @@ def _keys(sequences: PackedSequences) -> list[int]:
     rows = torch.stack([sequences.input_ids, sequences.target], dim=1).cpu().numpy()
     return [
         int.from_bytes(hashlib.blake2b(rows[start:end].tobytes(), digest_size=8).digest(), "little", signed=True)
-        for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+        for start, end in itertools.pairwise(bounds)
     ]
