@@ -34,6 +34,8 @@ class RolloutCost:
         batch_size: Responses generated at once.
         fresh_prompts: Draw other prompts each epoch; false answers the same ones, which makes the curve smoother and
             the multiplier fit those prompts.
+        drift_samples_per_prompt: On how many of them drift is measured, which takes longer than a sample's generation;
+            null measures it on all.
 
     Raises:
         ValueError: If a count or the temperature is not positive, or ``prompts`` is 1 (no standard error).
@@ -48,6 +50,7 @@ class RolloutCost:
         temperature: float = 1.0,
         batch_size: int = 16,
         fresh_prompts: bool = True,
+        drift_samples_per_prompt: int | None = None,
     ) -> None:
         if prompts < 2:
             raise ValueError(f"prompts must be at least 2, got {prompts}")
@@ -66,6 +69,9 @@ class RolloutCost:
         self.temperature = temperature
         self.batch_size = batch_size
         self.fresh_prompts = fresh_prompts
+        self.drift_samples_per_prompt = drift_samples_per_prompt or samples_per_prompt
+        if self.drift_samples_per_prompt < 1 or drift_samples_per_prompt == 0:
+            raise ValueError(f"drift_samples_per_prompt must be > 0, got {drift_samples_per_prompt}")
 
     def __call__(self, module: Aligned, data: HeldOut, *, seed: int, epoch: int) -> CostEstimate:
         """Estimate; see the class.
@@ -92,7 +98,7 @@ class RolloutCost:
         own = torch.tensor(turns)[: len(range(rank, len(jobs), world))]
         device = device_of(module)
         cost = self._shared(torch.cat(costs), own, len(jobs), device)
-        kl, logp, tokens = self._shared(torch.cat(drifts), own, len(jobs), device).sum(0).tolist()
+        kl, logp, seen, tokens = self._shared(torch.cat(drifts), own, len(jobs), device).sum(0).tolist()
         prompt_n = torch.tensor([prompt.prompt_id for prompt, _ in jobs])
         one_n = torch.ones(len(jobs), dtype=torch.float64)
         mean, stderr = mean_cost(cost, one_n, prompt_n)
@@ -104,8 +110,8 @@ class RolloutCost:
             unsafe_n.double().mean(),
             float(len(jobs)),
             {
-                "drift/kl_per_token": kl / max(1, tokens),
-                "drift/reference_logp_per_token": logp / max(1, tokens),
+                "drift/kl_per_token": kl / max(1, seen),
+                "drift/reference_logp_per_token": logp / max(1, seen),
                 "drift/tokens_per_response": tokens / len(jobs),
             },
             tuple(samples[:SHOWN]),
@@ -123,7 +129,7 @@ class RolloutCost:
     def _batch(
         self, module: Aligned, data: HeldOut, batch: list[tuple[Prompt, int]], seed: int, epoch: int
     ) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
-        """Costs [n] or [n, C]; drift [n, 3]: KL, reference log-prob (nats) and tokens; (prompt, response) texts."""
+        """Costs [n] or [n, C]; drift [n, 4], see ``_drift``; (prompt, response) texts."""
         prompts = [prompt for prompt, _ in batch]
         uniform = torch.stack(
             [uniforms(self.max_new_tokens, "rollout", seed, epoch, p.prompt_id, sample) for p, sample in batch]
@@ -139,16 +145,23 @@ class RolloutCost:
             raise ValueError(
                 f"the cost function returned {cost[first].tolist()} for a response to prompt {prompts[first].prompt_id}"
             )
-        sequences = move_data_to_device(pack_sequences([p.ids for p in prompts], responses), device_of(module))
-        drift = torch.stack(
-            [
-                module.pair.token_kl(sequences).cpu().double(),
-                module.pair.reference_logp(sequences).cpu().double(),
-                torch.tensor([len(ids) for ids in responses], dtype=torch.float64),
-            ],
-            dim=-1,
-        )
-        return cost, drift, texts
+        measured_n = torch.tensor([sample < self.drift_samples_per_prompt for _, sample in batch])
+        return cost, self._drift(module, [p.ids for p in prompts], responses, measured_n), texts
+
+    @staticmethod
+    def _drift(
+        module: Aligned, prompts: list[tuple[int, ...]], responses: list[list[int]], measured_n: Tensor
+    ) -> Tensor:
+        """[n, 4]: KL, reference log-prob (nats), tokens these were measured on, 0 where not measured; tokens."""
+        tokens_n = torch.tensor([len(ids) for ids in responses], dtype=torch.float64)
+        drift = torch.stack([torch.zeros_like(tokens_n)] * 2 + [tokens_n * measured_n, tokens_n], dim=-1)
+        index = measured_n.nonzero()[:, 0].tolist()
+        if index:
+            sequences = pack_sequences([prompts[i] for i in index], [responses[i] for i in index])
+            sequences = move_data_to_device(sequences, device_of(module))
+            drift[measured_n, 0] = module.pair.token_kl(sequences).cpu().double()
+            drift[measured_n, 1] = module.pair.reference_logp(sequences).cpu().double()
+        return drift
 
     @staticmethod
     def _shared(own_rows: Tensor, own: Tensor, count: int, device: torch.device) -> Tensor:

@@ -160,6 +160,16 @@ def test_drift_is_the_full_vocabulary_kl_at_the_positions_visited() -> None:
     assert unmoved.also["drift/kl_per_token"] == pytest.approx(0, abs=1e-6)
 
 
+def test_drift_may_be_measured_on_fewer_samples_than_the_cost() -> None:
+    few = rollout(samples_per_prompt=4, drift_samples_per_prompt=1)
+    assert few.count == 4 * P
+    one, all_of_them = rollout(), rollout(samples_per_prompt=4)
+    for name in ("drift/kl_per_token", "drift/reference_logp_per_token"):
+        assert few.also[name] == pytest.approx(one.also[name], abs=1e-6)  # sample 0 of each prompt is what it was
+    assert few.also["drift/tokens_per_response"] == all_of_them.also["drift/tokens_per_response"]
+    assert few.mean == all_of_them.mean
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_training_flags_and_random_state_are_as_before_even_after_an_error(fails: bool) -> None:
     class Fails(TableCost):
