@@ -44,8 +44,8 @@ class OracleMeasure(Callback):
     ``oracle/regret_share`` (of what the optimum gains on the reference; may exceed 1), and given well-formed text
     ``oracle/wellformed/reward`` and so on. Nothing is drawn and nothing of the run is changed.
 
-    Writes ``oracle.json`` into the run folder: the final figures beside the optimum's, the curve, and the frontier; and
-    ``oracle.npz``: the enumerated log-probabilities of policy and reference.
+    Writes ``oracle.json`` into the run folder: the final figures beside the optimum's, the curve, the multiplier after
+    every epoch, and the frontier; and ``oracle.npz``: the enumerated log-probabilities of policy and reference.
 
     At an epoch's end it comes after ``DualAscent``: the multiplier beside a measurement is the one that the next epoch
     trains under.
@@ -94,6 +94,7 @@ class OracleMeasure(Callback):
         self.every_n_epochs = every_n_epochs
         self.batch_size = batch_size
         self.curve: list[dict[str, Any]] = []
+        self.multiplier_path: list[dict[str, Any]] = []
         self._seconds = {"training": 0.0, "measuring": 0.0}
         self._clock = 0.0
         self._exact: _Exact | None = None
@@ -126,11 +127,14 @@ class OracleMeasure(Callback):
         self._exact = _Exact(self, trainer, pl_module)
         if not self.curve:
             self._point(trainer, pl_module, 0)
+            self._walk(trainer, pl_module)
         self._tick("measuring")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure a complete epoch, unless it is not its turn."""
         epoch = trainer.current_epoch + 1
+        if self._exact is not None and trainer.is_last_batch:
+            self._walk(trainer, pl_module)
         done = {point["epoch"] for point in self.curve}  # a hook may fire twice, before and after a resume
         if self._exact is None or not trainer.is_last_batch or epoch % self.every_n_epochs or epoch in done:
             return
@@ -166,11 +170,16 @@ class OracleMeasure(Callback):
         """The curve and the clocks so far, as plain values."""
         if self._exact is not None:
             self._tick("training")
-        return {"curve": [dict(point) for point in self.curve], "seconds": dict(self._seconds)}
+        return {
+            "curve": [dict(point) for point in self.curve],
+            "multiplier_path": [dict(point) for point in self.multiplier_path],
+            "seconds": dict(self._seconds),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from ``state_dict()``."""
         self.curve = [dict(point) for point in state_dict["curve"]]
+        self.multiplier_path = [dict(point) for point in state_dict["multiplier_path"]]
         self._seconds = dict(state_dict["seconds"])
 
     # -- what is measured and said
@@ -188,6 +197,11 @@ class OracleMeasure(Callback):
             {"epoch": epoch, "step": trainer.global_step, "multiplier": _multiplier(module), "values": values}
         )
         self._publish(trainer, values)
+
+    def _walk(self, trainer: Trainer, module: LightningModule) -> None:
+        """Every epoch's multiplier, once: a hook may fire twice, before and after a resume."""
+        if all(point["step"] != trainer.global_step for point in self.multiplier_path):
+            self.multiplier_path.append({"step": trainer.global_step, "multiplier": _multiplier(module)})
 
     @staticmethod
     def _publish(trainer: Trainer, values: Mapping[str, float]) -> None:
@@ -219,6 +233,7 @@ class OracleMeasure(Callback):
             "at_optimum": exact.values(exact.optimum_PK),
             "masked": exact.values(masked(*exact.tables, beta=self.beta)),
             "curve": self.curve,
+            "multiplier_path": self.multiplier_path,
             "frontier": {
                 "multiplier": list(GRID),  # the same for all constraints
                 "reward": drawn.reward_M.tolist(),

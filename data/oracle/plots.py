@@ -121,13 +121,13 @@ def _plane(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style]) -> None:
 
 def _multiplier(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style]) -> None:
     """Each moving multiplier's path, and where the exact one lies."""
-    moving = [run for run in runs if len({tuple(point["multiplier"] or ()) for point in run["curve"]}) > 1]
+    moving = [run for run in runs if len({tuple(point["multiplier"] or ()) for point in run["multiplier_path"]}) > 1]
     for run in moving:
         style = styles[run["name"]]
-        steps = [point["step"] for point in run["curve"]]
+        steps = [point["step"] for point in run["multiplier_path"]]
         for c, exact in enumerate(run["multiplier_at_optimum"]):
             ax.axhline(exact, color=DARK, linewidth=0.9, linestyle=(0, (5, 3)), zorder=1)
-            path = [point["multiplier"][c] for point in run["curve"]]
+            path = [point["multiplier"][c] for point in run["multiplier_path"]]
             ax.plot(steps, path, color=style.colour, marker=style.marker, markersize=3.5, linewidth=1.3)
             if len(run["constraints"]) > 1:
                 ax.annotate(
@@ -160,9 +160,9 @@ def _malformed(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style]) -> No
 
 
 def _regret(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style]) -> None:
-    """Regret as a share of what the optimum gains on the reference."""
-    _shares(ax, runs, styles, "regret_share")
-    ax.set_ylabel("regret, of the optimum's gain (%)")
+    """Regret given well-formed text, as a share of what the optimum gains on the reference; the rest is panel c."""
+    _shares(ax, runs, styles, "wellformed/regret_share")
+    ax.set_ylabel("regret given well-formed text (%)")
 
 
 def _shares(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style], name: str) -> None:

@@ -177,6 +177,7 @@ class Study:
                 "init_args": {
                     "sources": [{**source, "init_args": {**source["init_args"], **drawn}}],
                     "cache_dir": str(self.folder / "cache"),
+                    "seed": job.seed,
                 }
             },
         }

@@ -234,6 +234,8 @@ def test_every_constraint_has_its_own_figures(tmp_path: Path, vocabulary: str) -
     result = json.loads((tmp_path / "oracle.json").read_text())
     assert [point["epoch"] for point in result["curve"]] == [0, 2]
     assert result["curve"][-1]["multiplier"] == result["multiplier"] != [0.3] * 3
+    assert [point["step"] for point in result["multiplier_path"]] == [0, 4, 8]  # epochs that are not measured too
+    assert result["multiplier_path"][-1]["multiplier"] == result["multiplier"]
     names = oracle_world(PROMPTS, "each").constraints
     assert len(result["multiplier"]) == len(result["multiplier_at_optimum"]) == len(names) == 3
     assert {f"cost_{name}" for name in names} <= set(result["final"])
@@ -265,6 +267,7 @@ def test_a_resumed_run_has_the_whole_curve(tmp_path: Path, vocabulary: str) -> N
     theatre(tmp_path / "part", vocabulary, RunCheckpoint(), oracle(), epochs=3, ckpt=kept)
     whole, part = (json.loads((tmp_path / name / "oracle.json").read_text()) for name in ("whole", "part"))
     assert part["curve"] == whole["curve"]
+    assert part["multiplier_path"] == whole["multiplier_path"]
     assert part["final"] == whole["final"]
     assert part["seconds"]["training"] > 0
 

@@ -46,6 +46,7 @@ def made_up(name: str, seed: int, **other: Any) -> dict[str, Any]:
         "name": name, "seed": seed, "objective": {"name": "X", "text": "X(beta=0.5)"}, "beta": BETA, "limit": -0.1,
         "anchor": {"name": "NoneType", "text": "None"}, "world": {"prompts": P, "seed": 0}, "constraints": ["cost"],
         "optimum": "tilt_at_limit", "multiplier": [0.5], "multiplier_at_optimum": [1.0], "final": final, "curve": curve,
+        "multiplier_path": [{"step": step, "multiplier": [step / 20]} for step in (0, 5, 10)],
         "steps": 15,  # five more than the last measured epoch
         "reference": figures(REFERENCE), "at_optimum": figures(OPTIMUM), "masked": figures(OPTIMUM),
         "frontier": {"multiplier": [0.0, 1.0, 2.0], "reward": drawn.reward_M.tolist(), "cost": drawn.cost_MC.tolist()},
