@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from lit_safe.types import IGNORE, PackedSequences
-from ops.sequence_logratio import sequence_logp
+from ops.sequence_logratio import sequence_logp, token_logp
 
 Layout = Literal["padded", "packed"]
 
@@ -110,8 +110,16 @@ class Backbone(nn.Module):
             hidden_RD, sequences.target[scored_T], before_T1[sequences.cu_seqlens.long()].to(torch.int32)
         )
 
+    def token_logp(self, hidden_RD: Tensor, target_R: Tensor) -> Tensor:
+        """[R] fp32 log-probs of the targets after ``hidden_RD``."""
+        return token_logp(hidden_RD, target_T=target_R, backend=self.backend, **self.head._asdict())
+
     def log_softmax(self, hidden_RD: Tensor) -> Tensor:
-        """[R, V] fp32 log-probs of every token after ``hidden_RD``; for few rows at a time, since V is large."""
+        """[R, V] fp32 log-probs of every token after ``hidden_RD``; for few rows at a time, since V is large.
+
+        For what reads the whole distribution: several next tokens of one row, the mass of a set of tokens. Where the
+        target is known, ``token_logp`` does without [R, V].
+        """
         head = self.head
         with torch.autocast(hidden_RD.device.type, enabled=False):
             bias_V = None if head.bias_V is None else head.bias_V.float()

@@ -26,8 +26,9 @@ from models.response_tree import tree_logp
 from models.sampling import generate
 from models.sources import ModelSource
 from models.trainable_state import keep_trainable
+from ops.sequence_logratio import Head, token_kl
 
-KL_LOGITS = 2**24  # logits at a time in token_kl: 64 MiB for each model in fp32
+SUPPORT_LOGITS = 2**24  # logits at a time in support_logratio: 64 MiB for each model in fp32
 
 
 class PolicyReference(nn.Module):
@@ -128,12 +129,8 @@ class PolicyReference(nn.Module):
         mine_RD, _, bounds_N1 = policy.response_hidden(sequences)
         with open_reference() as reference:
             theirs_RD, _, _ = reference.response_hidden(sequences)
-            rows = max(1, KL_LOGITS // policy.head.weight_VD.shape[0])
-            parts = [
-                _kl(policy.log_softmax(a), reference.log_softmax(b))
-                for a, b in zip(mine_RD.split(rows), theirs_RD.split(rows), strict=True)
-            ]
-        return _sums(torch.cat(parts), bounds_N1)
+            kl_R = token_kl(Head(mine_RD, *policy.head), Head(theirs_RD, *reference.head))
+        return _sums(kl_R, bounds_N1)
 
     def support_logratio(self, sequences: PackedSequences, floor: float) -> Tensor:
         """[N] sums over response positions of min(0, log of policy / reference) of the mass of plausible tokens.
@@ -143,20 +140,15 @@ class PolicyReference(nn.Module):
         """
         policy, open_reference = self._both()
         mine_RD, _, bounds_N1 = policy.response_hidden(sequences)
-        rows = max(1, KL_LOGITS // policy.head.weight_VD.shape[0])
-        parts = []
+        rows = max(1, SUPPORT_LOGITS // policy.head.weight_VD.shape[0])
         with open_reference() as reference:
             with torch.no_grad():
                 theirs_RD, _, _ = reference.response_hidden(sequences)
-            for hidden_rD, theirs_rD in zip(mine_RD.split(rows), theirs_RD.split(rows), strict=True):
-                with torch.no_grad():
-                    theirs_rV = reference.log_softmax(theirs_rD)
-                    highest_r1 = theirs_rV.max(-1, keepdim=True).values
-                    plausible_rV = theirs_rV >= highest_r1.clamp(max=math.log(floor))
-                    theirs_r = theirs_rV.masked_fill(~plausible_rV, -torch.inf).logsumexp(-1)
-                # the policy's logits are made again in the backward pass rather than kept
-                mine_r = checkpoint(_mass, policy, hidden_rD, plausible_rV, use_reentrant=False)
-                parts.append((mine_r - theirs_r).clamp(max=0))
+            # both models' logits are made again in the backward pass: of a block, only hidden states are kept
+            parts = [
+                checkpoint(_support, policy, reference, mine_rD, theirs_rD, floor, use_reentrant=False)
+                for mine_rD, theirs_rD in zip(mine_RD.split(rows), theirs_RD.split(rows), strict=True)
+            ]
         return _sums(torch.cat(parts), bounds_N1)
 
     def generate(
@@ -222,14 +214,15 @@ class PolicyReference(nn.Module):
         return sorted({*ids, *([] if end is None else [end])})
 
 
-def _kl(logp_RV: Tensor, other_RV: Tensor) -> Tensor:
-    """[R] KL between two distributions given by log-probs."""
-    return (logp_RV.exp() * (logp_RV - other_RV)).sum(-1)
-
-
-def _mass(policy: Backbone, hidden_RD: Tensor, among_RV: Tensor) -> Tensor:
-    """[R] log of the policy's probability of any of the tokens ``among_RV``."""
-    return policy.log_softmax(hidden_RD).masked_fill(~among_RV, -torch.inf).logsumexp(-1)
+def _support(policy: Backbone, reference: Backbone, mine_RD: Tensor, theirs_RD: Tensor, floor: float) -> Tensor:
+    """[R] min(0, log of policy / reference) of the mass of the tokens that the reference finds plausible."""
+    with torch.no_grad():
+        theirs_RV = reference.log_softmax(theirs_RD)
+        highest_R1 = theirs_RV.max(-1, keepdim=True).values
+        outside_RV = theirs_RV < highest_R1.clamp(max=math.log(floor))
+        theirs_R = theirs_RV.masked_fill_(outside_RV, -torch.inf).logsumexp(-1)
+    mine_R = policy.log_softmax(mine_RD).masked_fill(outside_RV, -torch.inf).logsumexp(-1)
+    return (mine_R - theirs_R).clamp(max=0)
 
 
 def _sums(value_R: Tensor, bounds_N1: Tensor) -> Tensor:

@@ -96,7 +96,8 @@ def _walk(backbone: Backbone, prompts: list[Sequence[int]], levels: list[list[Br
     cache = transformers.DynamicCache()
     seen_NW = valid_NS
     hidden_NSD = _forward(backbone, cache, ids_NS, valid_NS, seen_NW)
-    # what each open branch's last token says of the next one, and the log-prob of everything up to there
+    # what each open branch's last token says of the next one, and the log-prob of everything up to there; whole
+    # distributions, because every branch that goes on from there reads its own token
     next_NV = backbone.log_softmax(_last(hidden_NSD, valid_NS))
     logp_N = torch.zeros(g, dtype=torch.float64, device=device)
     found_GR = torch.empty(g, responses, dtype=torch.float64, device=device)
@@ -114,9 +115,8 @@ def _walk(backbone: Backbone, prompts: list[Sequence[int]], levels: list[list[Br
         hidden_NSD = _forward(backbone, cache, ids_NS, valid_NS, seen_NW)
         inner_NS = valid_NS[:, 1:].bool()
         if inner_NS.any():
-            rest_TV = backbone.log_softmax(hidden_NSD[:, :-1][inner_NS])
-            rest_T = rest_TV.gather(1, ids_NS[:, 1:][inner_NS][:, None])[:, 0].double()
-            logp_N = logp_N.index_add(0, inner_NS.nonzero()[:, 0], rest_T)
+            rest_T = backbone.token_logp(hidden_NSD[:, :-1][inner_NS], ids_NS[:, 1:][inner_NS])
+            logp_N = logp_N.index_add(0, inner_NS.nonzero()[:, 0], rest_T.double())
         ends = [k for k, branch in enumerate(level) if branch.response is not None]
         found_GR[:, [level[k].response for k in ends]] = logp_N.view(g, n)[:, ends]
         goes_on = [k for k, branch in enumerate(level) if branch.response is None]

@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 
@@ -155,6 +156,15 @@ def test_support_is_kept_by_the_reference_itself_and_lost_by_a_policy_that_leave
     assert lost.sum() < -0.1
     lost.sum().backward()
     assert any(p.grad is not None and p.grad.any() for p in pair.parameters() if p.requires_grad)
+
+
+def test_support_keeps_no_distribution_for_its_backward_pass(random_source, pack, sequences):
+    pair = load(random_source(), LastLayers(1))
+    lost_N = pair.support_logratio(pack(*sequences), 0.02)
+    vocabulary = pair.policy.head.weight_VD.shape[0]
+    gc.collect()
+    assert not [x for x in gc.get_objects() if type(x) is torch.Tensor and x.ndim and x.shape[-1] == vocabulary]
+    lost_N.sum().backward()
 
 
 def test_the_reference_answers_where_it_is_asked_to(random_source, sequences):
