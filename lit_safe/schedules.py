@@ -42,15 +42,25 @@ class Cosine:
         warmup_ratio: Share of all optimizer steps spent warming up, in [0, 1).
         final: Factor at the end. At 0 the policy freezes before a multiplier that still moves; a run with a dual step
             keeps some, e.g. 0.1.
+        until: Share, in (0, 1], of the steps after the warm-up at which ``final`` is reached; it stays there. A run
+            with a dual step ends nearer to its limit if the multiplier still moves once the policy has calmed down.
+
+    Raises:
+        ValueError: If ``until`` lies outside its range.
     """
 
     warmup_ratio: float = 0.03
     final: float = 0.0
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.until <= 1:
+            raise ValueError(f"until must lie in (0, 1], got {self.until}")
 
     def __call__(self, step: int, total: int) -> float:
         """The factor, >= 0."""
         warm, progress = _warmup(step, total, self.warmup_ratio)
-        return warm * (self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2)
+        return warm * (self.final + (1 - self.final) * (1 + math.cos(math.pi * min(1.0, progress / self.until))) / 2)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,11 @@ class RolloutCost:
     """Samples responses to held-out prompts from the policy and scores their text.
 
     A sample is a function of (seed, epoch, prompt, its number) and the policy: it depends neither on batch size nor on
-    ranks nor on what was drawn before. An empty response is a response: the cost function is called on the empty
-    text, and answers for what silence costs. A response cut at ``max_new_tokens`` is scored as it stands.
+    ranks nor on what was drawn before. Each sample of a prompt is drawn from the policy; together they spread evenly,
+    as their random numbers are a Latin hypercube over the steps (McKay, Beckman and Conover 1979, Technometrics 21):
+    their mean varies less than that of independent samples, at no cost. An empty response is a response: the cost
+    function is called on the empty text, and answers for what silence costs. A response cut at ``max_new_tokens`` is
+    scored as it stands.
 
     Besides the cost it measures, per response token, ``drift/kl_per_token``: KL(policy || reference) over the full
     vocabulary at the positions visited, and ``drift/reference_logp_per_token``: how plausible the reference finds them.
@@ -131,9 +134,8 @@ class RolloutCost:
     ) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
         """Costs [n] or [n, C]; drift [n, 4], see ``_drift``; (prompt, response) texts."""
         prompts = [prompt for prompt, _ in batch]
-        uniform = torch.stack(
-            [uniforms(self.max_new_tokens, "rollout", seed, epoch, p.prompt_id, sample) for p, sample in batch]
-        )
+        spread = {p.prompt_id: self._spread(seed, epoch, p) for p in prompts}
+        uniform = torch.stack([spread[p.prompt_id][sample] for p, sample in batch])
         responses = module.pair.generate([p.ids for p in prompts], uniform, self.temperature)
         texts = [(p.text, data.decode(ids)) for p, ids in zip(prompts, responses, strict=True)]
         cost = self.cost([prompt for prompt, _ in texts], [response for _, response in texts]).cpu().double()
@@ -147,6 +149,15 @@ class RolloutCost:
             )
         measured_n = torch.tensor([sample < self.drift_samples_per_prompt for _, sample in batch])
         return cost, self._drift(module, [p.ids for p in prompts], responses, measured_n), texts
+
+    def _spread(self, seed: int, epoch: int, prompt: Prompt) -> Tensor:
+        """[samples, steps] in [0, 1): at each step one number in each of as many equal parts, uniform in its own."""
+        count, shape = self.samples_per_prompt, (self.samples_per_prompt, self.max_new_tokens)
+        within, order = (
+            torch.stack([uniforms(shape[1], what, seed, epoch, prompt.prompt_id, sample) for sample in range(count)])
+            for what in ("rollout", "rollout-order")
+        )
+        return ((order.argsort(0) + within) / count).clamp(max=1 - 2**-53)
 
     @staticmethod
     def _drift(

@@ -78,12 +78,19 @@ def test_a_sample_depends_on_neither_batch_size_nor_what_was_drawn_before() -> N
         assert again.also == whole.also
 
 
-def test_seed_and_epoch_name_other_samples_and_more_samples_begin_with_the_fewer() -> None:
+def test_seed_and_epoch_name_other_samples() -> None:
     def texts(**options: Any) -> list[tuple[str, str]]:
         return [(s.prompt, s.response) for s in rollout(**options).samples]
 
     assert len({tuple(texts(seed=seed, epoch=epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
-    assert texts(samples_per_prompt=1) == texts(samples_per_prompt=2)[::2]
+
+
+def test_samples_of_a_prompt_are_spread_evenly_and_still_drawn_from_the_policy() -> None:
+    exact = policy().pair.expected(COST)
+    mean_S = torch.stack([rollout(seed=seed, samples_per_prompt=10).mean for seed in range(60)])
+    independent = float(COST.std()) / (P * 10) ** 0.5
+    assert float(mean_S.std()) < independent / 2
+    assert float(mean_S.mean()) == pytest.approx(exact, abs=4 * float(mean_S.std()) / 60**0.5)
 
 
 def test_fresh_prompts_change_with_the_epoch_and_fixed_ones_do_not() -> None:
@@ -163,9 +170,10 @@ def test_drift_is_the_full_vocabulary_kl_at_the_positions_visited() -> None:
 def test_drift_may_be_measured_on_fewer_samples_than_the_cost() -> None:
     few = rollout(samples_per_prompt=4, drift_samples_per_prompt=1)
     assert few.count == 4 * P
-    one, all_of_them = rollout(), rollout(samples_per_prompt=4)
-    for name in ("drift/kl_per_token", "drift/reference_logp_per_token"):
-        assert few.also[name] == pytest.approx(one.also[name], abs=1e-6)  # sample 0 of each prompt is what it was
+    all_of_them = rollout(samples_per_prompt=4)
+    kl = "drift/kl_per_token"  # of this table, the same at whatever a sample visits
+    assert few.also[kl] == pytest.approx(all_of_them.also[kl], abs=1e-6)
+    assert few.also["drift/reference_logp_per_token"] != all_of_them.also["drift/reference_logp_per_token"]
     assert few.also["drift/tokens_per_response"] == all_of_them.also["drift/tokens_per_response"]
     assert few.mean == all_of_them.mean
 

@@ -22,3 +22,11 @@ def test_halfway_a_cosine_is_half_way_down() -> None:
 
 def test_a_run_of_one_step_has_a_rate() -> None:
     assert all(schedule(0, 1) > 0 for schedule in (Constant(0.03), Cosine(0.03), Linear(0.03)))
+
+
+def test_a_cosine_may_end_early_and_stay() -> None:
+    schedule = Cosine(0.0, 0.1, until=0.5)
+    assert schedule(25, 100) == pytest.approx(0.55)
+    assert schedule(50, 100) == schedule(99, 100) == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="until"):
+        Cosine(until=0.0)
