@@ -3,8 +3,8 @@
     python -m data.oracle.run --seeds 0 1 --objectives c_dpo_dual safe_dpo_soft --anchors none reference_support
 
 Every step is a command of ``train.py`` and stands in the log, so that any of them can be repeated by hand. An objective
-is a file ``configs/oracle/<objective>.yaml``, an anchor ``configs/oracle/anchor/<anchor>.yaml`` or ``none``. Runs are
-single-threaded, several at a time.
+is a file ``configs/oracle/<objective>.yaml``, an anchor ``configs/oracle/anchor/<anchor>.yaml``, perhaps with another
+weight as in ``reference_support=0.3``, or ``none``. Runs are single-threaded, several at a time.
 """
 
 from __future__ import annotations
@@ -191,7 +191,9 @@ class Study:
         path.write_text(yaml.safe_dump(overlay, sort_keys=False))
         words = ["fit", *PREFERENCE, "-c", str(CONFIGS / f"{job.objective}.yaml"), "-c", str(path)]
         if job.anchor != "none":
-            words += ["--model.anchor", str(CONFIGS / "anchor" / f"{job.anchor}.yaml")]
+            anchor, _, weight = job.anchor.partition("=")
+            words += ["--model.anchor", str(CONFIGS / "anchor" / f"{anchor}.yaml")]
+            words += ["--model.anchor.init_args.weight", weight] if weight else []
         return start(*words, *job.options, log_to=folder / "log.txt")
 
     def _sft(self) -> dict[str, Any]:
@@ -231,7 +233,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/oracle"))
     parser.add_argument("--objectives", nargs="+", default=["dpo_soft", "c_dpo", "c_dpo_dual", "safe_dpo_soft"])
     parser.add_argument(
-        "--anchors", nargs="+", default=["reference_support"], help="none, or files of configs/oracle/anchor"
+        "--anchors",
+        nargs="+",
+        default=["reference_support"],
+        help="none, or files of configs/oracle/anchor, with =WEIGHT if not the file's",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")

@@ -13,6 +13,7 @@ from data.oracle import estimators
 from data.oracle.estimators import importance_bias, rollout_coverage
 from data.oracle.optimum import frontier, measure, regret, tilt
 from data.oracle.report import read_runs, summarise, write_report
+from data.oracle.tradeoff import write_tradeoff
 from lit_safe.statistics import clustered_mean
 
 BETA = 0.5
@@ -171,3 +172,24 @@ def test_estimators_print_a_table_for_a_run(tmp_path: Path, capsys: pytest.Captu
     heads = [line for line in lines if "coverage (%)" in line]
     assert len(heads) == 3
     assert any(line.startswith("| this run | 64 | 2 |") for line in lines)
+
+
+def test_a_tradeoff_names_each_runs_anchor_and_weight(tmp_path: Path) -> None:
+    def anchored(name: str, weight: float) -> dict[str, Any]:
+        text = f"ReferenceSupport(weight={weight}, floor=0.01)"
+        return made_up(name, 0, anchor={"name": "ReferenceSupport", "text": text})
+
+    save(
+        tmp_path,
+        made_up("safe_dpo", 0),
+        anchored("safe_dpo+reference_support", 1.0),
+        anchored("safe_dpo+reference_support=0.3", 0.3),
+    )
+    write_tradeoff(tmp_path)
+    rows = [line.split("|")[1:5] for line in (tmp_path / "tradeoff.md").read_text().splitlines() if "SafeDPO" in line]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["SafeDPO", "none", "", "0"],
+        ["SafeDPO", "reference_support", "0.3", "0"],
+        ["SafeDPO", "reference_support", "1", "0"],
+    ]
+    assert image.imread(tmp_path / "tradeoff.png").std() > 0.01
