@@ -1,6 +1,6 @@
 """What an anchor costs: malformed mass against regret, over the weights of each anchor of a study.
 
-    python -m data.oracle.run --folder runs/anchors --seeds 0 --objectives safe_dpo_soft --anchors none reference_support
+    python -m data.oracle.run --folder runs/anchors --objectives safe_dpo_soft --anchors none reference_support
     python -m data.oracle.tradeoff runs/anchors
 
 (an anchor may name a weight, as in ``reference_support=0.3``) writes ``tradeoff.md`` and ``tradeoff.png`` there.
@@ -84,7 +84,7 @@ def plot(points: Sequence[Point], reference: float, path: Path) -> None:
         own = [p for p in points if (p.objective, p.anchor) == group and p.regret is not None]
         colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
         x = [max(LOWEST, p.malformed) for p in own]
-        y = [p.regret for p in own]
+        y = [p.regret for p in own if p.regret is not None]
         ax.plot(
             x,
             y,
@@ -95,9 +95,9 @@ def plot(points: Sequence[Point], reference: float, path: Path) -> None:
             label=" + ".join((label(group[0]), *group[1:])),
         )
         ax.hlines(y, x, [max(LOWEST, p.malformed_worst) for p in own], color=colour, linewidth=0.9, alpha=0.45)
-        for p, at in zip(own, x, strict=True):
+        for p, at in zip(own, zip(x, y, strict=True), strict=True):
             if p.weight is not None:
-                ax.annotate(f"{p.weight:g}", (at, p.regret), (3, 4), textcoords="offset points", fontsize=SIZE - 2)
+                ax.annotate(f"{p.weight:g}", at, (3, 4), textcoords="offset points", fontsize=SIZE - 2)
     ax.axvline(reference, color=GREY, linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
     ax.annotate(
         "reference", (reference, 1), (-3, -4), xycoords=("data", "axes fraction"), textcoords="offset points",
