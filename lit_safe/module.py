@@ -63,10 +63,12 @@ class PreferenceAlignment(StepModule):
 
         ``own_reference`` spares the reference's pass where the policy is known to be the reference still.
         """
-        policy = self._pair(self.pair.policy_logp(batch.sequences))
-        reference = policy if own_reference else batch.reference_logp
-        if reference is None:
-            reference = self._pair(self.pair.reference_logp(batch.sequences))
+        if own_reference:
+            policy = reference = self._pair(self.pair.policy_logp(batch.sequences))
+        elif batch.reference_logp is not None:
+            policy, reference = self._pair(self.pair.policy_logp(batch.sequences)), batch.reference_logp
+        else:
+            policy, reference = map(self._pair, self.pair.both_logp(batch.sequences))
         logratio = Pair(policy.chosen - reference.chosen, policy.rejected - reference.rejected)
         return policy, logratio, self.objective(logratio, batch.label, self.multiplier)
 

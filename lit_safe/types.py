@@ -211,6 +211,9 @@ class PairModel(Protocol):
     def reference_logp(self, sequences: PackedSequences) -> Tensor:
         """[N] summed response log-probs of the reference, fp32 nats, never with gradient."""
 
+    def both_logp(self, sequences: PackedSequences) -> SequenceLogp:
+        """What ``policy_logp`` and ``reference_logp`` give, which may take less together than one after the other."""
+
     def token_kl(self, sequences: PackedSequences) -> Tensor:
         """[N] sums over response positions of KL(policy || reference) over the full vocabulary, nats, no gradient."""
 

@@ -12,8 +12,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from lit_safe.types import IGNORE, PackedSequences
-from ops.sequence_logratio import sequence_logp, token_logp
+from lit_safe.types import IGNORE, PackedSequences, SequenceLogp
+from ops.sequence_logratio import Head, both_sequence_logp, sequence_logp, token_logp
 
 Layout = Literal["padded", "packed"]
 
@@ -26,7 +26,7 @@ class ResponseHidden(NamedTuple):
     cu_responses_N1: Tensor  # [N+1] int32, bounds of each sequence's rows
 
 
-class Head(NamedTuple):
+class Unembedding(NamedTuple):
     """The last map: logit = softcap(scale * (hidden @ weight.T + bias))."""
 
     weight_VD: Tensor
@@ -63,7 +63,7 @@ class Backbone(nn.Module):
         return next(self.parameters()).device
 
     @property
-    def head(self) -> Head:
+    def head(self) -> Unembedding:
         """The head's weights and the fixed maps after it."""
         linear = self.causal_lm.get_output_embeddings()
         if not isinstance(linear, nn.Linear):
@@ -74,7 +74,7 @@ class Backbone(nn.Module):
         config = self.causal_lm.config.get_text_config()
         scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
         scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
-        return Head(linear.weight, linear.bias, float(scale), getattr(config, "final_logit_softcapping", None))
+        return Unembedding(linear.weight, linear.bias, float(scale), getattr(config, "final_logit_softcapping", None))
 
     def forward(self, sequences: PackedSequences) -> Tensor:
         """[N] summed log-probs of the scored tokens, fp32 nats.
@@ -83,22 +83,33 @@ class Backbone(nn.Module):
             ValueError: If a sequence is longer than the model has positions, or the weights are fp16 on a CPU.
         """
         hidden_RD, target_R, cu_responses_N1 = self.response_hidden(sequences)
-        head = self.head
-        kind = hidden_RD.device.type
-        # autocast would round fp32 logits to its own type; hidden states it has rounded already, so they meet the head
-        # in that type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight_VD.dtype
-        with torch.autocast(kind, enabled=False):
+        hidden_RD, weight_VD, bias_V, scale, softcap = self._at_head(hidden_RD)
+        with torch.autocast(hidden_RD.device.type, enabled=False):
             return sequence_logp(
-                hidden_RD.to(dtype),
-                head.weight_VD.to(dtype),
+                hidden_RD,
+                weight_VD,
                 target_R,
                 cu_seqlens_N1=cu_responses_N1,
-                bias_V=head.bias_V,
-                scale=head.scale,
-                softcap=head.softcap,
+                bias_V=bias_V,
+                scale=scale,
+                softcap=softcap,
                 backend=self.backend,
             )
+
+    def score_beside(self, rows: ResponseHidden, reference_RD: Tensor) -> SequenceLogp:
+        """[N] log-probs of ``rows`` and, without gradient, of a reference that ends in this head, from one call.
+
+        Args:
+            rows: What ``response_hidden`` gave.
+            reference_RD: The reference's hidden states at the same positions.
+        """
+        policy = self._at_head(rows.hidden_RD)
+        reference = policy._replace(hidden_TD=reference_RD.to(policy.hidden_TD.dtype))
+        with torch.autocast(reference_RD.device.type, enabled=False):
+            both = both_sequence_logp(
+                policy, reference, rows.target_R, cu_seqlens_N1=rows.cu_responses_N1, backend=self.backend
+            )
+        return SequenceLogp(*both)
 
     def response_hidden(self, sequences: PackedSequences) -> ResponseHidden:
         """The last hidden states at positions whose target is scored."""
@@ -109,6 +120,11 @@ class Backbone(nn.Module):
         return ResponseHidden(
             hidden_RD, sequences.target[scored_T], before_T1[sequences.cu_seqlens.long()].to(torch.int32)
         )
+
+    def shares_head(self, other: Backbone) -> bool:
+        """Whether both end in the same weights in memory: the other then differs before its head alone."""
+        mine, theirs = self.head, other.head
+        return mine.weight_VD is theirs.weight_VD and mine.bias_V is theirs.bias_V
 
     def token_logp(self, hidden_RD: Tensor, target_R: Tensor) -> Tensor:
         """[R] fp32 log-probs of the targets after ``hidden_RD``."""
@@ -162,6 +178,16 @@ class Backbone(nn.Module):
             model, "activation_checkpointing_enable", None
         )  # its name in later versions of transformers 5
         (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+    def _at_head(self, hidden_RD: Tensor) -> Head:
+        """Hidden states and head in the type in which they meet: under autocast in its own, to which it rounds layers.
+
+        The op is then called without autocast, which would round fp32 logits too.
+        """
+        head = self.head
+        kind = hidden_RD.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight_VD.dtype
+        return Head(hidden_RD.to(dtype), head.weight_VD.to(dtype), head.bias_V, head.scale, head.softcap)
 
     @property
     def _name(self) -> str:

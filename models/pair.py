@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lit_safe.types import MemoryEstimate, ModelFacts, PackedSequences
+from lit_safe.types import MemoryEstimate, ModelFacts, PackedSequences, SequenceLogp
 from models.adaptation import Adaptation, Full
 from models.backbone import Backbone, Layout, no_dropout
 from models.export import save_pretrained
@@ -113,6 +113,21 @@ class PolicyReference(nn.Module):
         """[N] summed response log-probs of the reference, fp32 nats, never with gradient."""
         with self._both()[1]() as reference:
             return reference(sequences)
+
+    def both_logp(self, sequences: PackedSequences) -> SequenceLogp:
+        """What ``policy_logp`` and ``reference_logp`` give; models that end in the same head go through it in one call.
+
+        They do where the head is frozen: adapters, last layers.
+        """
+        policy, open_reference = self._both()
+        with open_reference() as reference:
+            one_head = policy.shares_head(reference)
+        if not one_head:
+            return SequenceLogp(self.policy_logp(sequences), self.reference_logp(sequences))
+        rows = policy.response_hidden(sequences)
+        with torch.no_grad(), open_reference() as reference:
+            reference_RD = reference.response_hidden(sequences).hidden_RD
+        return policy.score_beside(rows, reference_RD)
 
     def table_logp(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], which: str, rows: int = 512

@@ -87,6 +87,30 @@ def sequence_logp(
     return _reduce(logp_T, target_T, cu_seqlens_N1, reduction)
 
 
+def both_sequence_logp(
+    policy: Head,
+    reference: Head,
+    target_T: Tensor,
+    *,
+    cu_seqlens_N1: Tensor,
+    reduction: Literal["sum", "mean"] = "sum",
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """[N] log-probs of the policy, and [N] of the reference without gradient, as ``sequence_logp`` gives each.
+
+    When they share one weight and bias (``is``), both go through the head in one call that costs the reference no
+    gradient.
+
+    Raises:
+        ValueError: On what ``token_logp`` raises, and on vocabularies that differ.
+    """
+    policy_T, reference_T = _both_token_logp(policy, reference, target_T, backend)
+    return (
+        _reduce(policy_T, target_T, cu_seqlens_N1, reduction),
+        _reduce(reference_T, target_T, cu_seqlens_N1, reduction),
+    )
+
+
 def sequence_logratio(
     policy: Head | Tensor,
     reference: Head | Tensor,
@@ -117,8 +141,8 @@ def sequence_logratio(
         if target_T is None or cu_seqlens_N1 is None:
             raise ValueError("a Head needs target_T and cu_seqlens_N1")
         if isinstance(policy, Head) and isinstance(reference, Head):
-            logratio_T = _token_logratio(policy, reference, target_T, backend)
-            return _reduce(logratio_T, target_T, cu_seqlens_N1, reduction)
+            policy_T, reference_T = _both_token_logp(policy, reference, target_T, backend)
+            return _reduce(policy_T - reference_T, target_T, cu_seqlens_N1, reduction)
         if isinstance(policy, Head):
             policy = _reduce(_token_logp(policy, target_T, backend, None), target_T, cu_seqlens_N1, reduction)
         if isinstance(reference, Head):
@@ -130,17 +154,17 @@ def sequence_logratio(
     return policy - reference.detach()
 
 
-def _token_logratio(policy: Head, reference: Head, target_T: Tensor, backend: str) -> Tensor:
+def _both_token_logp(policy: Head, reference: Head, target_T: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     if len(policy.weight_VD) != len(reference.weight_VD):
         raise ValueError(f"vocabularies differ: {len(policy.weight_VD)} and {len(reference.weight_VD)}")
     shared = policy.weight_VD is reference.weight_VD and policy.bias_V is reference.bias_V
     if shared and policy[3:] == reference[3:] and policy.hidden_TD.dtype == reference.hidden_TD.dtype:
         both = policy._replace(hidden_TD=torch.cat([policy.hidden_TD, reference.hidden_TD.detach()]))
         policy_T, reference_T = _token_logp(both, target_T.repeat(2), backend, len(target_T)).chunk(2)
-        return policy_T - reference_T.detach()
+        return policy_T, reference_T.detach()
     with torch.no_grad():
         reference_T = _token_logp(reference, target_T, backend, None)
-    return _token_logp(policy, target_T, backend, None) - reference_T
+    return _token_logp(policy, target_T, backend, None), reference_T
 
 
 def _token_logp(head: Head, target_T: Tensor, backend: str, grad_rows: int | None) -> Tensor:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from lit_safe.hashing import uniforms
 from lit_safe.sequences import pack_sequences
-from lit_safe.types import IGNORE, Annotation, CostEstimate, PackedBatch, PackedSequences, Pair, Prompt
+from lit_safe.types import IGNORE, Annotation, CostEstimate, PackedBatch, PackedSequences, Pair, Prompt, SequenceLogp
 
 P, K = 4, 5
 REWARD = torch.tensor([2.0, 1.5, 0.5, 0.0, -0.5]) + uniforms(P * K, "reward").view(P, K)  # helpful is unsafe
@@ -44,6 +44,9 @@ class Table(nn.Module):
 
     def reference_logp(self, sequences: PackedSequences) -> Tensor:
         return self._logp(self.reference_PK, sequences).detach()
+
+    def both_logp(self, sequences: PackedSequences) -> SequenceLogp:
+        return SequenceLogp(self.policy_logp(sequences), self.reference_logp(sequences))
 
     def token_kl(self, sequences: PackedSequences) -> Tensor:
         policy, reference = self.logit_PK.log_softmax(-1), self.reference_PK.log_softmax(-1)

@@ -30,7 +30,7 @@ from lit_safe.loggers.tensorboard import TensorBoardRun
 from lit_safe.module import PreferenceAlignment
 from lit_safe.objectives import ConstrainedDPO
 from lit_safe.schedules import Constant, Cosine
-from lit_safe.types import Annotation, CostEstimate, PackedBatch, PackedSequences, Pair
+from lit_safe.types import Annotation, CostEstimate, PackedBatch, PackedSequences, Pair, SequenceLogp
 
 PLACES = ("micro_batch", "step", "validation", "dual", "logging", "half a checkpoint", "whole checkpoint", "end")
 ROWS, LENGTH, VOCABULARY = 26, 5, 11
@@ -84,6 +84,9 @@ class Bigram(nn.Module):
     def reference_logp(self, sequences: PackedSequences) -> Tensor:
         with torch.no_grad():
             return self._logp(uniforms(VOCABULARY**2, "bigram").reshape(VOCABULARY, VOCABULARY).float(), sequences)
+
+    def both_logp(self, sequences: PackedSequences) -> SequenceLogp:
+        return SequenceLogp(self.policy_logp(sequences), self.reference_logp(sequences))
 
     @staticmethod
     def _logp(score_VV: Tensor, sequences: PackedSequences) -> Tensor:

@@ -19,7 +19,8 @@ from lit_safe.metrics import PAIR_NAMES
 from lit_safe.module import PreferenceAlignment
 from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO
 from lit_safe.schedules import Linear
-from lit_safe.types import PackedBatch, Pair
+from lit_safe.types import PackedBatch, Pair, SequenceLogp
+from models.adaptation import LastLayers, LoRA
 from models.pair import PolicyReference
 from models.sources import TinyLlama
 from tests.lit_safe.pair_world import MIXED, Fruit, aligned, pairs, plain_logp, trainer, weights
@@ -155,6 +156,23 @@ def test_a_reference_scored_beforehand_takes_the_reference_models_place(batch: P
     _, logratio, scored = module(given)
     torch.testing.assert_close(logratio.margin, torch.full((6,), 5.0))
     torch.testing.assert_close(scored.loss, torch.full((6,), math.log1p(math.exp(-0.5))))
+
+
+@pytest.mark.parametrize("adaptation", [LastLayers(1), LoRA(r=2)], ids=["last layers", "adapter"])
+def test_a_frozen_head_is_gone_through_once_and_the_step_is_the_same(adaptation: Any, batch: PackedBatch) -> None:
+    class Apart(PolicyReference):
+        def both_logp(self, sequences):
+            return SequenceLogp(self.policy_logp(sequences), self.reference_logp(sequences))
+
+    steps = []
+    for kind in (PolicyReference, Apart):
+        module = loaded(aligned(SafeDPO(), pair=kind(TinyLlama(), adaptation, backend="chunked")))
+        with torch.no_grad():
+            for p in module.parameters():  # away from the reference, and from the adapter's start at zero
+                p += 0.05 * torch.sin(torch.arange(p.numel())).view_as(p) * p.requires_grad
+        share = module.loss_share(batch)
+        steps.append((share.detach(), gradient(module, share)))
+    torch.testing.assert_close(*steps, rtol=1e-4, atol=1e-6)
 
 
 # -- what is done with a gradient

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_safe.types import PairModel
 from models.adaptation import Full, LastLayers, LoRA
@@ -44,9 +45,39 @@ def test_untrained_policy_and_reference_agree_to_the_bit(kind, layout, architect
     pair = load(random_source(architecture), *kind, layout=layout)
     policy, reference = pair.policy_logp(pack(*sequences)), pair.reference_logp(pack(*sequences))
     assert torch.equal(policy, reference)
+    assert torch.equal(*pair.both_logp(pack(*sequences)))
     assert policy.requires_grad
     assert not reference.requires_grad
     assert pair.token_kl(pack(*sequences)).tolist() == [0.0] * len(sequences)
+
+
+class HeadCalls(TorchDispatchMode):
+    """Rows of each call of the log-prob operator."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.sequence_logratio.chunked.default:
+            self.rows = [*getattr(self, "rows", []), len(args[0])]
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])
+@pytest.mark.parametrize("name", ["llama-tied", "gemma2-softcap", "phi-bias"])
+def test_scored_together_both_models_give_what_they_give_apart(kind, name, autocast, random_source, pack, sequences):
+    batch, scored = pack(*sequences), sum(len(response) for _, response in sequences)
+    pair = load(random_source(name), *kind, backend="chunked")
+    train(pair, batch)
+    together, apart = pair.both_logp, lambda batch: (pair.policy_logp(batch), pair.reference_logp(batch))
+    found = []
+    for score in together, apart:
+        pair.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast), HeadCalls() as calls:
+            policy_N, reference_N = score(batch)
+        assert not reference_N.requires_grad
+        (policy_N - reference_N).square().sum().backward()
+        found.append((policy_N.detach(), reference_N, [p.grad for p in pair.parameters() if p.requires_grad]))
+        head_learns = pair.policy.head.weight_VD.requires_grad
+        assert calls.rows == ([2 * scored] if score is together and not head_learns else [scored] * 2)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-4)
 
 
 def test_training_moves_the_policy_and_leaves_the_reference(kind, random_source, pack, sequences):
