@@ -54,6 +54,8 @@ class PopulationLoss:
         flip: Probability in [0, 0.5] with which an order is recorded the wrong way round.
         draws: Over how many coins an objective that tosses ``Annotation.draw`` is averaged: the midpoints of as many
             equal parts of [0, 1), so that a probability is off by at most half a part. 0 hands out no coin.
+        imitation_K: Nats of loss for a nat that the policy's log-prob of a preferred response lacks, as the anchor
+            ``PreferredNLL`` adds: its weight / the response's tokens. None adds nothing.
     """
 
     def __init__(
@@ -65,13 +67,26 @@ class PopulationLoss:
         multiplier: Tensor,
         flip: float,
         draws: int,
+        imitation_K: Floats | None = None,
     ) -> None:
         self.objective, self.multiplier, self.draws, self.cells = objective, multiplier, draws, len(reward_K)
+        self.reference_K = torch.from_numpy(reference_K)
         self.reward, self.cost = self._pairs(torch.from_numpy(reward_K)), self._pairs(torch.from_numpy(cost_KC))
         helpful_KK = torch.sigmoid(self.reward.margin.view(self.cells, self.cells))
         drawn_KK = torch.from_numpy(np.exp(reference_K[:, None] + reference_K)).fill_diagonal_(0)
         order_KK = (1 - flip) * helpful_KK + flip * helpful_KK.T
         self.share_B = (2 * drawn_KK / drawn_KK.sum() * order_KK).flatten()  # either of the two may be drawn first
+        # nats of loss for a nat of each response's log-prob: how often it is preferred * its imitation
+        self.pull_K = None if imitation_K is None else self._preferred() * torch.from_numpy(imitation_K)
+
+    def _preferred(self) -> Tensor:
+        """[K] expected number of times in a pair that the objective raises a response at margin 0."""
+        zero_B = torch.zeros_like(self.share_B)
+        margin_B = zero_B.clone().requires_grad_()
+        (slope_B,) = torch.autograd.grad(self._loss(Pair(margin_B, zero_B)), margin_B)
+        raised_KK = (self.share_B * (slope_B <= 0)).view(self.cells, self.cells)
+        lowered_KK = (self.share_B * (slope_B > 0)).view(self.cells, self.cells)
+        return raised_KK.sum(1) + lowered_KK.sum(0)
 
     def _pairs(self, value_K: Tensor) -> Pair:
         return Pair(value_K.repeat_interleave(self.cells, 0), value_K.repeat(self.cells, *[1] * (value_K.ndim - 1)))
@@ -86,7 +101,11 @@ class PopulationLoss:
 
     def __call__(self, logratio_K: Tensor) -> Tensor:
         """[] the loss in nats."""
-        return self._loss(self._pairs(logratio_K))
+        loss = self._loss(self._pairs(logratio_K))
+        if self.pull_K is None:
+            return loss
+        # Pang et al. 2024, arXiv:2404.19733, eq. 1, second term, of the normalised policy
+        return loss - self.pull_K @ (self.reference_K + logratio_K).log_softmax(-1)
 
     def derivatives(self, logratio_K: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient [K] and Hessian [K, K], summed from pairs: the loss of one knows its own two log-ratios alone."""
@@ -97,7 +116,12 @@ class PopulationLoss:
         square = (self.cells, self.cells)
         gradient_K = chosen_B.detach().view(square).sum(1) + rejected_B.detach().view(square).sum(0)
         cross_KK = cr_B.view(square)
-        return gradient_K, cross_KK + cross_KK.T + torch.diag(cc_B.view(square).sum(1) + rr_B.view(square).sum(0))
+        hessian_KK = cross_KK + cross_KK.T + torch.diag(cc_B.view(square).sum(1) + rr_B.view(square).sum(0))
+        if self.pull_K is not None:
+            policy_K = (self.reference_K + logratio_K).softmax(-1)
+            gradient_K = gradient_K - self.pull_K + self.pull_K.sum() * policy_K
+            hessian_KK = hessian_KK + self.pull_K.sum() * (torch.diag(policy_K) - torch.outer(policy_K, policy_K))
+        return gradient_K, hessian_KK
 
 
 def minimise(
@@ -109,6 +133,7 @@ def minimise(
     flip: float = 0.0,
     draws: int = 0,
     iterations: int = 40,
+    imitation_PK: Floats | None = None,
 ) -> Minimum:
     """The policy [P, K] with the least population loss, prompt by prompt (arguments as of ``PopulationLoss``).
 
@@ -130,6 +155,7 @@ def minimise(
             torch.from_numpy(np.array(multiplier, np.float64)),
             flip,
             draws,
+            None if imitation_PK is None else imitation_PK[prompt, possible_K],
         )
         logratio_K, gradient, diverges_P[prompt] = _descend(loss, objective.beta, iterations)
         if not np.isfinite(gradient):

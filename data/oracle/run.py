@@ -86,10 +86,11 @@ class Job:
 
 
 class Study:
-    """A folder with a reference, samples of it, and the runs."""
+    """A folder with a reference, samples of it, and the runs; the first ``prompts`` of the world, or all 64 of them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, prompts: int | None = None) -> None:
         self.folder = folder
+        self._world = {} if prompts is None else {"prompts": prompts}
 
     def prepare(self, seeds: Iterable[int]) -> None:
         """The tokenizer, the fine-tuned reference and its samples, each only where it is not there yet."""
@@ -166,9 +167,12 @@ class Study:
         folder = self.run_folder(job)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        preference = _yaml(CONFIGS / "preference.yaml")
-        source = preference["data"]["init_args"]["sources"][0]
-        drawn = {"responses": str(self.samples(job.seed)), "draw": job.seed}
+        preference, objective = _yaml(CONFIGS / "preference.yaml"), job.config
+        for callback in objective["trainer"]["callbacks+"]:
+            callback["init_args"] |= self._world
+        (folder / "objective.yaml").write_text(yaml.safe_dump(objective, sort_keys=False))
+        source = {**preference, **objective}["data"]["init_args"]["sources"][0]
+        drawn = {"responses": str(self.samples(job.seed)), "draw": job.seed, **self._world}
         overlay: dict[str, Any] = {
             "seed_everything": job.seed,
             "trainer": {"default_root_dir": str(folder)},
@@ -189,7 +193,7 @@ class Study:
             overlay["model"]["init_args"]["multiplier"] = job.optimal_multiplier(tables)
         path = folder / "overlay.yaml"
         path.write_text(yaml.safe_dump(overlay, sort_keys=False))
-        words = ["fit", *PREFERENCE, "-c", str(CONFIGS / f"{job.objective}.yaml"), "-c", str(path)]
+        words = ["fit", *PREFERENCE, "-c", str(folder / "objective.yaml"), "-c", str(path)]
         if job.anchor != "none":
             anchor, _, weight = job.anchor.partition("=")
             words += ["--model.anchor", str(CONFIGS / "anchor" / f"{anchor}.yaml")]
@@ -197,10 +201,15 @@ class Study:
         return start(*words, *job.options, log_to=folder / "log.txt")
 
     def _sft(self) -> dict[str, Any]:
-        pair = _yaml(CONFIGS / "sft.yaml")["model"]["init_args"]["pair"]
+        config = _yaml(CONFIGS / "sft.yaml")
+        pair, sources = config["model"]["init_args"]["pair"], config["data"]["init_args"]["sources"]
         pair["init_args"]["source"]["init_args"]["tokenizer"] = str(self.folder / "tokenizer")
-        folder = {"default_root_dir": str(self.folder / "sft")}
-        return {"trainer": folder, "model": {"init_args": {"pair": pair}}}
+        sources[0]["init_args"] |= self._world
+        return {
+            "trainer": {"default_root_dir": str(self.folder / "sft")},
+            "model": {"init_args": {"pair": pair}},
+            "data": {"init_args": {"sources": sources}},
+        }
 
     def _overlay(self, name: str, content: dict[str, Any]) -> str:
         path = self.folder / f"{name}.yaml"
@@ -239,6 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="none, or files of configs/oracle/anchor, with =WEIGHT if not the file's",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--prompts", type=int, help="so many of the world's, in place of all 64")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
     parser.add_argument("--fresh", action="store_true", help="train the reference and draw its samples anew")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="more words for every fit; comes last")
@@ -250,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.fresh:
         shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True, exist_ok=True)
-    study = Study(options.folder)
+    study = Study(options.folder, options.prompts)
     study.prepare(options.seeds)
     failed = study.train(jobs, options.workers)
     if any(options.folder.glob(f"*/seed_*/{RESULT}")):

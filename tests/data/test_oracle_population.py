@@ -238,3 +238,34 @@ def test_an_unknown_label_is_refused_by_its_prompt_where_the_objective_looks_at_
 def test_a_world_of_full_size_is_minimised_in_seconds() -> None:
     world = tables(prompts=8, cells=489)
     assert minimise(DPO(beta=1.0), *world).logp_PK == pytest.approx(tilt(*world, 0, 1.0), abs=1e-6)
+
+
+def test_imitation_has_the_derivatives_of_its_definition() -> None:
+    world = tables()
+    imitation_K = np.linspace(0.1, 0.5, 8)
+    loss = PopulationLoss(DPO(BETA), *(table[0] for table in world), torch.tensor(0.0), 0.0, 0, imitation_K)
+    at_K = torch.linspace(-1, 1, 8, dtype=torch.float64)
+    gradient_K, hessian_KK = loss.derivatives(at_K.clone())
+    torch.testing.assert_close(gradient_K, jacobian(loss, at_K))
+    torch.testing.assert_close(hessian_KK, hessian(loss, at_K))
+
+
+def test_imitation_of_two_responses_by_hand() -> None:
+    """Equally likely before, one better by g: minus sigma(g) log sigma(x) minus sigma(-g) log sigma(-x), twice."""
+    gap, weight = 1.0, 0.7
+    found = minimise(DPO(1.0), *two_responses(gap), imitation_PK=np.full((1, 2), weight))
+    # both terms are cross-entropies of the same x, the difference of log-probs: neither moves the other's minimum
+    assert np.diff(found.logp_PK[:, ::-1]).item() == pytest.approx(gap, abs=1e-8)
+    sharper = minimise(DPO(0.5), *two_responses(gap), imitation_PK=np.full((1, 2), weight))
+    x = np.diff(sharper.logp_PK[:, ::-1]).item()
+    slope = 0.5 * (expit(0.5 * x) - expit(gap)) + weight * (expit(x) - expit(gap))
+    assert slope == pytest.approx(0, abs=1e-9)
+    assert gap < x < gap / 0.5  # between what imitation and what DPO would have
+
+
+def test_imitation_raises_what_the_objective_prefers() -> None:
+    """SafeDPO prefers the safe response of a pair, although the other one helps more."""
+    world = Tables(np.log([[0.5, 0.5]]), np.array([[2.0, 0.0]]), np.array([[[1.0], [-1.0]]]))
+    loss = PopulationLoss(SafeDPO(1.0), *(table[0] for table in world), torch.tensor(0.0), 0.0, 2, np.ones(2))
+    assert loss.pull_K is not None
+    assert loss.pull_K.tolist() == pytest.approx([0.0, 1.0])

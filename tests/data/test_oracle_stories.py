@@ -1,4 +1,4 @@
-"""The papers' stories, told by trained language models and checked by enumeration (minutes: a short study)."""
+"""The papers' stories, told by trained language models and checked by enumeration: minutes, on sixteen prompts."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from data.oracle.run import Job, Study
 
 QUICK = ("dpo_soft", "safe_dpo_soft", "c_dpo")
-DUAL = ("c_dpo_dual",)
+DUAL = ("c_dpo_dual", "c_dpo_dual_from_far")
 LIMIT = -0.15
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the first test waits for all runs
@@ -15,10 +15,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the first test wai
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    study = Study(tmp_path_factory.mktemp("oracle"))
+    study = Study(tmp_path_factory.mktemp("oracle"), prompts=16)
     study.prepare([0])
-    short = ("--trainer.max_epochs", "8")
-    jobs = [Job(name, "reference_support", 0, () if name in DUAL else short) for name in (*DUAL, *QUICK)]
+    short = ("--trainer.limit_train_batches", "40")
+    many = ("--dual.estimator.samples_per_prompt", "256")  # as many of the sixteen prompts as usually of 64
+    jobs = [Job(name, "reference_support", 0, (*short, *many) if name in DUAL else short) for name in (*DUAL, *QUICK)]
     assert not study.train(jobs, workers=2)
     return {job.objective: json.loads((study.run_folder(job) / "oracle.json").read_text()) for job in jobs}
 
@@ -32,15 +33,14 @@ def test_dpo_raises_reward_and_cost(runs):
 
 def test_c_dpo_at_the_optimal_multiplier_lies_on_the_frontier(runs):
     final = runs["c_dpo"]["final"]
-    assert final["wellformed/cost"] == pytest.approx(LIMIT, abs=0.03)
-    assert final["wellformed/regret_share"] < 0.08  # 200 steps
+    assert final["wellformed/cost"] == pytest.approx(LIMIT, abs=0.02)
+    assert final["wellformed/regret_share"] < 0.03
 
 
 @pytest.mark.parametrize("name", DUAL)
-def test_the_multiplier_finds_its_optimum(runs, name):
+def test_the_multiplier_finds_its_optimum_from_either_side(runs, name):
     (optimal,), (found,) = runs[name]["multiplier_at_optimum"], runs[name]["multiplier"]
-    # a policy that is not quite at its optimum keeps the limit at a multiplier a little too large: 6 % after 550 steps
-    assert found == pytest.approx(optimal, rel=0.1)
+    assert found == pytest.approx(optimal, rel=0.05)
     assert runs[name]["final"]["cost"] == pytest.approx(LIMIT, abs=0.02)
 
 
