@@ -3,6 +3,8 @@
 Letters: T positions, R rows of one block of them, V vocabulary, S columns of one slab of it.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,16 @@ from ops.sequence_logratio import slabs
 from ops.sequence_logratio.api import Head
 from ops.sequence_logratio.chunked import logits
 from ops.sequence_logratio.slabs import Block
+
+
+class _Seen(NamedTuple):
+    """Of the slabs so far: the largest z and u, sums of exp(z - max) and exp(u - max), and of exp(z - max) (z - u)."""
+
+    max_R: Tensor
+    sum_R: Tensor
+    other_max_R: Tensor
+    other_sum_R: Tensor
+    gap_R: Tensor
 
 
 @torch.no_grad()
@@ -31,17 +43,24 @@ def token_kl(policy: Head, reference: Head) -> Tensor:
     kl_T = hidden_TD.new_empty(len(hidden_TD), dtype=precise)
     with torch.autocast(hidden_TD.device.type, enabled=False):
         for rows_R in slabs.spans(len(hidden_TD), rows):
-            lowest_R = torch.full_like(kl_T[rows_R], -torch.inf)
-            max_R, other_max_R = lowest_R, lowest_R
-            sum_R, other_sum_R, gap_R = (torch.zeros_like(lowest_R) for _ in range(3))
+            lowest_R, nothing_R = torch.full_like(kl_T[rows_R], -torch.inf), torch.zeros_like(kl_T[rows_R])
+            seen = _Seen(lowest_R, nothing_R, lowest_R, nothing_R, nothing_R)
             for slab in slabs.spans(len(policy.weight_VD), columns):
-                logit_RS, other_RS = _logits(policy, rows_R, slab), _logits(reference, rows_R, slab)
-                difference_RS = logit_RS - other_RS
-                max_R, sum_R, decay_R = _grow(max_R, sum_R, logit_RS)
-                other_max_R, other_sum_R, _ = _grow(other_max_R, other_sum_R, other_RS)
-                gap_R = gap_R * decay_R + logit_RS.mul_(difference_RS).sum(1)  # holds exp(z - max) by now
-            kl_T[rows_R] = gap_R / sum_R - ((max_R - other_max_R) + (sum_R.log() - other_sum_R.log()))
+                # a call, so that a block is gone before the next is made
+                seen = _absorb(seen, _logits(policy, rows_R, slab), _logits(reference, rows_R, slab))
+            log_sums_R = seen.sum_R.log() - seen.other_sum_R.log()
+            kl_T[rows_R] = seen.gap_R / seen.sum_R - ((seen.max_R - seen.other_max_R) + log_sums_R)
     return kl_T.clamp_(min=0)  # rounding may leave a KL of nothing just below it
+
+
+def _absorb(seen: _Seen, logit_RS: Tensor, other_RS: Tensor) -> _Seen:
+    """One slab more; both blocks are written over."""
+    difference_RS = logit_RS - other_RS
+    max_R, sum_R, decay_R = _grow(seen.max_R, seen.sum_R, logit_RS)
+    other_max_R, other_sum_R, _ = _grow(seen.other_max_R, seen.other_sum_R, other_RS)
+    # the logits are exp(z - max) by now
+    gap_R = seen.gap_R * decay_R + difference_RS.mul_(logit_RS).sum(1)
+    return _Seen(max_R, sum_R, other_max_R, other_sum_R, gap_R)
 
 
 def _logits(head: Head, rows_R: slice, slab: slice) -> Tensor:

@@ -1,0 +1,116 @@
+"""The logits form and the KL where inputs are awkward: shapes, strides, extremes, and memory at a real vocabulary.
+
+Letters: T positions, D hidden width, V vocabulary.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ops.sequence_logratio import Head, logits_token_logp, logits_token_stats, slabs, token_kl
+
+
+@pytest.fixture(autouse=True)
+def small_blocks_of_memory_that_starts_as_nan(monkeypatch):
+    monkeypatch.setattr(slabs, "NARROWEST_SLAB", 128)
+    monkeypatch.setitem(slabs.BLOCK_BYTES, "cpu", 4 * 128 * 500)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def heads(tokens, vocabulary, sharpness=1.0, dtype=torch.float32):
+    random = torch.Generator().manual_seed(0)
+    parts = [sharpness * torch.randn(rows, 7, generator=random) for rows in (tokens, vocabulary) * 2]
+    return [Head(hidden.to(dtype), weight.to(dtype)) for hidden, weight in (parts[:2], parts[2:])]
+
+
+def plain_kl(policy, reference):
+    p_TV, q_TV = ((head.hidden_TD @ head.weight_VD.T).log_softmax(-1) for head in (policy, reference))
+    return (p_TV.exp() * (p_TV - q_TV)).sum(-1)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (1, 32003), (63, 700), (257, 333)], ids=str)
+def test_logits_of_any_shape_and_stride(shape):
+    tokens, vocabulary = shape
+    random = torch.Generator().manual_seed(0)
+    logit_TV = torch.randn(vocabulary, tokens, generator=random, dtype=torch.float64).T  # columns apart in memory
+    target_T = torch.randint(vocabulary, (tokens + 1,), generator=random)[1:]  # starts 8 bytes into its storage
+    grad_T = torch.randn(tokens, 2, generator=random, dtype=torch.float64)[:, 0]
+    found = []
+    for function in (logits_token_logp, lambda z, t: z.log_softmax(-1).gather(1, t[:, None])[:, 0]):
+        leaf_TV = logit_TV.clone(memory_format=torch.preserve_format).requires_grad_()
+        logp_T = function(leaf_TV, target_T)
+        found.append((logp_T.detach(), *torch.autograd.grad(logp_T, leaf_TV, grad_T)))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+def test_a_log_prob_of_logits_is_never_positive_and_keeps_its_digits_near_zero():
+    lead_T = torch.tensor([0.0, 1.0, 20.0, 90.0, 1e30])
+    logit_TV = torch.zeros(5, 1000).index_fill(1, torch.tensor(7), 1.0) * lead_T[:, None]
+    logp_T, entropy_T = logits_token_stats(logit_TV, torch.full((5,), 7))
+    assert (logp_T <= 0).all()
+    torch.testing.assert_close(logp_T.double(), -torch.log1p(999 * torch.exp(-lead_T.double())), rtol=2e-6, atol=0)
+    assert (entropy_T >= 0).all()
+
+
+def test_the_backward_operator_of_logits_is_one_torch_understands():
+    logit_TV, target_T = torch.randn(6, 5), torch.tensor([0, 4, -100, 1, 2, 3])
+    normalized = torch.ops.sequence_logratio.logits(logit_TV, target_T)[:3]
+    torch.library.opcheck(
+        torch.ops.sequence_logratio.logits_backward.default, (torch.randn(6), logit_TV, target_T, *normalized)
+    )
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (1, 32003), (63, 700), (257, 333)], ids=str)
+def test_kl_of_any_shape(shape):
+    pair = heads(*shape, dtype=torch.float64)
+    torch.testing.assert_close(token_kl(*pair), plain_kl(*pair), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 0.05, 1.0, 4.0])
+def test_kl_is_no_worse_than_that_of_plain_torch_and_never_negative(sharpness):
+    pair = heads(257, 700, sharpness)
+    exact_T = plain_kl(*(Head(head.hidden_TD.double(), head.weight_VD.double()) for head in pair))
+    kl_T = token_kl(*pair)
+    assert (kl_T >= 0).all()
+    ulp = torch.finfo(torch.float32).eps * exact_T.abs().max()
+    assert (kl_T - exact_T).abs().max() <= 2 * (plain_kl(*pair) - exact_T).abs().max() + ulp
+    assert torch.equal(kl_T, token_kl(*pair)), "a rerun is equal to the bit"
+
+
+MEASURE = """
+import json, torch
+from ops.sequence_logratio import Head, both_sequence_logp, token_kl
+torch.set_num_threads(1)
+T, D, V = 512, 32, 151_936
+def peak_mib():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
+def kl(tokens, vocabulary):
+    token_kl(*(Head(torch.randn(tokens, D), torch.randn(vocabulary, D)) for _ in range(2)))
+def both(tokens, vocabulary):
+    policy = Head(torch.randn(tokens, D, requires_grad=True), torch.randn(vocabulary, D))
+    reference = policy._replace(hidden_TD=torch.randn(tokens, D))
+    bounds_N1 = torch.tensor([0, tokens])
+    both_sequence_logp(policy, reference, torch.arange(tokens), cu_seqlens_N1=bounds_N1)[0].sum().backward()
+kl(512, 1024), both(512, 1024)  # libraries load and set their buffers aside
+before, peaks = peak_mib(), []
+for step in (both, kl):  # a peak only rises
+    step(T, V)
+    peaks.append(peak_mib() - before)
+print(json.dumps(peaks))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_neither_kl_nor_two_models_at_once_hold_the_logits():
+    command = [sys.executable, "-c", MEASURE]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    head_mib, logits_mib = 151_936 * 32 * 4 / 2**20, 512 * 151_936 * 4 / 2**20
+    both, kl = json.loads(done.stdout)
+    assert both - head_mib < logits_mib / 6
+    assert kl - 2 * head_mib < logits_mib / 3  # plain torch holds them four times and more
