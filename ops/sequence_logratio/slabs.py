@@ -4,6 +4,7 @@ Letters: T positions, G of them with a gradient, R rows of one block of them, D 
 one slab of it. With z the logits, p = softmax(z), y the target: dlogp/dz = onehot(y) - p; README.md derives the rest.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -13,9 +14,10 @@ from torch import Tensor
 from ops.sequence_logratio.operator import Normalized, Problem
 from ops.sequence_logratio.reference import IGNORE
 
-# bytes of one fp32 block of logits. CPU: the block stays in the last-level cache. CUDA: untuned
-BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
-NARROWEST_SLAB = 1024
+# bytes of one fp32 block of logits. CPU: the block stays in the cache, and products of 1 to 16 MiB were equally fast.
+# CUDA: untuned
+BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
+NARROWEST_SLAB = 512
 
 
 class Running(NamedTuple):
@@ -35,6 +37,7 @@ class Block(NamedTuple):
     scale: float
     softcap: float | None
     column_R: Tensor
+    space_RS: Tensor | None = None  # where its logits may be written
 
 
 # joins a block to its rows' running sums; gives exp(old max - new max) [R] and, for the first ``graded`` rows,
@@ -62,11 +65,34 @@ def operand_dtype(hidden_TD: Tensor) -> torch.dtype:
     return hidden_TD.dtype if hidden_TD.is_cuda else torch.promote_types(hidden_TD.dtype, torch.float32)
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """A @ b, summed and returned in fp32 (fp64 for fp64)."""
-    if a.dtype in (torch.bfloat16, torch.float16):
+def workspace(hidden_TD: Tensor, rows: int, columns: int) -> Tensor | None:
+    """Memory of one block, for all of them in turn: a CPU finds it in its cache. CUDA's allocator does that itself."""
+    return None if hidden_TD.is_cuda else hidden_TD.new_empty(rows * columns, dtype=operand_dtype(hidden_TD))
+
+
+def row_blocks(
+    problem: Problem, slab: slice, weight_SD: Tensor, rows: int, space: Tensor | None
+) -> Iterator[tuple[slice, Block]]:
+    """The blocks of one slab of the head, and which rows they are; all of them write to the same space."""
+    hidden_TD, _, target_T, bias_V, scale, softcap = problem
+    bias_S = None if bias_V is None else bias_V[slab]
+    for rows_R in spans(len(hidden_TD), rows):
+        hidden_RD, column_R = hidden_TD[rows_R], target_T[rows_R] - slab.start
+        shape = len(hidden_RD), len(weight_SD)
+        space_RS = None if space is None else space[: math.prod(shape)].view(shape)
+        yield rows_R, Block(hidden_RD, weight_SD, bias_S, scale, softcap, column_R, space_RS)
+
+
+def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """A @ b, summed in fp32 (fp64 for fp64), and returned so unless ``out`` is of the operands' dtype."""
+    if out is None and a.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(a, b, out_dtype=torch.float32)
-    return torch.mm(a, b)
+    return torch.mm(a, b, out=out)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Total + A @ b, in place."""
+    return total.addmm_(a, b) if a.dtype == total.dtype else total.add_(product(a, b))
 
 
 def forward(problem: Problem, slope_rows: int, absorb: Absorb) -> tuple[Normalized, Tensor]:
@@ -87,22 +113,22 @@ def forward(problem: Problem, slope_rows: int, absorb: Absorb) -> tuple[Normaliz
 
 def accumulate(problem: Problem, slope_rows: int, absorb: Absorb) -> tuple[Running, Tensor]:
     """The running sums after all slabs, and sum over v != y of exp(z_v - max) W_v for the first ``slope_rows`` rows."""
-    hidden_TD, weight_VD, target_T, bias_V, scale, softcap = problem
+    hidden_TD, weight_VD = problem.hidden_TD, problem.weight_VD
     operand, precise = operand_dtype(hidden_TD), torch.promote_types(hidden_TD.dtype, torch.float32)
     rows, columns = blocks(hidden_TD, weight_VD)
-    hidden_TD = hidden_TD.to(operand)
+    space = workspace(hidden_TD, rows, columns)
+    problem = problem._replace(hidden_TD=hidden_TD.to(operand))
     lowest_T = hidden_TD.new_full((len(hidden_TD),), -torch.inf, dtype=precise)
     running = Running(lowest_T, torch.zeros_like(lowest_T), lowest_T.clone())
     pull_GD = hidden_TD.new_zeros((slope_rows, hidden_TD.shape[1]), dtype=precise)
     for slab in spans(len(weight_VD), columns):
-        weight_SD, bias_S = weight_VD[slab].to(operand), None if bias_V is None else bias_V[slab]
-        for rows_R in spans(len(hidden_TD), rows):
-            block = Block(hidden_TD[rows_R], weight_SD, bias_S, scale, softcap, target_T[rows_R] - slab.start)
+        weight_SD = weight_VD[slab].to(operand)
+        for rows_R, block in row_blocks(problem, slab, weight_SD, rows, space):
             graded = max(0, min(rows_R.stop, slope_rows) - rows_R.start)
             decay_R, exp_GS = absorb(block, Running(*(state_T[rows_R] for state_T in running)), graded)
             if graded:
                 own_GD = pull_GD[rows_R.start : rows_R.start + graded]
-                own_GD.mul_(decay_R[:graded, None]).add_(product(exp_GS, weight_SD))
+                add_product(own_GD.mul_(decay_R[:graded, None]), exp_GS, weight_SD)
     return running, pull_GD
 
 
@@ -126,37 +152,39 @@ def backward(
     problem: Problem, grad_T: Tensor, normalized: Normalized, needs: tuple[bool, bool, bool], residual: Residual
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Logits again (2TDV operations), and 2TDV for each of the hidden states and the weight."""
-    hidden_TD, weight_VD, target_T, bias_V, scale, softcap = problem
+    hidden_TD, weight_VD, _, bias_V, scale, _ = problem
     logp_T, shift_T, log_sum_T = normalized
     need_hidden, need_weight, need_bias = needs
     operand, precise = operand_dtype(hidden_TD), logp_T.dtype
     rows, columns = blocks(hidden_TD, weight_VD)
+    space = workspace(hidden_TD, rows, columns)
     grad_hidden_TD = torch.zeros_like(hidden_TD, dtype=precise) if need_hidden else None
     unwritten = torch.empty_like if len(hidden_TD) else torch.zeros_like
     grad_weight_VD = unwritten(weight_VD) if need_weight else None
     grad_bias_V = unwritten(bias_V) if need_bias and bias_V is not None else None
-    # all rows in one block, and a product of the gradient's own dtype: summed in fp32, rounded once, no copy
-    in_place = rows >= len(hidden_TD) and weight_VD.dtype == operand
+    # a product of the gradient's own dtype, which no later block is added to in less than fp32: no copy
+    in_place = weight_VD.dtype == operand and (rows >= len(hidden_TD) or operand == precise)
     # a block holds p - onehot(y) alone; the incoming gradient is a factor of its rows and goes into h and dh instead
     factor_T = grad_T * -scale
     factored_TD = (hidden_TD * factor_T[:, None]).to(operand) if need_weight else None
-    hidden_TD = hidden_TD.to(operand)
+    problem = problem._replace(hidden_TD=hidden_TD.to(operand))
     miss_T = torch.expm1(logp_T)  # p_y - 1 without the cancellation
     for slab in spans(len(weight_VD), columns):
-        weight_SD, bias_S = weight_VD[slab].to(operand), None if bias_V is None else bias_V[slab]
+        weight_SD = weight_VD[slab].to(operand)
         slab_weight = slab_bias = None
-        for rows_R in spans(len(hidden_TD), rows):
-            block = Block(hidden_TD[rows_R], weight_SD, bias_S, scale, softcap, target_T[rows_R] - slab.start)
+        for rows_R, block in row_blocks(problem, slab, weight_SD, rows, space):
             residual_RS = residual(block, miss_T[rows_R], shift_T[rows_R], log_sum_T[rows_R])
             if grad_hidden_TD is not None:
-                grad_hidden_TD[rows_R] += product(residual_RS, weight_SD)
-            if in_place and grad_weight_VD is not None and factored_TD is not None:
-                torch.mm(residual_RS.T, factored_TD, out=grad_weight_VD[slab])
-            elif factored_TD is not None:
-                slab_weight = _plus(slab_weight, product(residual_RS.T, factored_TD[rows_R]))
+                add_product(grad_hidden_TD[rows_R], residual_RS, weight_SD)
+            if grad_weight_VD is not None and factored_TD is not None:
+                factors = residual_RS.T, factored_TD[rows_R]
+                if slab_weight is not None:
+                    add_product(slab_weight, *factors)
+                else:
+                    slab_weight = product(*factors, out=grad_weight_VD[slab] if in_place else None)
             if grad_bias_V is not None:
                 slab_bias = _plus(slab_bias, _weighted_sum(factor_T[rows_R], residual_RS))
-        if grad_weight_VD is not None and slab_weight is not None:
+        if grad_weight_VD is not None and slab_weight is not None and not in_place:
             grad_weight_VD[slab] = slab_weight
         if grad_bias_V is not None and slab_bias is not None:
             grad_bias_V[slab] = slab_bias
