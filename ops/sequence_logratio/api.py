@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from ops.sequence_logratio import chunked, fused, reference
+from ops.sequence_logratio.checks import check_head, check_ids, check_targets
 from ops.sequence_logratio.reference import IGNORE
 
 log = logging.getLogger(__name__)
@@ -171,7 +171,11 @@ def _token_logp(head: Head, target_T: Tensor, backend: str, grad_rows: int | Non
     hidden_TD, weight_VD, bias_V, scale, softcap = head
     kind = hidden_TD.device.type
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    _check(hidden_TD, weight_VD, target_T, bias_V, any_dtype=autocast)
+    check_head(hidden_TD, weight_VD, bias_V)
+    check_targets(hidden_TD, target_T)
+    check_ids(target_T, len(weight_VD))
+    if not autocast and hidden_TD.dtype != weight_VD.dtype:
+        raise ValueError(f"hidden is {hidden_TD.dtype} and weight {weight_VD.dtype}; only autocast mixes them")
     if autocast and hidden_TD.is_cuda:
         hidden_TD = hidden_TD.to(torch.get_autocast_dtype(kind))
     elif hidden_TD.dtype != weight_VD.dtype:
@@ -195,29 +199,6 @@ def _reduce(value_T: Tensor, target_T: Tensor, cu_seqlens_N1: Tensor, reduction:
         return sum_N
     scored_N = torch.segment_reduce((target_T != IGNORE).to(value_T), "sum", offsets=offset_N1, initial=0.0)
     return sum_N / scored_N.clamp(min=1)
-
-
-def _check(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, bias_V: Tensor | None, any_dtype: bool) -> None:
-    for name, tensor in (("hidden", hidden_TD), ("weight", weight_VD), ("bias", bias_V)):
-        if isinstance(tensor, DTensor):
-            raise ValueError(
-                f"{name} is a sharded DTensor: call inside the forward of the module FSDP gathers "
-                "(or register_fsdp_forward_method), where it is a whole tensor"
-            )
-    if hidden_TD.ndim != 2 or weight_VD.ndim != 2 or hidden_TD.shape[1] != weight_VD.shape[1]:
-        raise ValueError(
-            f"need hidden [T, D] and weight [V, D], got {tuple(hidden_TD.shape)}, {tuple(weight_VD.shape)}"
-        )
-    if target_T.shape != hidden_TD.shape[:1] or target_T.dtype != torch.int64:
-        raise ValueError(f"need int64 targets [{len(hidden_TD)}], got {target_T.dtype} {tuple(target_T.shape)}")
-    if bias_V is not None and bias_V.shape != weight_VD.shape[:1]:
-        raise ValueError(f"need bias [{len(weight_VD)}], got {tuple(bias_V.shape)}")
-    if not any_dtype and hidden_TD.dtype != weight_VD.dtype:
-        raise ValueError(f"hidden is {hidden_TD.dtype} and weight {weight_VD.dtype}; only autocast mixes them")
-    if hidden_TD.device.type == "cpu" and len(target_T) and not torch.compiler.is_compiling():
-        valid_T = (target_T == IGNORE) | ((target_T >= 0) & (target_T < len(weight_VD)))
-        if not valid_T.all():
-            raise ValueError(f"target {int(target_T[~valid_T][0])} is neither {IGNORE} nor an id of {len(weight_VD)}")
 
 
 def _backend(name: str, hidden_TD: Tensor, weight_VD: Tensor) -> ModuleType:

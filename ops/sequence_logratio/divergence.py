@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ops.sequence_logratio import slabs
 from ops.sequence_logratio.api import Head
+from ops.sequence_logratio.checks import check_head
 from ops.sequence_logratio.chunked import logits
 from ops.sequence_logratio.slabs import Block
 
@@ -32,8 +33,10 @@ def token_kl(policy: Head, reference: Head) -> Tensor:
     one pass over both heads. Widths of the two models may differ.
 
     Raises:
-        ValueError: Where positions or vocabularies of the two differ.
+        ValueError: Where positions or vocabularies of the two differ, or a head does not fit its hidden states.
     """
+    for hidden_TD, weight_VD, bias_V, _, _ in (policy, reference):
+        check_head(hidden_TD, weight_VD, bias_V)
     shapes = [(len(head.hidden_TD), len(head.weight_VD)) for head in (policy, reference)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"positions and vocabulary of the policy {shapes[0]} and the reference {shapes[1]} differ")

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ops.sequence_logratio import chunked, slabs
+from ops.sequence_logratio.checks import check_head, check_targets
 from ops.sequence_logratio.operator import Normalized, Problem
 from ops.sequence_logratio.reference import IGNORE
 from ops.sequence_logratio.slabs import Running
@@ -44,7 +45,12 @@ def vocab_parallel_token_logp(
         softcap: As for ``token_logp``.
         sum_hidden_grad: Sum the gradient of the hidden states over the ranks, in fp32. Off where the parallel layer
             before it does that.
+
+    Raises:
+        ValueError: On shapes or dtypes that do not fit, and on a target that no rank holds (looked for on a CPU alone).
     """
+    check_head(hidden_TD, weight_VD, bias_V)
+    check_targets(hidden_TD, target_T)
     logp_T: Tensor = _VocabParallel.apply(
         hidden_TD, weight_VD, target_T, bias_V, float(scale), softcap, first_id, group, sum_hidden_grad
     )
@@ -70,7 +76,11 @@ class _VocabParallel(torch.autograd.Function):
             local_3T = torch.stack(slabs.accumulate(problem, 0, chunked.absorb)[0])
         gathered = [torch.empty_like(local_3T) for _ in range(dist.get_world_size(group))]
         dist.all_gather(gathered, local_3T, group=group)
-        normalized = slabs.normalize(slabs.merge(Running(*torch.stack(gathered, dim=1))), target_T)
+        merged = slabs.merge(Running(*torch.stack(gathered, dim=1)))
+        nowhere_T = (target_T != IGNORE) & (merged.target_logit_T == -torch.inf)
+        if target_T.device.type == "cpu" and nowhere_T.any():
+            raise ValueError(f"target {int(target_T[nowhere_T][0])} is neither {IGNORE} nor an id that a rank holds")
+        normalized = slabs.normalize(merged, target_T)
         ctx.save_for_backward(hidden_TD, weight_VD, target_T, bias_V, *normalized)
         ctx.constants = scale, softcap, first_id, group, sum_hidden_grad
         return normalized.logp_T

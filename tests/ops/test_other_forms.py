@@ -1,4 +1,4 @@
-"""The logits form and the KL where inputs are awkward: shapes, strides, extremes, and memory at a real vocabulary.
+"""The other forms where inputs are awkward: shapes, strides, extremes, misfits, and memory at a real vocabulary.
 
 Letters: T positions, D hidden width, V vocabulary.
 """
@@ -6,12 +6,21 @@ Letters: T positions, D hidden width, V vocabulary.
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from ops.sequence_logratio import Head, logits_token_logp, logits_token_stats, slabs, token_kl
+from ops.sequence_logratio import (
+    Head,
+    logits_token_logp,
+    logits_token_stats,
+    slabs,
+    token_kl,
+    vocab_parallel_token_logp,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +90,24 @@ def test_kl_is_no_worse_than_that_of_plain_torch_and_never_negative(sharpness):
     ulp = torch.finfo(torch.float32).eps * exact_T.abs().max()
     assert (kl_T - exact_T).abs().max() <= 2 * (plain_kl(*pair) - exact_T).abs().max() + ulp
     assert torch.equal(kl_T, token_kl(*pair)), "a rerun is equal to the bit"
+
+
+def test_heads_and_targets_that_do_not_fit_are_named():
+    policy, reference = heads(3, 5)
+    with pytest.raises(ValueError, match=r"need bias \[5\], got \(4,\)"):
+        token_kl(policy, reference._replace(bias_V=torch.zeros(4)))
+    with pytest.raises(ValueError, match=r"got \(3, 7\), \(5, 6\)"):
+        token_kl(policy, reference._replace(weight_VD=torch.zeros(5, 6)))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        part = partial(vocab_parallel_token_logp, *policy[:2], first_id=10, group=dist.group.WORLD)
+        assert part(torch.tensor([10, 14, -100])).isfinite().all()
+        with pytest.raises(ValueError, match="target 9 is neither -100 nor an id that a rank holds"):
+            part(torch.tensor([10, 9, -100]))
+        with pytest.raises(ValueError, match=r"need int64 targets \[3\], got torch.int64 \(2,\)"):
+            part(torch.tensor([10, 11]))
+    finally:
+        dist.destroy_process_group()
 
 
 MEASURE = """
