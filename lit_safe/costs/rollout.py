@@ -134,7 +134,7 @@ class RolloutCost:
     ) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
         """Costs [n] or [n, C]; drift [n, 4], see ``_drift``; (prompt, response) texts."""
         prompts = [prompt for prompt, _ in batch]
-        spread = {p.prompt_id: self._spread(seed, epoch, p) for p in prompts}
+        spread = {number: self._spread(seed, epoch, number) for number in {p.prompt_id for p in prompts}}
         uniform = torch.stack([spread[p.prompt_id][sample] for p, sample in batch])
         responses = module.pair.generate([p.ids for p in prompts], uniform, self.temperature)
         texts = [(p.text, data.decode(ids)) for p, ids in zip(prompts, responses, strict=True)]
@@ -150,11 +150,11 @@ class RolloutCost:
         measured_n = torch.tensor([sample < self.drift_samples_per_prompt for _, sample in batch])
         return cost, self._drift(module, [p.ids for p in prompts], responses, measured_n), texts
 
-    def _spread(self, seed: int, epoch: int, prompt: Prompt) -> Tensor:
+    def _spread(self, seed: int, epoch: int, prompt_id: int) -> Tensor:
         """[samples, steps] in [0, 1): at each step one number in each of as many equal parts, uniform in its own."""
         count, shape = self.samples_per_prompt, (self.samples_per_prompt, self.max_new_tokens)
         within, order = (
-            torch.stack([uniforms(shape[1], what, seed, epoch, prompt.prompt_id, sample) for sample in range(count)])
+            torch.stack([uniforms(shape[1], what, seed, epoch, prompt_id, sample) for sample in range(count)])
             for what in ("rollout", "rollout-order")
         )
         return ((order.argsort(0) + within) / count).clamp(max=1 - 2**-53)
