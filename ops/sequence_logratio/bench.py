@@ -5,6 +5,7 @@ Letters: T scored positions, N sequences (the first half chosen, the second reje
 
 import argparse
 import csv
+import ctypes
 import datetime
 import json
 import math
@@ -36,6 +37,7 @@ SHAPES = {  # T, D, V, tokens of a sequence, dtype
 # the slopes of a frozen head
 FLOOR = {"full": 10, "cached": 8, "frozen": 6, "frozen cached": 4, "forward": 2, "backward": 6, "nograd": 2}
 PROMPT_PER_RESPONSE = 0.42  # UltraFeedback's median, the lowest of the common preference sets
+PLAIN, PROMPTED = "plain torch", "plain torch, prompt too"
 Logp = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -95,8 +97,8 @@ def providers(names: list[str] | None) -> dict[str, Provider]:
     """Everything that can be asked for; what is not installed says so."""
     found = [module.__name__.rpartition(".")[2] for module in api.PREFERENCE]
     known = {name: Provider(partial(token_logp, backend=name)) for name in found}
-    known["plain torch"] = Provider(plain)
-    known["plain torch, prompt too"] = Provider(plain, prompted=True)
+    known[PLAIN] = Provider(plain)
+    known[PROMPTED] = Provider(plain, prompted=True)
     known["F.linear_cross_entropy"] = _linear_cross_entropy()
     known["TRL selective_log_softmax"] = _trl()
     known["CCE"], known["CCE exact"] = _cce("cce"), _cce("cce_exact")
@@ -246,6 +248,8 @@ def peak_mib(arguments: argparse.Namespace, case: Case, name: str, mode: str) ->
 def _print_peak(case: Case, name: str, mode: str) -> None:
     provider = providers([name])[name]
     step(make_case("tiny", "cpu"), provider, mode)()  # libraries load and set their buffers aside
+    ctypes.CDLL(None).malloc_trim(0)  # what making the case left free would serve the step unseen
+    Path("/proc/self/clear_refs").write_text("5")  # the peak falls to what is held now
     before = _peak_kib()
     step(case, provider, mode)()
     print((_peak_kib() - before) / 1024)
@@ -262,7 +266,7 @@ def gradient_mib(case: Case, mode: str) -> float:
 
 
 def measure(arguments: argparse.Namespace, case: Case) -> list[dict[str, Any]]:
-    """One row for each provider and mode; providers take turns, so that a busy minute hits them all."""
+    """One row for each provider and mode."""
     chosen = providers(arguments.providers)
     rate = matmul_rate(case)
     truth_N = truth(case)
@@ -280,25 +284,24 @@ def measure(arguments: argparse.Namespace, case: Case) -> list[dict[str, Any]]:
     operations = 2 * len(case.target_T) * case.weight_VD.numel() / 2  # TDV
     rows = []
     for mode in arguments.modes:
-        base = "cached" if mode in ("forward", "backward") else mode
+        part, base = (mode, "cached") if mode in ("forward", "backward") else ("total", mode)
         running = {
             name: step(case, provider, base)
             for name, provider in chosen.items()
             if name not in failed and (provider.logp is not None or base in ("full", "frozen"))
         }
-        seconds: dict[str, list[float]] = {name: [] for name in running}
-        cpu: dict[str, list[float]] = {name: [] for name in running}
-        for repeat in range(arguments.repeats + 1):
-            for name, run in running.items():
-                taken = run()
-                if repeat:  # the first one compiles and warms up
-                    seconds[name].append(taken[mode if mode in ("forward", "backward") else "total"])
-                    cpu[name].append(taken["cpu"])
-        ours = min(statistics.median(seconds[name]) for name in seconds if name in ("fused", "chunked"))
+        rounds = take_turns(running, arguments.repeats)
+        seconds = {name: [taken[part] for taken in rounds[name]] for name in running}
+        peak = {name: peak_mib(arguments, case, name, base) for name in running}
+        beyond = {name: mib - gradient_mib(case, base) for name, mib in peak.items()}
+        ours = min(
+            (statistics.median(times) for name, times in seconds.items() if name in ("fused", "chunked")),
+            default=math.nan,
+        )
+        of_mode = []
         for name, times in seconds.items():
             median = statistics.median(times)
-            peak = peak_mib(arguments, case, name, base)
-            rows.append(
+            of_mode.append(
                 {
                     "shape": arguments.shape,
                     "mode": mode,
@@ -306,25 +309,65 @@ def measure(arguments: argparse.Namespace, case: Case) -> list[dict[str, Any]]:
                     "ms": 1e3 * median,
                     "ms_min": 1e3 * min(times),
                     "ms_max": 1e3 * max(times),
-                    "cpu_ms_of_step": 1e3 * statistics.median(cpu[name]),  # steadier than ms where others work too
+                    # of the whole step; steadier than ms where others work too
+                    "cpu_ms_of_step": 1e3 * statistics.median(taken["cpu"] for taken in rounds[name]),
                     "over_ours": median / ours,
+                    "over_plain": _over(times, seconds.get(PLAIN)),
+                    "over_prompted": _over(times, seconds.get(PROMPTED)),
                     "of_ceiling": FLOOR[mode] * operations / median / rate,
-                    "peak_mib": peak,
-                    "beyond_gradients_mib": peak - gradient_mib(case, base),
+                    "peak_mib": peak[name],
+                    "beyond_gradients_mib": beyond[name],
+                    "plain_peak_over": _fewer(peak[name], peak.get(PLAIN)),
+                    "plain_beyond_over": _fewer(beyond[name], beyond.get(PLAIN)),
                     "error_nats": errors[name],
                 }
             )
-            print(_line(rows[-1]), flush=True)
+        print(_table(of_mode), flush=True)
+        rows += of_mode
     return rows
 
 
-def _line(row: dict[str, Any]) -> str:
-    return (
-        f"{row['mode']:>13}  {row['provider']:<26}{row['ms']:>10.1f} ms ({row['ms_min']:.1f} to {row['ms_max']:.1f};"
-        f" {row['cpu_ms_of_step']:.1f} of processor time)"
-        f"{row['over_ours']:>7.2f}x{row['of_ceiling']:>7.1%}{row['peak_mib']:>9.0f} MiB"
-        f" ({row['beyond_gradients_mib']:.0f} beyond gradients)  {row['error_nats']:.1e} nats"
-    )
+def take_turns(running: dict[str, Callable[[], dict[str, float]]], repeats: int) -> dict[str, list[dict[str, float]]]:
+    """What every step took, round by round, so that a busy minute hits them all; the first round warms up."""
+    rounds = [{name: run() for name, run in running.items()} for _ in range(repeats + 1)]
+    return {name: [taken[name] for taken in rounds[1:]] for name in running}
+
+
+def _over(times: list[float], base: list[float] | None) -> float:
+    """Median of the ratios of the same round."""
+    return math.nan if base is None else statistics.median(a / b for a, b in zip(times, base, strict=True))
+
+
+def _fewer(mib: float, base: float | None) -> float:
+    """How many times less than the base; a small case may need nothing that shows."""
+    return math.nan if base is None or mib <= 0 else base / mib
+
+
+COLUMNS = {  # of the printed table: heading and how a number is written
+    "ms": ("ms", "{:.1f}"),
+    "ms_min": ("least", "{:.1f}"),
+    "ms_max": ("most", "{:.1f}"),
+    "cpu_ms_of_step": ("processor", "{:.1f}"),
+    "over_ours": ("/ ours", "{:.2f}"),
+    "over_plain": ("/ plain", "{:.2f}"),
+    "over_prompted": ("/ prompted", "{:.2f}"),
+    "of_ceiling": ("of ceiling", "{:.1%}"),
+    "peak_mib": ("peak MiB", "{:.0f}"),
+    "beyond_gradients_mib": ("- gradients", "{:.0f}"),
+    "plain_peak_over": ("plain /", "{:.1f}"),
+    "plain_beyond_over": ("- gradients", "{:.1f}"),
+    "error_nats": ("nats", "{:.1e}"),
+}
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    width = max(len(row["provider"]) for row in rows)
+    heading = rows[0]["mode"].ljust(width) + "".join(title.rjust(12) for title, _ in COLUMNS.values())
+    lines = [
+        row["provider"].ljust(width) + "".join(form.format(row[key]).rjust(12) for key, (_, form) in COLUMNS.items())
+        for row in rows
+    ]
+    return "\n".join([heading, *lines])
 
 
 def write(rows: list[dict[str, Any]], arguments: argparse.Namespace, out: Path) -> None:
@@ -347,12 +390,15 @@ def write(rows: list[dict[str, Any]], arguments: argparse.Namespace, out: Path) 
     import matplotlib.pyplot as plt
 
     modes = list(dict.fromkeys(row["mode"] for row in rows))
-    figure, axes = plt.subplots(1, len(modes), figsize=(3.2 * len(modes), 3.2), squeeze=False, layout="constrained")
-    for axis, mode in zip(axes[0], modes, strict=True):
+    figure, axes = plt.subplots(2, len(modes), figsize=(3.2 * len(modes), 5.6), squeeze=False, layout="constrained")
+    for column, mode in zip(axes.T, modes, strict=True):
         here = [row for row in rows if row["mode"] == mode]
-        axis.barh([row["provider"] for row in here], [row["ms"] for row in here])
-        axis.set(title=mode, xlabel="ms")
-        axis.label_outer()
+        for axis, key in zip(column, ("ms", "beyond_gradients_mib"), strict=True):
+            axis.barh([row["provider"] for row in here], [row[key] for row in here])
+        column[0].set(title=mode, xlabel="ms")
+        column[1].set(xlabel="peak MiB beyond inputs and gradients")
+        for axis in column:
+            axis.tick_params(labelleft=mode == modes[0])
     figure.suptitle(f"{arguments.shape}: {facts['device']}, torch {facts['versions']['torch']}")
     figure.savefig(out / f"{arguments.shape}.png", dpi=120)
     plt.close(figure)
@@ -375,6 +421,11 @@ def main() -> None:
     if arguments.peak:
         _print_peak(case, *arguments.peak)
         return
+    print(
+        "Times are medians; '/' columns divide by the best of ours, by plain torch over the same positions, and by\n"
+        f"it over prompt + response ({PROMPT_PER_RESPONSE} positions of a prompt to one of a response). Peaks are\n"
+        "over the inputs; 'plain /' is plain torch's peak over this one. '- gradients': without those that all return."
+    )
     write(measure(arguments, case), arguments, arguments.out)
 
 

@@ -31,5 +31,7 @@ def test_one_call_measures_and_writes(tmp_path):
         (mode, provider) for mode in ("full", "nograd") for provider in ("chunked", "plain torch")
     }
     assert all(float(row["ms"]) > 0 and float(row["error_nats"]) < 1e-3 for row in rows)
+    assert all(row["over_plain"] == row["plain_peak_over"] == "1.0" for row in rows if row["provider"] == "plain torch")
+    assert all(row["over_prompted"] == "nan" for row in rows)  # plain torch over prompts too took no part
     assert "torch" in json.loads((tmp_path / "tiny.json").read_text())["versions"]
     assert (tmp_path / "tiny.png").stat().st_size > 1000

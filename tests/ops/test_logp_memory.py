@@ -42,7 +42,7 @@ def peaks_mib(backend: str) -> dict[str, float]:
 
 
 def test_slabs_never_hold_the_logits():
-    assert max(peaks_mib("auto").values()) < LOGITS_MIB / 6
+    assert max(peaks_mib("auto").values()) < LOGITS_MIB / 10
 
 
 def test_the_measurement_sees_logits_where_they_are_held():
