@@ -1,6 +1,6 @@
 """How far the anchor ``PreferredNLL`` moves the optimum: exact population minimisers, beside the objective's own.
 
-    python -m data.oracle.imitation "runs/oracle/c_dpo+reference_support/seed_0" --weights 0.03 0.1
+    python -m data.oracle.imitation "runs/oracle/dpo_soft+reference_support/seed_0" --weights 0.03 0.1
 
 prints a table in Markdown; no model is trained.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,41 +17,52 @@ import numpy as np
 from data.oracle.measure import TABLES
 from data.oracle.optimum import Floats, masked, measure, regret, solve_multiplier, tilt
 from data.oracle.population import minimise
+from data.oracle.run import Job
 from data.oracle.world import oracle_world
-from lit_safe.objectives import ConstrainedDPO, SafeDPO
 from lit_safe.types import Objective
 
 
-def table(reference_PK: Floats, limit: float, weights: Sequence[float], beta: float = 1.0) -> list[str]:
+def table(reference_PK: Floats, names: Sequence[str], weights: Sequence[float]) -> list[str]:
     """Lines of a table: what each objective's minimiser is worth under each weight of imitation.
 
     Args:
         reference_PK: Log-probs over the partition of the world's first P prompts.
-        limit: On E[cost], of C-DPO.
+        names: Objectives, files of configs/oracle; a limit is met by the multiplier that solves it.
         weights: Of ``PreferredNLL``.
-        beta: Of the objectives.
     """
     world = oracle_world(len(reference_PK))
     tables = (reference_PK, world.reward_PK, world.cost_PKC)
     lengths = [len(text.split(" ")) + 1 for text in world.responses]  # words and the stop token
     tokens_K = np.array([*lengths, np.mean(lengths)])
-    at_limit = float(solve_multiplier(*tables, limit=limit, beta=beta)[0])
-    aims: list[tuple[str, Objective, float, Floats]] = [
-        ("DPO", ConstrainedDPO(beta), 0.0, tilt(*tables, 0.0, beta)),
-        ("C-DPO at λ*", ConstrainedDPO(beta), at_limit, tilt(*tables, at_limit, beta)),
-        ("SafeDPO", SafeDPO(beta, labels="soft"), 0.0, masked(*tables, beta=beta)),
-    ]
     lines = [
         "| objective | weight | reward | cost | unsafe % | malformed % | regret % |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, objective, multiplier, aim_PK in aims:
-        lines.append(_line(name, "aim", aim_PK, aim_PK, tables, beta))
+    for name in names:
+        job = Job(name, "none", 0)
+        objective, aim = _objective(job), job.aim
+        multiplier = (
+            solve_multiplier(*tables, limit=aim["limit"], beta=objective.beta)
+            if aim["optimum"] == "tilt_at_limit"
+            else np.zeros(1)
+        )
+        if aim["optimum"] == "masked":
+            aim_PK = masked(*tables, beta=objective.beta)
+        else:
+            aim_PK = tilt(*tables, multiplier, objective.beta)
+        lines.append(_line(name, "aim", aim_PK, aim_PK, tables, objective.beta))
         for weight in weights:
             imitation_PK = np.broadcast_to(weight / tokens_K, reference_PK.shape)
-            found = minimise(objective, *tables, multiplier=multiplier, imitation_PK=imitation_PK)
-            lines.append(_line(name, f"{weight:g}", found.logp_PK, aim_PK, tables, beta))
+            found = minimise(objective, *tables, multiplier=multiplier[0], imitation_PK=imitation_PK)
+            lines.append(_line(name, f"{weight:g}", found.logp_PK, aim_PK, tables, objective.beta))
     return lines
+
+
+def _objective(job: Job) -> Objective:
+    named = job.config["model"]["init_args"]["objective"]
+    module, _, name = named["class_path"].rpartition(".")
+    made: Objective = getattr(import_module(module), name)(**named.get("init_args", {}))
+    return made
 
 
 def _line(
@@ -74,12 +86,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=Path, help="folder of a finished run, whose tables hold the reference")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.01, 0.03, 0.1])
-    parser.add_argument("--limit", type=float, default=-0.15)
+    parser.add_argument("--objectives", nargs="+", default=["dpo_soft", "c_dpo", "safe_dpo_soft"])
     parser.add_argument("--prompts", type=int, default=16, help="the first so many; each takes seconds a weight")
     options = parser.parse_args()
     with np.load(options.run / TABLES) as found:
         reference_PK = found["reference_PK"][: options.prompts]
-    print("\n".join(table(reference_PK, options.limit, options.weights)))
+    print("\n".join(table(reference_PK, options.objectives, options.weights)))
 
 
 if __name__ == "__main__":

@@ -61,10 +61,11 @@ class Job:
     @property
     def at_optimal_multiplier(self) -> bool:
         """Whether it trains under the multiplier that solves the limit: it aims there, and takes no dual step."""
-        return self._measure.get("optimum") == "tilt_at_limit" and not self.config.get("dual", {}).get("lr")
+        return self.aim.get("optimum") == "tilt_at_limit" and not self.config.get("dual", {}).get("lr")
 
     @property
-    def _measure(self) -> dict[str, Any]:
+    def aim(self) -> dict[str, Any]:
+        """What its ``OracleMeasure`` compares it with."""
         for callback in self.config["trainer"]["callbacks+"]:
             if callback["class_path"] == "data.oracle.measure.OracleMeasure":
                 options: dict[str, Any] = callback["init_args"]
@@ -78,8 +79,8 @@ class Job:
                 found["reference_PK"],
                 found["reward_PK"],
                 found["cost_PKC"],
-                limit=self._measure["limit"],
-                beta=self._measure["beta"],
+                limit=self.aim["limit"],
+                beta=self.aim["beta"],
             )
         values: list[float] = multiplier_C.tolist()
         return values if len(values) > 1 else values[0]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ops.sequence_logratio import slabs
+from ops.sequence_logratio.chunked import LOG2_E
 from ops.sequence_logratio.operator import Normalized
 from ops.sequence_logratio.reference import IGNORE
 from ops.sequence_logratio.slabs import Running
@@ -47,7 +48,7 @@ def _forward(logit_TV: Tensor, target_T: Tensor) -> tuple[Tensor, Tensor, Tensor
         wide_RV.scatter_(1, column_R1, -torch.inf)
         max_R = wide_RV.amax(1)
         gap_RV = wide_RV.sub_(slabs.finite(max_R)[:, None])
-        exp_RV = gap_RV.exp()
+        exp_RV = gap_RV.mul(LOG2_E).exp2_()
         sum_R = exp_RV.sum(1)
         normalized = slabs.normalize(Running(max_R, sum_R, picked_R), target_T[rows_R])
         # H = log_sum - sum over v of p_v (z_v - shift), the target's term by itself: it was left out of the sums

@@ -49,7 +49,7 @@ Residual = Callable[[Block, Tensor, Tensor, Tensor], Tensor]
 
 def blocks(hidden_TD: Tensor, weight_VD: Tensor) -> tuple[int, int]:
     """(rows, columns) of one block of logits; a slab of the head, which may be cast, is no larger than a block."""
-    numbers = BLOCK_BYTES[hidden_TD.device.type] // 4
+    numbers = BLOCK_BYTES.get(hidden_TD.device.type, BLOCK_BYTES["cpu"]) // 4
     rows = max(1, min(len(hidden_TD), numbers // NARROWEST_SLAB))
     columns = numbers // max(rows, weight_VD.shape[1]) // 128 * 128
     return rows, min(len(weight_VD), max(NARROWEST_SLAB, columns))

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from scipy.special import expit, log_softmax, logit
 from torch.autograd.functional import hessian, jacobian
 
+from data.oracle.imitation import table
 from data.oracle.optimum import masked, measure, regret, tilt
 from data.oracle.population import PopulationLoss, minimise
+from data.oracle.world import oracle_world
 from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO
 from lit_safe.objectives.bradley_terry import nll
 from lit_safe.types import Annotation, Pair, Scored
@@ -269,3 +271,14 @@ def test_imitation_raises_what_the_objective_prefers() -> None:
     loss = PopulationLoss(SafeDPO(1.0), *(table[0] for table in world), torch.tensor(0.0), 0.0, 2, np.ones(2))
     assert loss.pull_K is not None
     assert loss.pull_K.tolist() == pytest.approx([0.0, 1.0])
+
+
+def test_the_table_of_imitation_sets_each_minimiser_beside_its_aim() -> None:
+    world = oracle_world(2)
+    reference_PK = np.log(0.99 * world.author_PK[:, :-1])
+    reference_PK = np.concatenate([reference_PK, np.log(np.full((2, 1), 0.01))], axis=1)
+    lines = table(reference_PK, ["dpo_soft"], [0.1])
+    aim, moved = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:])
+    assert (aim[1], aim[-1]) == ("aim", "0.00")
+    assert float(moved[2]) < float(aim[2])  # imitation of the reference's own responses costs reward
+    assert 0 < float(moved[-1]) < 5

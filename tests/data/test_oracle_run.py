@@ -11,7 +11,7 @@ OBJECTIVES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem no
 
 def test_every_objective_is_measured_and_names_where_it_aims():
     assert {"dpo", "c_dpo", "c_dpo_dual", "safe_dpo"} <= set(OBJECTIVES)
-    aims = {name: Job(name, "none", 0)._measure["optimum"] for name in OBJECTIVES}
+    aims = {name: Job(name, "none", 0).aim["optimum"] for name in OBJECTIVES}
     assert aims["dpo"] == "tilt"
     assert aims["c_dpo_dual"] == aims["c_dpo"] == "tilt_at_limit"
     assert aims["safe_dpo"] == aims["safe_dpo_soft"] == "masked"
@@ -39,4 +39,4 @@ def test_the_limit_of_the_dual_step_is_the_limit_that_is_measured():
     for name in OBJECTIVES:
         content = yaml.safe_load(Path(CONFIGS / f"{name}.yaml").read_text())
         if "dual" in content:
-            assert content["dual"]["limit"] == Job(name, "none", 0)._measure["limit"]
+            assert content["dual"]["limit"] == Job(name, "none", 0).aim["limit"]
