@@ -14,6 +14,7 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -258,6 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = tuple(options.options)
     jobs = [Job(o, a, s, words) for s in options.seeds for a in options.anchors for o in options.objectives]
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds, so that the workers end too
     if options.fresh:
         shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True, exist_ok=True)

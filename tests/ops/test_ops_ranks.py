@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ops.sequence_logratio import sequence_logp
@@ -69,10 +69,29 @@ def ends_where_one_process_does(wrap: Callable[[nn.Module], nn.Module], rank: in
             torch.testing.assert_close(whole, theirs, rtol=1e-5, atol=1e-6)
 
 
-def sharded(model: nn.Module) -> nn.Module:
-    mesh = init_device_mesh("cpu", (2,))
-    fully_shard(model.block, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+def sharded(model: nn.Module, precision: MixedPrecisionPolicy | None = None) -> nn.Module:
+    how = {"mesh": init_device_mesh("cpu", (2,)), "mp_policy": precision or MixedPrecisionPolicy()}
+    fully_shard(model.block, **how)
+    return fully_shard(model, **how)
+
+
+def scores_and_trains_in_bf16(rank: int) -> None:
+    precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for tied in (False, True):
+        alone, shared = TinyLM(tied), sharded(TinyLM(tied), precision)
+        exact_N, got_N = alone(*batch(rank)), shared(*batch(rank))
+        assert got_N.dtype == torch.float32
+        assert not torch.equal(got_N, exact_N), "the policy reaches the op"
+        # 8 bits of each logit: below 0.01 nats a token
+        torch.testing.assert_close(got_N / max(LENGTHS[rank]), exact_N / max(LENGTHS[rank]), rtol=0, atol=0.01)
+        losses = steps(alone, [0, 1])
+        mine = torch.tensor(steps(shared, [rank], share=2))
+        dist.all_reduce(mine)
+        torch.testing.assert_close(mine, torch.tensor(losses), rtol=0.01, atol=0)
+        assert mine[-1] < mine[0] - 1
+        for ours, theirs in zip(shared.parameters(), alone.parameters(), strict=True):
+            assert ours.dtype == ours.grad.dtype == torch.float32
+            torch.testing.assert_close(ours.full_tensor(), theirs, rtol=0, atol=0.02)
 
 
 def refuses_a_weight_that_is_not_gathered(rank: int) -> None:
@@ -90,6 +109,10 @@ def fsdp2(rank: int) -> None:
     ends_where_one_process_does(sharded, rank)
 
 
+def fsdp2_in_bf16(rank: int) -> None:
+    scores_and_trains_in_bf16(rank)
+
+
 def rank_main(rank: int, store: str, what: Callable[[int], None]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -99,6 +122,6 @@ def rank_main(rank: int, store: str, what: Callable[[int], None]) -> None:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("what", [ddp, fsdp2], ids=lambda what: what.__name__)
+@pytest.mark.parametrize("what", [ddp, fsdp2, fsdp2_in_bf16], ids=lambda what: what.__name__)
 def test_two_ranks_end_where_one_process_does(what: Callable[[int], None], tmp_path: Path) -> None:
     torch.multiprocessing.spawn(rank_main, (str(tmp_path / "store"), what), nprocs=2)
