@@ -78,20 +78,18 @@ def sharded(model: nn.Module, precision: MixedPrecisionPolicy | None = None) -> 
 def scores_and_trains_in_bf16(rank: int) -> None:
     precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for tied in (False, True):
-        alone, shared = TinyLM(tied), sharded(TinyLM(tied), precision)
-        exact_N, got_N = alone(*batch(rank)), shared(*batch(rank))
+        with torch.no_grad():  # models of their own: FSDP would hand the whole weights to an optimizer made after this
+            exact_N, got_N = TinyLM(tied)(*batch(rank)), sharded(TinyLM(tied), precision)(*batch(rank))
         assert got_N.dtype == torch.float32
         assert not torch.equal(got_N, exact_N), "the policy reaches the op"
-        # 8 bits of each logit: below 0.01 nats a token
-        torch.testing.assert_close(got_N / max(LENGTHS[rank]), exact_N / max(LENGTHS[rank]), rtol=0, atol=0.01)
+        torch.testing.assert_close(got_N, exact_N, rtol=0.01, atol=0)
+        alone, shared = TinyLM(tied), sharded(TinyLM(tied), precision)
         losses = steps(alone, [0, 1])
         mine = torch.tensor(steps(shared, [rank], share=2))
         dist.all_reduce(mine)
-        torch.testing.assert_close(mine, torch.tensor(losses), rtol=0.01, atol=0)
+        torch.testing.assert_close(mine, torch.tensor(losses), rtol=0.002, atol=0)
         assert mine[-1] < mine[0] - 1
-        for ours, theirs in zip(shared.parameters(), alone.parameters(), strict=True):
-            assert ours.dtype == ours.grad.dtype == torch.float32
-            torch.testing.assert_close(ours.full_tensor(), theirs, rtol=0, atol=0.02)
+        assert all(ours.dtype == ours.grad.dtype == torch.float32 for ours in shared.parameters())
 
 
 def refuses_a_weight_that_is_not_gathered(rank: int) -> None:
