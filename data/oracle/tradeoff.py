@@ -92,7 +92,7 @@ def plot(points: Sequence[Point], reference: float, path: Path) -> None:
             marker=marker,
             markersize=6,
             linewidth=1.2,
-            label=" + ".join((label(group[0]), *group[1:])),
+            label=label("+".join(group)),
         )
         ax.hlines(y, x, [max(LOWEST, p.malformed_worst) for p in own], color=colour, linewidth=0.9, alpha=0.45)
         for p, at in zip(own, zip(x, y, strict=True), strict=True):
@@ -104,16 +104,15 @@ def plot(points: Sequence[Point], reference: float, path: Path) -> None:
         rotation=90, ha="right", va="top", fontsize=SIZE - 1, color=GREY,
     )  # fmt: skip
     ax.set_xscale("log")
-    ax.set_yscale("log")
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylim(bottom=0)
     ax.set_xlabel("malformed mass (%), to the worst prompt", fontsize=SIZE)
     ax.set_ylabel("regret given well-formed text (%)", fontsize=SIZE)
     ax.tick_params(labelsize=SIZE - 1)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
-    ax.legend(frameon=False, fontsize=SIZE - 1)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=SIZE - 1)
     figure.savefig(path)
 
 
