@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class Study:
         self.folder = folder
         self._world = {} if prompts is None else {"prompts": prompts}
 
-    def prepare(self, seeds: Iterable[int]) -> None:
+    def prepare(self, seeds: Sequence[int], workers: int) -> None:
         """The tokenizer, the fine-tuned reference and its samples, each only where it is not there yet."""
         reference, checkpoint = self.folder / "reference", self.folder / "sft" / "checkpoints" / "last.ckpt"
         if not (reference / "config.json").exists():
@@ -106,13 +106,20 @@ class Study:
                 *("export", *SFT, "-c", overlay, "--ckpt_path", str(checkpoint), "--out", str(reference)),
                 log_to=self.folder / "export.log",
             )
-        for seed in seeds:
-            if not self.samples(seed).exists():
-                run(
-                    *("sample", *SFT, "-c", str(self.folder / "sft.yaml"), "--ckpt_path", str(checkpoint), *SAMPLES),
-                    *("--out", str(self.samples(seed)), "--seed", str(seed)),
-                    log_to=self.folder / "sample.log",
-                )
+        waiting = [seed for seed in seeds if not self.samples(seed).exists()]
+        while waiting:
+            together, waiting = waiting[:workers], waiting[workers:]
+            drawing = [self._draw(seed, checkpoint) for seed in together]
+            if any([process.wait() for process in drawing]):
+                raise RuntimeError(f"train.py sample failed: see {self.folder / 'sample_*.log'}")
+
+    def _draw(self, seed: int, checkpoint: Path) -> subprocess.Popen[bytes]:
+        """Start drawing a seed's samples of the reference; the file has its name once it is whole."""
+        return start(
+            *("sample", *SFT, "-c", str(self.folder / "sft.yaml"), "--ckpt_path", str(checkpoint), *SAMPLES),
+            *("--out", str(self.samples(seed)), "--seed", str(seed)),
+            log_to=self.folder / f"sample_{seed}.log",
+        )
 
     def train(self, jobs: Sequence[Job], workers: int) -> list[Job]:
         """Run the jobs, ``workers`` at a time; those that need another's tables come after it. Returns what failed."""
@@ -264,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True, exist_ok=True)
     study = Study(options.folder, options.prompts)
-    study.prepare(options.seeds)
+    study.prepare(options.seeds, options.workers)
     failed = study.train(jobs, options.workers)
     if any(options.folder.glob(f"*/seed_*/{RESULT}")):
         write_report(options.folder, read_runs(options.folder))

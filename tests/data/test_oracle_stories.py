@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the first test wai
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     study = Study(tmp_path_factory.mktemp("oracle"), prompts=16)
-    study.prepare([0])
+    study.prepare([0], workers=2)
     short = ("--trainer.limit_train_batches", "40")
     many = ("--dual.estimator.samples_per_prompt", "256")  # as many of the sixteen prompts as usually of 64
     jobs = [Job(name, "reference_support", 0, (*short, *many) if name in DUAL else short) for name in (*DUAL, *QUICK)]
