@@ -127,7 +127,7 @@ def _absorb(block: Block, running: Running, graded: int) -> tuple[Tensor, Tensor
     return decay_R, exp_RS[:graded]
 
 
-def _residual(block: Block, miss_R: Tensor, shift_R: Tensor, log_sum_R: Tensor) -> Tensor:
+def _residual(block: Block, factor_R: Tensor, miss_R: Tensor, shift_R: Tensor, log_sum_R: Tensor) -> Tensor:
     product_RS = slabs.product(block.hidden_RD, block.weight_SD.T)
     # not over the product itself: a row's writes would overtake its reads unless every warp waited
     residual_RS = torch.empty_like(product_RS, dtype=block.weight_SD.dtype)
@@ -137,6 +137,7 @@ def _residual(block: Block, miss_R: Tensor, shift_R: Tensor, log_sum_R: Tensor) 
             product_RS,
             block.bias_S,
             block.column_R.to(torch.int32),
+            factor_R,
             miss_R,
             shift_R,
             log_sum_R,

@@ -137,10 +137,11 @@ def residual_kernel(
     product,  # [R, S] fp32, h W^T of the slab
     bias,
     target,  # [R] int32, column of the target in the slab; anything outside it elsewhere
+    factor,  # [R], minus the row's incoming gradient times the scale
     miss,  # [R], p - 1 of the target
     shift,  # [R]
     log_sum,  # [R], p = exp((z - shift) - log_sum)
-    residual_out,  # [R, S], (p - onehot(target)) times the softcap's derivative
+    residual_out,  # [R, S], (p - onehot(target)) times the softcap's derivative and the factor
     S,
     stride,
     SCALE: tl.constexpr,
@@ -148,14 +149,14 @@ def residual_kernel(
     HAS_BIAS: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """Logits to minus their gradient, for a unit gradient of the row's log-prob."""
+    """Product to its gradient."""
     blocks = tl.cdiv(S, BLOCK_S)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     columns = (tl.program_id(0) % blocks) * BLOCK_S + tl.arange(0, BLOCK_S)
     z = tl.load(product + row * stride + columns, mask=columns < S, other=0.0)
     z = _formed(z, bias, columns, S, SCALE, SOFTCAP, HAS_BIAS)
     p = tl.exp2(((z - tl.load(shift + row)) - tl.load(log_sum + row)) * LOG2E)
-    p = tl.where(columns == tl.load(target + row), tl.load(miss + row), p)
+    p = tl.where(columns == tl.load(target + row), tl.load(miss + row), p) * tl.load(factor + row)
     if SOFTCAP is not None:
         p *= 1.0 - (z / SOFTCAP) * (z / SOFTCAP)
     tl.store(residual_out + row * stride + columns, p.to(residual_out.dtype.element_ty), mask=columns < S)

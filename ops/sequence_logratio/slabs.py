@@ -43,8 +43,9 @@ class Block(NamedTuple):
 # joins a block to its rows' running sums; gives exp(old max - new max) [R] and, for the first ``graded`` rows,
 # exp(z - new max) * dz/d(softcap's argument), 0 at the target, in the dtype products are made of
 Absorb = Callable[[Block, Running, int], tuple[Tensor, Tensor]]
-# from a block, p - 1 of the target and the normalisation: (p - onehot) * dz/d(softcap's argument), same dtype
-Residual = Callable[[Block, Tensor, Tensor, Tensor], Tensor]
+# from a block, a factor of its rows, p - 1 of the target and the normalisation:
+# factor * (p - onehot) * dz/d(softcap's argument), same dtype
+Residual = Callable[[Block, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def blocks(hidden_TD: Tensor, weight_VD: Tensor) -> tuple[int, int]:
@@ -164,31 +165,29 @@ def backward(
     grad_bias_V = unwritten(bias_V) if need_bias and bias_V is not None else None
     # a product of the gradient's own dtype, which no later block is added to in less than fp32: no copy
     in_place = weight_VD.dtype == operand and (rows >= len(hidden_TD) or operand == precise)
-    # a block holds p - onehot(y) alone; the incoming gradient is a factor of its rows and goes into h and dh instead
     factor_T = grad_T * -scale
-    factored_TD = (hidden_TD * factor_T[:, None]).to(operand) if need_weight else None
     problem = problem._replace(hidden_TD=hidden_TD.to(operand))
     miss_T = torch.expm1(logp_T)  # p_y - 1 without the cancellation
     for slab in spans(len(weight_VD), columns):
         weight_SD = weight_VD[slab].to(operand)
         slab_weight = slab_bias = None
         for rows_R, block in row_blocks(problem, slab, weight_SD, rows, space):
-            residual_RS = residual(block, miss_T[rows_R], shift_T[rows_R], log_sum_T[rows_R])
+            residual_RS = residual(block, *(value_T[rows_R] for value_T in (factor_T, miss_T, shift_T, log_sum_T)))
             if grad_hidden_TD is not None:
                 add_product(grad_hidden_TD[rows_R], residual_RS, weight_SD)
-            if grad_weight_VD is not None and factored_TD is not None:
-                factors = residual_RS.T, factored_TD[rows_R]
+            if grad_weight_VD is not None:
+                factors = residual_RS.T, block.hidden_RD
                 if slab_weight is not None:
                     add_product(slab_weight, *factors)
                 else:
                     slab_weight = product(*factors, out=grad_weight_VD[slab] if in_place else None)
             if grad_bias_V is not None:
-                slab_bias = _plus(slab_bias, _weighted_sum(factor_T[rows_R], residual_RS))
+                slab_bias = _plus(slab_bias, residual_RS.sum(0, dtype=precise))
         if grad_weight_VD is not None and slab_weight is not None and not in_place:
             grad_weight_VD[slab] = slab_weight
         if grad_bias_V is not None and slab_bias is not None:
             grad_bias_V[slab] = slab_bias
-    return None if grad_hidden_TD is None else grad_hidden_TD.mul_(factor_T[:, None]), grad_weight_VD, grad_bias_V
+    return grad_hidden_TD, grad_weight_VD, grad_bias_V
 
 
 def finite(max_T: Tensor) -> Tensor:
@@ -198,10 +197,3 @@ def finite(max_T: Tensor) -> Tensor:
 
 def _plus(total: Tensor | None, part: Tensor) -> Tensor:
     return part if total is None else total.add_(part)
-
-
-def _weighted_sum(factor_R: Tensor, residual_RS: Tensor) -> Tensor:
-    """Factor @ residual, [S]; a low-precision residual is not widened, and the factor keeps its digits as two terms."""
-    coarse_R = factor_R.to(residual_RS.dtype)
-    terms_2R = torch.stack([coarse_R, (factor_R - coarse_R).to(residual_RS.dtype)])
-    return product(terms_2R, residual_RS).sum(0)

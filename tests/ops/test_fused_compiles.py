@@ -61,7 +61,7 @@ for name in sys.argv[1:]:
     constants = form | {"BLOCK_S": fused.ROW_COLUMNS}
     states = dict.fromkeys(("max_state", "sum_state", "target_state", "decay_out"), "*fp32") | {"exp_out": "*bf16"}
     found[f"absorb {name}"] = built(kernels.absorb_kernel, row | states, constants, 8, 3)
-    states = dict.fromkeys(("miss", "shift", "log_sum"), "*fp32") | {"residual_out": "*bf16"}
+    states = dict.fromkeys(("factor", "miss", "shift", "log_sum"), "*fp32") | {"residual_out": "*bf16"}
     found[f"residual {name}"] = built(kernels.residual_kernel, row | states, constants, 8, 3)
 json.dump(found, sys.stdout)
 """
