@@ -45,14 +45,14 @@ def residual(block: Block, factor_R: Tensor, miss_R: Tensor, shift_R: Tensor, lo
     """A ``Residual`` step."""
     logit_RS = logits(block)
     curve_RS = _curve(logit_RS, block.softcap)
-    # one pass: 2^(z log2 e - shift log2 e). The second product is rounded, which all of a row shares; what that makes of
-    # the exponent at z = shift, where it should be 0, is taken back in the row's factor
+    # the rounding of shift * log2(e) is one factor for all of a row: 2^excess, what z = shift would give instead of 1
     start_R = -LOG2_E * shift_R
     excess_R = torch.add(start_R, shift_R, alpha=LOG2_E)
     exp_RS = torch.add(start_R[:, None], logit_RS, alpha=LOG2_E, out=logit_RS).exp2_()
     residual_RS = exp_RS.mul_((factor_R * torch.exp(-log_sum_R) * torch.exp2(-excess_R))[:, None])
+    own_R1 = (factor_R * miss_R)[:, None]
     here_R1, column_R1 = _target_column(block)
-    residual_RS.scatter_(1, column_R1, torch.where(here_R1, (factor_R * miss_R)[:, None], residual_RS.gather(1, column_R1)))
+    residual_RS.scatter_(1, column_R1, torch.where(here_R1, own_R1, residual_RS.gather(1, column_R1)))
     if curve_RS is not None:
         residual_RS *= curve_RS
     return residual_RS.to(block.weight_SD.dtype)
