@@ -278,11 +278,12 @@ def measure(arguments: argparse.Namespace, case: Case) -> list[dict[str, Any]]:
         try:
             errors[name] = error_nats(case, provider, truth_N)
         except (ValueError, RuntimeError) as error:  # out of memory, or a device it does not know: a result, and said
-            failed[name] = str(error).splitlines()[0]
+            failed[name] = _first_line(error)
     for name, why in failed.items():
         print(f"left out: {name}: {why}")
     operations = 2 * len(case.target_T) * case.weight_VD.numel() / 2  # TDV
     rows = []
+    peaks: dict[tuple[str, str], float] = {}  # by provider and kind of step, which modes share
     for mode in arguments.modes:
         part, base = (mode, "cached") if mode in ("forward", "backward") else ("total", mode)
         running = {
@@ -290,9 +291,15 @@ def measure(arguments: argparse.Namespace, case: Case) -> list[dict[str, Any]]:
             for name, provider in chosen.items()
             if name not in failed and (provider.logp is not None or base in ("full", "frozen"))
         }
-        rounds = take_turns(running, arguments.repeats)
-        seconds = {name: [taken[part] for taken in rounds[name]] for name in running}
-        peak = {name: peak_mib(arguments, case, name, base) for name in running}
+        rounds, exhausted = take_turns(running, arguments.repeats)
+        running.clear()  # the gradients they hold need not fit beside the step whose peak is read
+        for name, why in exhausted.items():
+            print(f"left out of {mode}: {name}: {why}")
+        seconds = {name: [taken[part] for taken in rounds[name]] for name in rounds}
+        for name in rounds:
+            if (name, base) not in peaks:
+                peaks[name, base] = peak_mib(arguments, case, name, base)
+        peak = {name: peaks[name, base] for name in rounds}
         beyond = {name: mib - gradient_mib(case, base) for name, mib in peak.items()}
         ours = min(
             (statistics.median(times) for name, times in seconds.items() if name in ("fused", "chunked")),
@@ -322,15 +329,33 @@ def measure(arguments: argparse.Namespace, case: Case) -> list[dict[str, Any]]:
                     "error_nats": errors[name],
                 }
             )
-        print(_table(of_mode), flush=True)
+        if of_mode:
+            print(_table(of_mode), flush=True)
         rows += of_mode
     return rows
 
 
-def take_turns(running: dict[str, Callable[[], dict[str, float]]], repeats: int) -> dict[str, list[dict[str, float]]]:
-    """What every step took, round by round, so that a busy minute hits them all; the first round warms up."""
-    rounds = [{name: run() for name, run in running.items()} for _ in range(repeats + 1)]
-    return {name: [taken[name] for taken in rounds[1:]] for name in running}
+def take_turns(
+    running: dict[str, Callable[[], dict[str, float]]], repeats: int
+) -> tuple[dict[str, list[dict[str, float]]], dict[str, str]]:
+    """What every step took, round by round, so that a busy minute hits them all, and why some did not last.
+
+    The first round warms up. A step that fails is taken out of ``running`` with the gradients it holds.
+    """
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in running}
+    failed: dict[str, str] = {}
+    for _ in range(repeats + 1):
+        for name in list(running):
+            try:
+                rounds[name].append(running[name]())
+            except (ValueError, RuntimeError) as error:  # the backward pass may not fit where the forward pass did
+                failed[name] = _first_line(error)
+                del running[name], rounds[name]
+    return {name: taken[1:] for name, taken in rounds.items()}, failed
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _over(times: list[float], base: list[float] | None) -> float:
@@ -407,7 +432,8 @@ def write(rows: list[dict[str, Any]], arguments: argparse.Namespace, out: Path) 
 def main() -> None:
     """Parse, measure, write."""
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__)
-    parser.add_argument("--shape", choices=SHAPES, default="A" if torch.cuda.is_available() else "cpu")
+    shapes = ["A", "B", "C"] if torch.cuda.is_available() else ["cpu"]
+    parser.add_argument("--shape", dest="shapes", nargs="+", choices=SHAPES, default=shapes, help="one table for each")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--modes", nargs="+", choices=FLOOR, default=list(FLOOR))
     parser.add_argument("--providers", nargs="+", help="all by default")
@@ -417,16 +443,19 @@ def main() -> None:
     parser.add_argument("--peak", nargs=2, metavar=("PROVIDER", "MODE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    case = make_case(arguments.shape, arguments.device)
     if arguments.peak:
-        _print_peak(case, *arguments.peak)
+        _print_peak(make_case(arguments.shapes[0], arguments.device), *arguments.peak)
         return
     print(
         "Times are medians; '/' columns divide by the best of ours, by plain torch over the same positions, and by\n"
         f"it over prompt + response ({PROMPT_PER_RESPONSE} positions of a prompt to one of a response). Peaks are\n"
         "over the inputs; 'plain /' is plain torch's peak over this one. '- gradients': without those that all return."
     )
-    write(measure(arguments, case), arguments, arguments.out)
+    for shape in arguments.shapes:
+        arguments.shape = shape
+        print(f"shape {shape}")
+        if rows := measure(arguments, make_case(shape, arguments.device)):
+            write(rows, arguments, arguments.out)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
-from ops.sequence_logratio.bench import FLOOR
+from ops.sequence_logratio.bench import FLOOR, take_turns
 
 OPTIONAL = {  # provider: module, package
     "TRL selective_log_softmax": ("trl", "trl"),
@@ -50,3 +51,21 @@ def test_one_call_measures_every_mode_names_what_is_not_installed_and_writes(tmp
     assert all(row["over_prompted"] == "nan" for row in rows)  # plain torch over prompts too took no part
     assert "torch" in json.loads((tmp_path / "tiny.json").read_text())["versions"]
     assert (tmp_path / "tiny.png").stat().st_size > 1000
+
+
+def test_a_step_that_runs_out_of_memory_leaves_and_the_others_go_on():
+    turns = []
+
+    def grows():
+        turns.append("grows")
+        if len(turns) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        return {"total": 1.0}
+
+    def fits():
+        turns.append("fits")
+        return {"total": 2.0}
+
+    running = {"grows": grows, "fits": fits}
+    assert take_turns(running, 2) == ({"fits": [{"total": 2.0}] * 2}, {"grows": "CUDA out of memory."})
+    assert turns == ["grows", "fits", "grows", "fits", "fits"]
