@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ops.sequence_logratio.bench import FLOOR, take_turns
+from ops.sequence_logratio.bench import take_turns
+from ops.sequence_logratio.bench_cases import FLOOR
 
 OPTIONAL = {  # provider: module, package
     "TRL selective_log_softmax": ("trl", "trl"),
