@@ -17,9 +17,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the first test wai
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     study = Study(tmp_path_factory.mktemp("oracle"), prompts=16)
     study.prepare([0], workers=2)
-    short = ("--trainer.limit_train_batches", "40")
+    short = ("--trainer.limit_train_batches", "40", "--trainer.max_epochs")
+    epochs = {"dpo_soft": "14", "c_dpo": "14", "safe_dpo_soft": "16", **dict.fromkeys(DUAL, "20")}
     many = ("--dual.estimator.samples_per_prompt", "256")  # as many of the sixteen prompts as usually of 64
-    jobs = [Job(name, "reference_support", 0, (*short, *many) if name in DUAL else short) for name in (*DUAL, *QUICK)]
+    jobs = [
+        Job(name, "reference_support", 0, (*short, epochs[name], *(many if name in DUAL else ())))
+        for name in (*DUAL, *QUICK)
+    ]
     assert not study.train(jobs, workers=2)
     return {job.objective: json.loads((study.run_folder(job) / "oracle.json").read_text()) for job in jobs}
 
