@@ -51,18 +51,17 @@ def test_the_last_row_of_a_shared_prompt_learns_from_both_responses(backend, hea
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_identical_responses_cancel_in_the_gradient_of_the_head_too(backend):
+def test_identical_responses_cancel_to_rounding_whatever_the_processor(backend):
+    # which digit a row rounds at depends on its place: MKL sums an edge of its tile, and the end of a vector, otherwise
     hidden_TD, weight_VD, target_T = problem(12)
     twice_T, leaves = torch.arange(12).repeat(2), (hidden_TD.requires_grad_(), weight_VD.requires_grad_())
-    bounds_N1 = torch.tensor([0, 12, 24])
     chosen, rejected = sequence_logp(
-        hidden_TD[twice_T], weight_VD, target_T[twice_T], cu_seqlens_N1=bounds_N1, backend=backend
+        hidden_TD[twice_T], weight_VD, target_T[twice_T], cu_seqlens_N1=torch.tensor([0, 12, 24]), backend=backend
     )
-    assert (chosen - rejected).item() == 0
-    of_hidden, of_weight = torch.autograd.grad(chosen - rejected, leaves, retain_graph=True)
-    assert (of_hidden == 0).all()
-    # one product sums over all rows, and what cancels is far apart in it
-    assert of_weight.abs().max() <= 1e-6 * torch.autograd.grad(chosen, weight_VD)[0].abs().max()
+    assert (chosen - rejected).abs() <= 4 * torch.finfo(torch.float32).eps * chosen.abs()
+    of_margin = torch.autograd.grad(chosen - rejected, leaves, retain_graph=True)
+    for margin, alone in zip(of_margin, torch.autograd.grad(chosen, leaves), strict=True):
+        assert margin.abs().max() <= 1e-6 * alone.abs().max()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
