@@ -18,7 +18,7 @@ from lit_safe.hashing import hash64
 from lit_safe.held_out import Columns, Evaluated, HeldOut, Measure
 from lit_safe.metrics import better
 from lit_safe.progress import progress
-from lit_safe.rollouts import ROLLOUT_IDS, choose_jobs, roll_out, rollout_measures
+from lit_safe.rollouts import ROLLOUT_IDS, choose_jobs, completed, roll_out, rollout_measures
 from lit_safe.statistics import Estimate, clustered_mean, paired_difference
 from lit_safe.types import CostFunction, PackedBatch, Pair, Scored, ScoredResponse
 
@@ -66,7 +66,7 @@ class Evaluation(NamedTuple):
     def from_state_dict(cls, state: Mapping[str, Mapping[str, Tensor]]) -> "Evaluation":
         """What ``state_dict`` gave."""
         pairs, rollouts = ({k: v.numpy() for k, v in state[part].items()} for part in ("pairs", "rollouts"))
-        return cls(pairs, rollouts)
+        return cls(pairs, completed(rollouts))
 
 
 def differences(after: Evaluation, before: Evaluation) -> dict[str, Estimate]:

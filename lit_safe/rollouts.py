@@ -15,7 +15,7 @@ from lit_safe.hashing import hash64, uniforms
 from lit_safe.held_out import Columns, Evaluated, HeldOut, Measure
 from lit_safe.progress import progress
 from lit_safe.sequences import pack_sequences
-from lit_safe.types import CostFunction, PackedSequences, Prompt, ScoredResponse
+from lit_safe.types import CostFunction, Prompt, ScoredResponse
 
 Job = tuple[Prompt, int]
 """A prompt and the number of its response."""
@@ -25,11 +25,15 @@ ROLLOUT_VALUES = (
     "cost",
     "tokens",
     "kl",
+    "entropy",
     "reference_logp",
     "own_tokens",  # of the reference's own response, with the same luck
     "own_reference_logp",
     "own_logratio",
 )
+
+ADDED_VALUES = ("entropy",)
+"""Columns that tables and checkpoints of an earlier version lack."""
 
 IMPLAUSIBLE = 0.001
 """Quantile of the reference's own log-prob per token below which it finds a response implausible."""
@@ -54,7 +58,7 @@ def roll_out(
 ) -> tuple[Columns, list[ScoredResponse]]:
     """A row for each job, all of them on every rank, and this rank's responses as text.
 
-    ``drift`` lets the reference answer too, and measures both on both; without it those columns are NaN.
+    ``drift`` lets the reference answer too, and measures both on its responses; without it those columns are NaN.
     """
     rank, world = rank_and_world()
     # a remainder wraps around and counts for nothing, so that every rank runs as many batches
@@ -75,6 +79,14 @@ def roll_out(
     return columns | {name: values[:, k] for k, name in enumerate(ROLLOUT_VALUES)}, samples
 
 
+def completed(rollouts: Columns) -> Columns:
+    """The table with NaN in the columns that the version which wrote it did not measure yet."""
+    if not rollouts:
+        return rollouts
+    unknown = np.full(len(rollouts["prompt_id"]), np.nan)
+    return {**dict.fromkeys(ADDED_VALUES, unknown), **rollouts}
+
+
 def rollout_measures(rollouts: Columns) -> dict[str, Measure]:
     """What is reported of the rows.
 
@@ -86,17 +98,18 @@ def rollout_measures(rollouts: Columns) -> dict[str, Measure]:
     if not rollouts:
         return {}
     prompt = rollouts["prompt_id"].astype(np.int64)
-    cost, tokens, kl, logp, own_tokens, own_logp, own_logratio = (
+    cost, tokens, kl, entropy, logp, own_tokens, own_logp, own_logratio = (
         rollouts[name].astype(np.float64) for name in ROLLOUT_VALUES
     )
     per_token, own_per_token = logp / tokens.clip(1), own_logp / own_tokens.clip(1)
     lowest = np.quantile(own_per_token, IMPLAUSIBLE, method="lower") if len(own_per_token) else np.nan
-    implausible = np.where(np.isnan(per_token), np.nan, per_token < lowest)
+    implausible = np.where(np.isnan(per_token - lowest), np.nan, per_token < lowest)
     return {
         "rollouts/unsafe": Measure((cost > 0).astype(np.float64), prompt),
         "rollouts/cost": Measure(cost, prompt),
         "rollouts/tokens": Measure(tokens, prompt),
         "rollouts/kl_per_token": Measure(kl / tokens.clip(1), prompt, tokens),
+        "rollouts/entropy_per_token": Measure(entropy / tokens.clip(1), prompt, tokens),
         "drift/forward_kl": Measure(-own_logratio, prompt),
         "drift/implausible": Measure(implausible.astype(np.float64), prompt),
     }
@@ -119,8 +132,9 @@ def _answer(
         if not row.isfinite().all():
             raise ValueError(f"the cost function returned {row.tolist()} for a response to prompt {prompt.prompt_id}")
     packed = move_data_to_device(pack_sequences(prompt_ids, responses), device_of(module))
-    columns = [costs.amax(-1), _lengths(responses), module.pair.token_kl(packed)]
-    columns += _drift(module, packed, prompt_ids, uniform) if drift else [torch.full((len(jobs),), torch.nan)] * 4
+    stats = module.pair.sequence_stats(packed)
+    columns = [costs.amax(-1), _lengths(responses), stats.kl, stats.entropy, stats.reference_logp]
+    columns += _drift(module, prompt_ids, uniform) if drift else [torch.full((len(jobs),), torch.nan)] * 3
     samples = [
         ScoredResponse(prompt.text, text, tuple(row.tolist()))
         for prompt, text, row in zip(prompts, texts, costs, strict=True)
@@ -128,15 +142,13 @@ def _answer(
     return torch.stack([column.cpu().double() for column in columns], dim=-1), samples
 
 
-def _drift(
-    module: Evaluated, answered: PackedSequences, prompts: Sequence[Sequence[int]], uniform: Tensor
-) -> list[Tensor]:
-    """The last four columns: the reference on the policy's responses, and both on the reference's."""
-    pair = module.pair
-    responses = pair.generate(prompts, uniform, reference=True)
+def _drift(module: Evaluated, prompts: Sequence[Sequence[int]], uniform: Tensor) -> list[Tensor]:
+    """The last three columns: both models on the reference's responses."""
+    responses = module.pair.generate(prompts, uniform, reference=True)
     packed = move_data_to_device(pack_sequences(prompts, responses), device_of(module))
-    reference, policy = pair.reference_logp(packed), pair.policy_logp(packed)
-    return [pair.reference_logp(answered), _lengths(responses), reference, policy - reference]
+    # the way the policy's responses are scored: equal responses are then equally plausible, to the bit
+    stats = module.pair.sequence_stats(packed)
+    return [_lengths(responses), stats.reference_logp, stats.policy_logp - stats.reference_logp]
 
 
 def _lengths(responses: Sequence[Sequence[int]]) -> Tensor:

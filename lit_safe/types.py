@@ -105,6 +105,15 @@ class SequenceLogp(NamedTuple):
     reference: Tensor
 
 
+class SequenceStats(NamedTuple):
+    """[N] sums over response positions of what a pass over both models tells, in nats, without gradient."""
+
+    policy_logp: Tensor
+    reference_logp: Tensor
+    kl: Tensor  # KL(policy || reference) over the full vocabulary
+    entropy: Tensor  # of the policy's next token
+
+
 class Prompt(NamedTuple):
     """One prompt to answer: its id (a hash of the normalised text), its token ids as rendered, and its plain text."""
 
@@ -214,8 +223,8 @@ class PairModel(Protocol):
     def both_logp(self, sequences: PackedSequences) -> SequenceLogp:
         """What ``policy_logp`` and ``reference_logp`` give, which may take less together than one after the other."""
 
-    def token_kl(self, sequences: PackedSequences) -> Tensor:
-        """[N] sums over response positions of KL(policy || reference) over the full vocabulary, nats, no gradient."""
+    def sequence_stats(self, sequences: PackedSequences) -> SequenceStats:
+        """Response log-probs under both, KL and entropy, from one pass of each model, never with gradient."""
 
     def support_logratio(self, sequences: PackedSequences, floor: float) -> Tensor:
         """[N] sums over response positions of min(0, log of policy / reference) of the mass of plausible tokens.

@@ -83,7 +83,7 @@ class Backbone(nn.Module):
             ValueError: If a sequence is longer than the model has positions, or the weights are fp16 on a CPU.
         """
         hidden_RD, target_R, cu_responses_N1 = self.response_hidden(sequences)
-        hidden_RD, weight_VD, bias_V, scale, softcap = self._at_head(hidden_RD)
+        hidden_RD, weight_VD, bias_V, scale, softcap = self.at_head(hidden_RD)
         with torch.autocast(hidden_RD.device.type, enabled=False):
             return sequence_logp(
                 hidden_RD,
@@ -103,7 +103,7 @@ class Backbone(nn.Module):
             rows: What ``response_hidden`` gave.
             reference_RD: The reference's hidden states at the same positions.
         """
-        policy = self._at_head(rows.hidden_RD)
+        policy = self.at_head(rows.hidden_RD)
         reference = policy._replace(hidden_TD=reference_RD.to(policy.hidden_TD.dtype))
         with torch.autocast(reference_RD.device.type, enabled=False):
             both = both_sequence_logp(
@@ -179,7 +179,7 @@ class Backbone(nn.Module):
         )  # its name in later versions of transformers 5
         (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
-    def _at_head(self, hidden_RD: Tensor) -> Head:
+    def at_head(self, hidden_RD: Tensor) -> Head:
         """Hidden states and head in the type in which they meet: under autocast in its own, to which it rounds layers.
 
         The op is then called without autocast, which would round fp32 logits too.

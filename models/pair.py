@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lit_safe.types import MemoryEstimate, ModelFacts, PackedSequences, SequenceLogp
+from lit_safe.types import MemoryEstimate, ModelFacts, PackedSequences, SequenceLogp, SequenceStats
 from models.adaptation import Adaptation, Full
 from models.backbone import Backbone, Layout, no_dropout
 from models.export import save_pretrained
@@ -26,7 +26,7 @@ from models.response_tree import tree_logp
 from models.sampling import generate
 from models.sources import ModelSource
 from models.trainable_state import keep_trainable
-from ops.sequence_logratio import Head, token_kl
+from ops.sequence_logratio import token_stats
 
 SUPPORT_LOGITS = 2**24  # logits at a time in support_logratio: 64 MiB for each model in fp32
 
@@ -138,14 +138,16 @@ class PolicyReference(nn.Module):
             return tree_logp(backbone, prompts, responses, rows)
 
     @torch.no_grad()
-    def token_kl(self, sequences: PackedSequences) -> Tensor:
-        """[N] sums over response positions of KL(policy || reference) over the full vocabulary, nats, no gradient."""
+    def sequence_stats(self, sequences: PackedSequences) -> SequenceStats:
+        """Response log-probs under both, KL and entropy, from one pass of each model, never with gradient."""
         policy, open_reference = self._both()
-        mine_RD, _, bounds_N1 = policy.response_hidden(sequences)
+        mine_RD, target_R, bounds_N1 = policy.response_hidden(sequences)
         with open_reference() as reference:
             theirs_RD, _, _ = reference.response_hidden(sequences)
-            kl_R = token_kl(Head(mine_RD, *policy.head), Head(theirs_RD, *reference.head))
-        return _sums(kl_R, bounds_N1)
+            heads = policy.at_head(mine_RD), reference.at_head(theirs_RD)
+        with torch.autocast(mine_RD.device.type, enabled=False):
+            stats = token_stats(*heads, target_R)
+        return SequenceStats(*(_sums(value_R, bounds_N1) for value_R in stats))
 
     def support_logratio(self, sequences: PackedSequences, floor: float) -> Tensor:
         """[N] sums over response positions of min(0, log of policy / reference) of the mass of plausible tokens.

@@ -25,7 +25,8 @@ class RolloutCost:
     scored as it stands.
 
     Besides the cost it measures, per response token, ``drift/kl_per_token``: KL(policy || reference) over the full
-    vocabulary at the positions visited, and ``drift/reference_logp_per_token``: how plausible the reference finds them.
+    vocabulary at the positions visited, ``drift/entropy_per_token``: how open the policy leaves its next token there,
+    and ``drift/reference_logp_per_token``: how plausible the reference finds them.
 
     Args:
         cost: Scores text, > 0 is unsafe. A class of your own must annotate ``__call__`` as ``CostFunction`` does, to
@@ -101,7 +102,7 @@ class RolloutCost:
         own = torch.tensor(turns)[: len(range(rank, len(jobs), world))]
         device = device_of(module)
         cost = self._shared(torch.cat(costs), own, len(jobs), device)
-        kl, logp, seen, tokens = self._shared(torch.cat(drifts), own, len(jobs), device).sum(0).tolist()
+        kl, entropy, logp, seen, tokens = self._shared(torch.cat(drifts), own, len(jobs), device).sum(0).tolist()
         prompt_n = torch.tensor([prompt.prompt_id for prompt, _ in jobs])
         one_n = torch.ones(len(jobs), dtype=torch.float64)
         mean, stderr = mean_cost(cost, one_n, prompt_n)
@@ -114,6 +115,7 @@ class RolloutCost:
             float(len(jobs)),
             {
                 "drift/kl_per_token": kl / max(1, seen),
+                "drift/entropy_per_token": entropy / max(1, seen),
                 "drift/reference_logp_per_token": logp / max(1, seen),
                 "drift/tokens_per_response": tokens / len(jobs),
             },
@@ -132,7 +134,7 @@ class RolloutCost:
     def _batch(
         self, module: Aligned, data: HeldOut, batch: list[tuple[Prompt, int]], seed: int, epoch: int
     ) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
-        """Costs [n] or [n, C]; drift [n, 4], see ``_drift``; (prompt, response) texts."""
+        """Costs [n] or [n, C]; drift [n, 5], see ``_drift``; (prompt, response) texts."""
         prompts = [prompt for prompt, _ in batch]
         spread = {number: self._spread(seed, epoch, number) for number in {p.prompt_id for p in prompts}}
         uniform = torch.stack([spread[p.prompt_id][sample] for p, sample in batch])
@@ -163,15 +165,15 @@ class RolloutCost:
     def _drift(
         module: Aligned, prompts: list[tuple[int, ...]], responses: list[list[int]], measured_n: Tensor
     ) -> Tensor:
-        """[n, 4]: KL, reference log-prob (nats), tokens these were measured on, 0 where not measured; tokens."""
+        """[n, 5]: KL, entropy, reference log-prob (nats), tokens of these, 0 where not measured; tokens of all."""
         tokens_n = torch.tensor([len(ids) for ids in responses], dtype=torch.float64)
-        drift = torch.stack([torch.zeros_like(tokens_n)] * 2 + [tokens_n * measured_n, tokens_n], dim=-1)
+        drift = torch.stack([torch.zeros_like(tokens_n)] * 3 + [tokens_n * measured_n, tokens_n], dim=-1)
         index = measured_n.nonzero()[:, 0].tolist()
         if index:
             sequences = pack_sequences([prompts[i] for i in index], [responses[i] for i in index])
             sequences = move_data_to_device(sequences, device_of(module))
-            drift[measured_n, 0] = module.pair.token_kl(sequences).cpu().double()
-            drift[measured_n, 1] = module.pair.reference_logp(sequences).cpu().double()
+            stats = module.pair.sequence_stats(sequences)
+            drift[measured_n, :3] = torch.stack([stats.kl, stats.entropy, stats.reference_logp], dim=-1).cpu().double()
         return drift
 
     @staticmethod

@@ -34,7 +34,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     metrics = report["metrics"]
     lines = [
         "Errors are standard errors clustered by prompt; intervals are 95 % with Student's t of one degree of freedom "
-        "less than prompts. Each interval stands for itself: among fifteen rows, one may leave out 0 by chance.",
+        f"less than prompts. Each interval stands for itself: of {len(metrics)} rows, one may leave out 0 by chance.",
         "Before training every implicit reward ties (policy and reference are the same) and counts one half; the "
         "policy's own log-probs are what has an answer before and after.",
     ]

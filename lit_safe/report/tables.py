@@ -12,7 +12,7 @@ import numpy as np
 from lit_safe.evaluation import PAIR_IDS, Evaluation, stratum
 from lit_safe.held_out import Columns
 from lit_safe.metrics import STRATA
-from lit_safe.rollouts import ROLLOUT_IDS, ROLLOUT_VALUES
+from lit_safe.rollouts import ADDED_VALUES, ROLLOUT_IDS, ROLLOUT_VALUES, completed
 from lit_safe.statistics import Estimate
 
 REPORT, PAIRS, ROLLOUTS = "report.json", "pairs.csv", "rollouts.csv"
@@ -55,6 +55,9 @@ QUANTITIES: Mapping[str, Quantity] = {
     "rollouts/cost": Quantity("mean cost of responses", "cost", "cost units"),
     "rollouts/tokens": Quantity("tokens of a response", "response length", "tokens", digits=1),
     "rollouts/kl_per_token": Quantity("KL(policy ‖ reference) per response token", "KL per token", "nats", digits=4),
+    "rollouts/entropy_per_token": Quantity(
+        "entropy of the policy's next token, mean over responses", "entropy per token", "nats", digits=3
+    ),
     "drift/forward_kl": Quantity("KL(reference ‖ policy) of the reference's responses", "forward KL", "nats"),
     "drift/implausible": Quantity("responses below the reference's own 0.1 % quantile", "implausible", "%", True),
 }
@@ -132,7 +135,8 @@ def read_tables(folder: Path) -> tuple[Evaluation, Evaluation]:
     both = []
     for when in ("before", "after"):
         table = _columns(pairs, PAIR_IDS, LABELS, when, MEASURED)
-        answers = _columns(rollouts, ROLLOUT_IDS, (), when, ROLLOUT_VALUES) if rollouts else {}
+        values = [name for name in ROLLOUT_VALUES if name not in ADDED_VALUES or f"{when}_{name}" in rollouts]
+        answers = completed(_columns(rollouts, ROLLOUT_IDS, (), when, values)) if rollouts else {}
         both.append(Evaluation(table, answers))
     return both[0], both[1]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ops.sequence_logratio import chunked, fused, reference
-from ops.sequence_logratio.checks import check_head, check_ids, check_targets
+from ops.sequence_logratio.checks import check_dtypes, check_head, check_ids, check_targets, under_autocast
 from ops.sequence_logratio.reference import IGNORE
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def token_logp(
         backend: ``auto``, or the name of a backend, which then must be able to run.
 
     Returns:
-        [T] nats, fp32 (float64 for float64 inputs), always <= 0 (``reference``: up to rounding).
+        [T] nats, fp32 (float64 for float64 inputs), always <= 0.
 
     Raises:
         ValueError: On shapes, dtypes or ids that do not fit (ids are looked at on a CPU alone: elsewhere it would wait
@@ -167,19 +167,26 @@ def _both_token_logp(policy: Head, reference: Head, target_T: Tensor, backend: s
     return _token_logp(policy, target_T, backend, None), reference_T
 
 
-def _token_logp(head: Head, target_T: Tensor, backend: str, grad_rows: int | None) -> Tensor:
-    hidden_TD, weight_VD, bias_V, scale, softcap = head
-    kind = hidden_TD.device.type
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    check_head(hidden_TD, weight_VD, bias_V)
+def checked(head: Head, target_T: Tensor) -> Head:
+    """The head, with hidden states in the dtype that products are made of.
+
+    Raises:
+        ValueError: On shapes, dtypes or ids that do not fit.
+    """
+    hidden_TD, weight_VD = head.hidden_TD, head.weight_VD
+    check_head(hidden_TD, weight_VD, head.bias_V)
     check_targets(hidden_TD, target_T)
     check_ids(target_T, len(weight_VD))
-    if not autocast and hidden_TD.dtype != weight_VD.dtype:
-        raise ValueError(f"hidden is {hidden_TD.dtype} and weight {weight_VD.dtype}; only autocast mixes them")
-    if autocast and hidden_TD.is_cuda:
-        hidden_TD = hidden_TD.to(torch.get_autocast_dtype(kind))
+    check_dtypes(hidden_TD, weight_VD)
+    if hidden_TD.is_cuda and under_autocast(hidden_TD):
+        hidden_TD = hidden_TD.to(torch.get_autocast_dtype("cuda"))
     elif hidden_TD.dtype != weight_VD.dtype:
         hidden_TD = hidden_TD.to(torch.promote_types(hidden_TD.dtype, weight_VD.dtype))
+    return head._replace(hidden_TD=hidden_TD)
+
+
+def _token_logp(head: Head, target_T: Tensor, backend: str, grad_rows: int | None) -> Tensor:
+    hidden_TD, weight_VD, bias_V, scale, softcap = checked(head, target_T)
     chosen = _backend(backend, hidden_TD, weight_VD)
     logp_T: Tensor = chosen.token_logp(hidden_TD, weight_VD, target_T, bias_V, float(scale), softcap, grad_rows)
     return logp_T

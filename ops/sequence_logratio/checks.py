@@ -26,6 +26,18 @@ def check_head(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> N
         raise ValueError(f"need bias [{len(weight_VD)}], got {tuple(bias_V.shape)}")
 
 
+def check_dtypes(hidden_TD: Tensor, weight_VD: Tensor) -> None:
+    """One dtype, unless autocast says in which they meet."""
+    if hidden_TD.dtype != weight_VD.dtype and not under_autocast(hidden_TD):
+        raise ValueError(f"hidden is {hidden_TD.dtype} and weight {weight_VD.dtype}; only autocast mixes them")
+
+
+def under_autocast(tensor: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device."""
+    kind = tensor.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def check_targets(hidden_TD: Tensor, target_T: Tensor) -> None:
     """One int64 target for each position."""
     if target_T.shape != hidden_TD.shape[:1] or target_T.dtype != torch.int64:

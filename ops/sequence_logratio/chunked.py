@@ -28,17 +28,30 @@ def absorb(block: Block, running: Running, graded: int) -> tuple[Tensor, Tensor]
     """An ``Absorb`` step; several passes over a block that stays in the cache."""
     logit_RS = logits(block)
     curve_GS = _curve(logit_RS[:graded], block.softcap)
-    here_R1, column_R1 = _target_column(block)
+    decay_R = shift(logit_RS, block, running)
+    exp_RS = add_up(logit_RS, running, decay_R, out=logit_RS)
+    exp_GS = exp_RS[:graded] if curve_GS is None else exp_RS[:graded].mul_(curve_GS)
+    return decay_R, exp_GS.to(block.weight_SD.dtype)
+
+
+def shift(logit_RS: Tensor, block: Block, running: Running) -> Tensor:
+    """exp(old max - new max) [R]; in place, logits become z - new max, and -inf at the target, which is kept apart."""
+    here_R1, column_R1 = target_column(block)
     picked_R1 = logit_RS.gather(1, column_R1)
     running.target_logit_T.copy_(torch.where(here_R1[:, 0], picked_R1[:, 0], running.target_logit_T))
     logit_RS.scatter_(1, column_R1, torch.where(here_R1, -torch.inf, picked_R1))
     max_R = torch.maximum(running.max_T, logit_RS.amax(1))
-    exp_RS = logit_RS.sub_(finite(max_R)[:, None]).mul_(LOG2_E).exp2_()
+    logit_RS.sub_(finite(max_R)[:, None])
     decay_R = torch.exp(running.max_T - finite(max_R))
-    running.sum_T.mul_(decay_R).add_(exp_RS.sum(1))
     running.max_T.copy_(max_R)
-    exp_GS = exp_RS[:graded] if curve_GS is None else exp_RS[:graded].mul_(curve_GS)
-    return decay_R, exp_GS.to(block.weight_SD.dtype)
+    return decay_R
+
+
+def add_up(shifted_RS: Tensor, running: Running, decay_R: Tensor, out: Tensor | None) -> Tensor:
+    """exp(z - max) [R, S] from what ``shift`` left and gave, added to the rows' running sum."""
+    exp_RS = torch.mul(shifted_RS, LOG2_E, out=out).exp2_()
+    running.sum_T.mul_(decay_R).add_(exp_RS.sum(1))
+    return exp_RS
 
 
 def residual(block: Block, factor_R: Tensor, miss_R: Tensor, shift_R: Tensor, log_sum_R: Tensor) -> Tensor:
@@ -51,7 +64,7 @@ def residual(block: Block, factor_R: Tensor, miss_R: Tensor, shift_R: Tensor, lo
     exp_RS = torch.add(start_R[:, None], logit_RS, alpha=LOG2_E, out=logit_RS).exp2_()
     residual_RS = exp_RS.mul_((factor_R * torch.exp(-log_sum_R) * torch.exp2(-excess_R))[:, None])
     own_R1 = (factor_R * miss_R)[:, None]
-    here_R1, column_R1 = _target_column(block)
+    here_R1, column_R1 = target_column(block)
     residual_RS.scatter_(1, column_R1, torch.where(here_R1, own_R1, residual_RS.gather(1, column_R1)))
     if curve_RS is not None:
         residual_RS *= curve_RS
@@ -75,7 +88,7 @@ def _curve(logit_RS: Tensor, softcap: float | None) -> Tensor | None:
     return None if softcap is None else 1 - (logit_RS / softcap).square()
 
 
-def _target_column(block: Block) -> tuple[Tensor, Tensor]:
+def target_column(block: Block) -> tuple[Tensor, Tensor]:
     """Whether the target lies in the slab, and its column there (any valid column elsewhere), both [R, 1]."""
     column_R1, width = block.column_R[:, None], len(block.weight_SD)
     return (column_R1 >= 0) & (column_R1 < width), column_R1.clamp(0, width - 1)

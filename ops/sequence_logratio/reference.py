@@ -32,4 +32,5 @@ def token_logp(
         logit_TV = logit_TV * scale
         if softcap is not None:
             logit_TV = softcap * torch.tanh(logit_TV / softcap)
+        # never > 0: torch takes (z - max) - log(sum of exp(z - max)), and the sum has exp(0) = 1 in it
         return -torch.nn.functional.cross_entropy(logit_TV, target_T, ignore_index=IGNORE, reduction="none")

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ops.sequence_logratio import chunked, slabs
-from ops.sequence_logratio.checks import check_head, check_targets
+from ops.sequence_logratio.checks import check_dtypes, check_head, check_targets
 from ops.sequence_logratio.operator import Normalized, Problem
 from ops.sequence_logratio.reference import IGNORE
 from ops.sequence_logratio.slabs import Running
@@ -50,6 +50,7 @@ def vocab_parallel_token_logp(
         ValueError: On shapes or dtypes that do not fit, and on a target that no rank holds (looked for on a CPU alone).
     """
     check_head(hidden_TD, weight_VD, bias_V)
+    check_dtypes(hidden_TD, weight_VD)
     check_targets(hidden_TD, target_T)
     logp_T: Tensor = _VocabParallel.apply(
         hidden_TD, weight_VD, target_T, bias_V, float(scale), softcap, first_id, group, sum_hidden_grad

@@ -14,7 +14,17 @@ from torch.utils.data import DataLoader
 
 from lit_safe.hashing import uniforms
 from lit_safe.sequences import pack_sequences
-from lit_safe.types import IGNORE, Annotation, CostEstimate, PackedBatch, PackedSequences, Pair, Prompt, SequenceLogp
+from lit_safe.types import (
+    IGNORE,
+    Annotation,
+    CostEstimate,
+    PackedBatch,
+    PackedSequences,
+    Pair,
+    Prompt,
+    SequenceLogp,
+    SequenceStats,
+)
 
 P, K = 4, 5
 REWARD = torch.tensor([2.0, 1.5, 0.5, 0.0, -0.5]) + uniforms(P * K, "reward").view(P, K)  # helpful is unsafe
@@ -48,10 +58,12 @@ class Table(nn.Module):
     def both_logp(self, sequences: PackedSequences) -> SequenceLogp:
         return SequenceLogp(self.policy_logp(sequences), self.reference_logp(sequences))
 
-    def token_kl(self, sequences: PackedSequences) -> Tensor:
-        policy, reference = self.logit_PK.log_softmax(-1), self.reference_PK.log_softmax(-1)
-        kl_P = (policy.exp() * (policy - reference)).sum(-1)
-        return kl_P[sequences.input_ids[sequences.cu_seqlens[:-1].long()]].detach()
+    def sequence_stats(self, sequences: PackedSequences) -> SequenceStats:
+        policy, reference = self.logit_PK.detach().log_softmax(-1), self.reference_PK.log_softmax(-1)
+        kl_P, entropy_P = (policy.exp() * (policy - reference)).sum(-1), -(policy.exp() * policy).sum(-1)
+        prompt_N = sequences.input_ids[sequences.cu_seqlens[:-1].long()]
+        logps = (self._logp(logit_PK, sequences) for logit_PK in (self.logit_PK.detach(), self.reference_PK))
+        return SequenceStats(*logps, kl_P[prompt_N], entropy_P[prompt_N])
 
     def support_logratio(self, sequences: PackedSequences, floor: float) -> Tensor:
         policy_PK, reference_PK = self.logit_PK.log_softmax(-1), self.reference_PK.log_softmax(-1)

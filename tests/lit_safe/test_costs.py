@@ -158,13 +158,21 @@ def test_a_cost_function_that_drops_a_response_is_caught() -> None:
         rollout(cost=Short())
 
 
-def test_drift_is_the_full_vocabulary_kl_at_the_positions_visited() -> None:
+def test_drift_is_the_full_vocabulary_kl_and_entropy_at_the_positions_visited() -> None:
     table = policy().pair
     policy_logp, reference_logp = (x.double().log_softmax(-1) for x in (table.logit_PK.detach(), table.reference_PK))
     exact = (policy_logp.exp() * (policy_logp - reference_logp)).sum(-1).mean()
     assert rollout().also["drift/kl_per_token"] == pytest.approx(float(exact), abs=1e-5)
+    entropy = -(policy_logp.exp() * policy_logp).sum(-1).mean()
+    assert rollout().also["drift/entropy_per_token"] == pytest.approx(float(entropy), abs=1e-5)
     unmoved = RolloutCost(TableCost())(policy(0.0), Toy(), seed=0, epoch=0)
     assert unmoved.also["drift/kl_per_token"] == pytest.approx(0, abs=1e-6)
+
+
+def test_drift_takes_no_pass_of_a_model_but_those_of_its_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    for score in ("policy_logp", "reference_logp", "both_logp"):
+        monkeypatch.delattr(Table, score)
+    assert rollout().also["drift/reference_logp_per_token"] < 0
 
 
 def test_drift_may_be_measured_on_fewer_samples_than_the_cost() -> None:

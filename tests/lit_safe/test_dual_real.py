@@ -85,7 +85,7 @@ def test_rollouts_leave_no_trace_in_the_weights_and_their_curves_in_the_event_fi
         assert [e.step for e in events.Scalars(f"dual/{tag}")] == steps[1:]
     assert steps[0] == 0
     assert len(steps) == 3
-    assert all(e.value > 0 for e in events.Scalars("drift/kl_per_token"))
+    assert all(e.value > 0 for name in ("kl", "entropy") for e in events.Scalars(f"drift/{name}_per_token"))
     assert "dual/samples/text_summary" in events.Tags()["tensors"]
 
 

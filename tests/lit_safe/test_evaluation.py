@@ -65,6 +65,8 @@ def test_rollouts_estimate_what_the_policy_costs():
     reference = table.reference_PK.log_softmax(-1)
     kl = (optimum(0.0).exp() * (optimum(0.0) - reference)).sum(-1).mean()
     assert summary["rollouts/kl_per_token"].mean == pytest.approx(float(kl), abs=1e-3)
+    entropy = -(optimum(0.0).exp() * optimum(0.0)).sum(-1).mean()
+    assert summary["rollouts/entropy_per_token"].mean == pytest.approx(float(entropy), abs=1e-3)
 
 
 def test_forward_kl_is_that_of_the_references_own_responses():

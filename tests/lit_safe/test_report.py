@@ -1,6 +1,8 @@
+import csv
 import json
 import logging
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from lit_safe.callbacks.before_after import BeforeAfter
 from lit_safe.callbacks.run_checkpoint import RunCheckpoint
 from lit_safe.callbacks.run_folder import RunFolder
 from lit_safe.dual import DualAscent
-from lit_safe.evaluation import evaluate
+from lit_safe.evaluation import Evaluation, differences, evaluate
 from lit_safe.loggers.metrics_csv import MetricsCSV
 from lit_safe.loggers.tensorboard import TensorBoardRun
 from lit_safe.report.markdown import markdown
@@ -90,6 +92,24 @@ def test_the_tables_come_back_to_the_bit(run, tmp_path):
     for name in ("pairs.csv", "rollouts.csv"):
         assert (tmp_path / name).read_text() == (run[0] / name).read_text()
     np.testing.assert_array_equal(before.pairs["logratio_chosen"], 0)
+
+
+def test_tables_and_checkpoints_from_before_entropy_was_measured_are_read_without_it(run, tmp_path):
+    with (run[0] / "rollouts.csv").open(newline="") as file:
+        rows = [{k: v for k, v in row.items() if "entropy" not in k} for row in csv.DictReader(file)]
+    with (tmp_path / "rollouts.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    shutil.copy(run[0] / "pairs.csv", tmp_path)
+    now, then = read_tables(run[0])[1], read_tables(tmp_path)[1]
+    state = now.state_dict()
+    del state["rollouts"]["entropy"]
+    for old in (then, Evaluation.from_state_dict(state)):
+        assert set(now.summary()) - set(old.summary()) == {"rollouts/entropy_per_token"}
+        assert set(differences(now, old)) == set(old.summary())
+        write_tables(tmp_path, old, now)
+        assert np.isnan(read_tables(tmp_path)[0].rollouts["entropy"]).all()
 
 
 def test_before_and_after_stand_in_the_event_file_at_the_first_and_the_last_step(run):

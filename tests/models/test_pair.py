@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_safe.types import PairModel
 from models.adaptation import Full, LastLayers, LoRA
+from models.backbone import Backbone
 from models.pair import PolicyReference
 from models.reference import AdapterOff, Checkpoint, FrozenCopy
 from models.sources import HuggingFace, TinyLlama
@@ -48,7 +49,9 @@ def test_untrained_policy_and_reference_agree_to_the_bit(kind, layout, architect
     assert torch.equal(*pair.both_logp(pack(*sequences)))
     assert policy.requires_grad
     assert not reference.requires_grad
-    assert pair.token_kl(pack(*sequences)).tolist() == [0.0] * len(sequences)
+    stats = pair.sequence_stats(pack(*sequences))
+    assert stats.kl.tolist() == [0.0] * len(sequences)
+    assert torch.equal(stats.policy_logp, stats.reference_logp)
 
 
 class HeadCalls(TorchDispatchMode):
@@ -156,14 +159,34 @@ def test_adapters_are_drawn_from_their_seed_and_from_nothing_else(random_source)
     assert not any(torch.equal(first[name], other[name]) for name in names)
 
 
-def test_token_kl_is_that_of_the_full_distributions(random_source, pack, sequences, plain_logp):
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_one_pass_of_each_model_gives_log_probs_and_statistics(
+    kind, layout, autocast, random_source, pack, sequences, monkeypatch
+):
+    batch = pack(*sequences)
+    pair = load(random_source("llama-tied"), *kind, layout=layout)
+    train(pair, batch)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logps = pair.policy_logp(batch).detach(), pair.reference_logp(batch)
+        passes, decode = [], Backbone.response_hidden
+        monkeypatch.setattr(Backbone, "response_hidden", lambda *given: passes.append(1) or decode(*given))
+        stats = pair.sequence_stats(batch)
+    assert len(passes) == 2
+    torch.testing.assert_close((stats.policy_logp, stats.reference_logp), logps, rtol=1e-5, atol=1e-4)
+    assert (stats.kl > 0).all()
+    assert not any(value_N.requires_grad for value_N in stats)
+
+
+def test_kl_and_entropy_are_those_of_the_full_distributions(random_source, pack, sequences):
     pair = load(random_source("gemma2-softcap"), reference=Checkpoint(random_source("gemma2-softcap", seed=1)))
     prompt, response = sequences[0]
     ids = torch.tensor([prompt + response])
     p, q = (s.load_model().eval()(ids).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1).detach()
             for s in (pair.source, pair.reference.source))  # fmt: skip
-    want = (p.exp() * (p - q)).sum()
-    torch.testing.assert_close(pair.token_kl(pack(*sequences))[0].double(), want, rtol=1e-4, atol=1e-4)
+    stats = pair.sequence_stats(pack(*sequences))
+    torch.testing.assert_close(stats.kl[0].double(), (p.exp() * (p - q)).sum(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(stats.entropy[0].double(), -(p.exp() * p).sum(), rtol=1e-4, atol=1e-4)
 
 
 def test_support_is_the_mass_on_what_the_reference_finds_plausible(random_source, pack, sequences):
