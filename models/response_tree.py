@@ -106,16 +106,18 @@ def _walk(backbone: Backbone, prompts: list[Sequence[int]], levels: list[list[Br
         n = len(level)
         parent_n = torch.tensor([branch.parent for branch in level], device=device)
         parent_N = open_GN[:, parent_n].reshape(-1)
-        ids_nS, valid_nS = _padded([branch.segment for branch in level], device)
-        ids_NS, valid_NS = ids_nS.repeat(g, 1), valid_nS.repeat(g, 1)
+        ids_NS, valid_NS = (part.repeat(g, 1) for part in _padded([branch.segment for branch in level], device))
         open_N = (torch.arange(g, device=device)[:, None] * open_GN.shape[1] + parent_n).reshape(-1)
         logp_N = logp_N[parent_N] + next_NV[open_N, ids_NS[:, 0]].double()
-        cache.batch_select_indices(parent_N)
-        seen_NW = torch.cat([seen_NW[parent_N], valid_NS], dim=1)
-        hidden_NSD = _forward(backbone, cache, ids_NS, valid_NS, seen_NW)
+        # nothing is asked of the token that ends a response
+        fed_NS = _padded([b.segment if b.response is None else b.segment[:-1] for b in level], device)[1].repeat(g, 1)
+        if fed_NS.shape[1]:
+            cache.batch_select_indices(parent_N)
+            seen_NW = torch.cat([seen_NW[parent_N], fed_NS], dim=1)
+            hidden_NSD = _forward(backbone, cache, ids_NS[:, : fed_NS.shape[1]], fed_NS, seen_NW)
         inner_NS = valid_NS[:, 1:].bool()
         if inner_NS.any():
-            rest_T = backbone.token_logp(hidden_NSD[:, :-1][inner_NS], ids_NS[:, 1:][inner_NS])
+            rest_T = backbone.token_logp(hidden_NSD[:, : inner_NS.shape[1]][inner_NS], ids_NS[:, 1:][inner_NS])
             logp_N = logp_N.index_add(0, inner_NS.nonzero()[:, 0], rest_T.double())
         ends = [k for k, branch in enumerate(level) if branch.response is not None]
         found_GR[:, [level[k].response for k in ends]] = logp_N.view(g, n)[:, ends]
@@ -123,7 +125,7 @@ def _walk(backbone: Backbone, prompts: list[Sequence[int]], levels: list[list[Br
         if goes_on:
             open_GN = torch.arange(g, device=device)[:, None] * n + torch.tensor(goes_on, device=device)
             kept_N = open_GN.reshape(-1)
-            next_NV = backbone.log_softmax(_last(hidden_NSD[kept_N], valid_NS[kept_N]))
+            next_NV = backbone.log_softmax(_last(hidden_NSD[kept_N], fed_NS[kept_N]))
     return found_GR
 
 
@@ -143,7 +145,7 @@ def _forward(
 def _padded(lists: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids [N, S] padded on the right, and where they are valid, as 0 and 1."""
     longest = max(map(len, lists))
-    ids_NS = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in lists], device=device)
+    ids_NS = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in lists], dtype=torch.int64, device=device)
     length_N = torch.tensor([len(ids) for ids in lists], device=device)
     return ids_NS, (torch.arange(longest, device=device) < length_N[:, None]).long()
 

@@ -192,7 +192,7 @@ class OracleMeasure(Callback):
 
     def _point(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
         assert self._exact is not None
-        values = self._exact.values(self._exact.policy())
+        values = self._exact.values(self._exact.policy(untouched=trainer.global_step == 0))
         self.curve.append(
             {"epoch": epoch, "step": trainer.global_step, "multiplier": _multiplier(module), "values": values}
         )
@@ -272,18 +272,24 @@ class _Exact:
         else:
             self.optimum_PK = tilt(*self.tables, multiplier=self.multiplier_C, beta=self._beta)
 
-    def policy(self) -> Floats:
-        """[P, K] log-probabilities, the same on every rank; weights that have not moved are not enumerated again."""
+    def policy(self, untouched: bool = False) -> Floats:
+        """[P, K] log-probabilities, the same on every rank; weights that have not moved are not enumerated again.
+
+        An ``untouched`` policy that gives the first prompt's responses the reference's probabilities, bit for bit, is
+        the reference.
+        """
         digest = hashlib.sha256()
         for parameter in self._pair.parameters():
             digest.update(parameter.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
         if self._seen is None or self._seen[0] != digest.hexdigest():
-            self._seen = digest.hexdigest(), self._enumerate("policy")
+            same = untouched and np.array_equal(self._enumerate("policy", prompts=1), self._enumerate("reference", 1))
+            self._seen = digest.hexdigest(), self.reference_PK if same else self._enumerate("policy")
         return self._seen[1]
 
-    def _enumerate(self, which: Which) -> Floats:
+    def _enumerate(self, which: Which, prompts: int | None = None) -> Floats:
+        prompt_ids, response_ids = self._ids
         with self._trainer.precision_plugin.forward_context():
-            return enumerate_policy(self._pair, *self._ids, which=which, batch=self._batch)
+            return enumerate_policy(self._pair, prompt_ids[:prompts], response_ids, which=which, batch=self._batch)
 
     def values(self, policy_PK: Floats) -> dict[str, float]:
         """Every figure of a policy, by the name it is logged under."""
