@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from data.oracle.language import save
 from data.oracle.measure import RESULT, TABLES
 from data.oracle.optimum import solve_multiplier
 from data.oracle.report import read_runs, write_report
+from data.oracle.workers import run, start
 
 log = logging.getLogger(__name__)
 
@@ -110,10 +110,12 @@ class Study:
         while waiting:
             together, waiting = waiting[:workers], waiting[workers:]
             drawing = [self._draw(seed, checkpoint) for seed in together]
-            if any([process.wait() for process in drawing]):
+            for process in drawing:
+                process.join()
+            if any(process.exitcode for process in drawing):
                 raise RuntimeError(f"train.py sample failed: see {self.folder / 'sample_*.log'}")
 
-    def _draw(self, seed: int, checkpoint: Path) -> subprocess.Popen[bytes]:
+    def _draw(self, seed: int, checkpoint: Path) -> BaseProcess:
         """Start drawing a seed's samples of the reference; the file has its name once it is whole."""
         return start(
             *("sample", *SFT, "-c", str(self.folder / "sft.yaml"), "--ckpt_path", str(checkpoint), *SAMPLES),
@@ -124,7 +126,7 @@ class Study:
     def train(self, jobs: Sequence[Job], workers: int) -> list[Job]:
         """Run the jobs, ``workers`` at a time; those that need another's tables come after it. Returns what failed."""
         waiting = sorted(jobs, key=lambda job: job.at_optimal_multiplier)
-        running: dict[Job, tuple[subprocess.Popen[bytes], float]] = {}
+        running: dict[Job, tuple[BaseProcess, float]] = {}
         failed: list[Job] = []
         try:
             while waiting or running:
@@ -134,12 +136,10 @@ class Study:
         finally:
             for process, _ in running.values():  # an interrupted study leaves none behind
                 process.terminate()
-                process.wait()
+                process.join()
         return failed
 
-    def _fill(
-        self, waiting: list[Job], running: dict[Job, tuple[subprocess.Popen[bytes], float]], workers: int
-    ) -> None:
+    def _fill(self, waiting: list[Job], running: dict[Job, tuple[BaseProcess, float]], workers: int) -> None:
         """Start what may start."""
         tables = next(iter(sorted(self.folder.glob(f"*/seed_*/{TABLES}"))), None)
         ready = [job for job in waiting if tables is not None or not job.at_optimal_multiplier]
@@ -150,14 +150,14 @@ class Study:
         if not running:
             raise RuntimeError("no run is left that shows the reference: name an objective with no limit")
 
-    def _reap(self, running: dict[Job, tuple[subprocess.Popen[bytes], float]]) -> list[Job]:
+    def _reap(self, running: dict[Job, tuple[BaseProcess, float]]) -> list[Job]:
         """Take out what has ended; returns what failed of it."""
         failed = []
         for job, (process, started) in list(running.items()):
-            if process.poll() is None:
+            if process.is_alive():
                 continue
             del running[job]
-            if process.returncode:
+            if process.exitcode:
                 failed.append(job)
                 log.error("%s seed %d failed: see %s", job.name, job.seed, self.run_folder(job) / "log.txt")
             else:
@@ -172,7 +172,7 @@ class Study:
         """Where a job writes."""
         return self.folder / job.name / f"seed_{job.seed}"
 
-    def _start(self, job: Job, tables: Path | None) -> subprocess.Popen[bytes]:
+    def _start(self, job: Job, tables: Path | None) -> BaseProcess:
         folder = self.run_folder(job)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -224,25 +224,6 @@ class Study:
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(content, sort_keys=False))
         return str(path)
-
-
-def start(*words: str, log_to: Path) -> subprocess.Popen[bytes]:
-    """``python train.py <words>`` on one thread, its output in a file."""
-    command = [sys.executable, "train.py", *words]
-    log.info("%s > %s", shlex.join(["python", *command[1:]]), log_to)
-    with log_to.open("wb") as output:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-
-
-def run(*words: str, log_to: Path) -> None:
-    """As ``start``, and wait.
-
-    Raises:
-        RuntimeError: It failed; names the file that says why.
-    """
-    if start(*words, log_to=log_to).wait():
-        raise RuntimeError(f"train.py {words[0]} failed: see {log_to}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
