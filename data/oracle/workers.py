@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import runpy
 import shlex
 import sys
 from multiprocessing.process import BaseProcess
@@ -43,6 +44,4 @@ def _train(words: tuple[str, ...], log_to: str) -> None:
     for stream in (1, 2):
         os.dup2(output, stream)
     sys.argv = ["train.py", *words]
-    from lit_safe.cli import main
-
-    main()
+    runpy.run_path("train.py", run_name="__main__")
