@@ -3,7 +3,9 @@
 Letters: B pairs, N = 2B sequences.
 """
 
+import hashlib
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +34,11 @@ class PreferenceAlignment(StepModule):
         precompute_reference: Score the reference on every training response once, before the first step (TRL's
             ``precompute_ref_log_probs``), instead of at every step: less time where training sees a response more than
             once, over epochs or in several pairs.
+        reference_cache_dir: Where to keep what ``precompute_reference`` scored, for later runs that have the same
+            reference, to the bit, and the same precision: a study of objectives scores it once.
+
+    Raises:
+        ValueError: If a start multiplier is negative, or ``reference_cache_dir`` is named and nothing is precomputed.
     """
 
     multiplier: Tensor
@@ -47,11 +54,15 @@ class PreferenceAlignment(StepModule):
         gradient_clip_norm: float | None = 1.0,
         anchor: Anchor | None = None,
         precompute_reference: bool = False,
+        reference_cache_dir: str | None = None,
     ) -> None:
         super().__init__(pair, optimizer, schedule or Constant(), gradient_clip_norm, PAIR_NAMES)
         self.objective = objective
         self.anchor = anchor or Anchor()
         self.reference_cache = ReferenceCache() if precompute_reference else None
+        if reference_cache_dir is not None and not precompute_reference:
+            raise ValueError("reference_cache_dir keeps what precompute_reference scores: set that to true")
+        self._reference_cache_dir = reference_cache_dir
         start = torch.tensor(multiplier, dtype=torch.float32)
         if not bool((start >= 0).all()):
             raise ValueError(f"multiplier must be >= 0, got {multiplier}")
@@ -84,9 +95,21 @@ class PreferenceAlignment(StepModule):
         """Score the reference and let the anchor draw what it needs, then start the clock."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.reference_cache is not None:
-            self.reference_cache.fill(self, data.batches_of("train"))
+            self._fill(self.reference_cache, data)
         self.anchor.prepare(self, data)
         super().on_train_start()
+
+    def _fill(self, cache: ReferenceCache, data: Any) -> None:
+        """Reference log-probs of the training pairs: from the disk where they lie there, and to it."""
+        path = None
+        if self._reference_cache_dir is not None:
+            computed = f"{self.pair.reference_digest()} {self.trainer.precision}"
+            name = hashlib.sha256(computed.encode()).hexdigest()[:32]
+            path = Path(self._reference_cache_dir).expanduser() / f"reference-{name}.npz"
+            cache.load(path)
+        cache.fill(self, data.batches_of("train"))
+        if path is not None and self.trainer.is_global_zero:
+            cache.save(path)
 
     def training_step(self, micro_batches: list[PackedBatch], batch_idx: int) -> None:
         """One optimizer step over all micro-batches, and what the anchor adds to it."""

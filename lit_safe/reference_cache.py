@@ -1,9 +1,13 @@
-"""The reference's log-probs of all training responses, scored once before the first step."""
+"""The reference's log-probs of all training responses, scored once before the first step, or once for many runs."""
 
 import hashlib
 import itertools
+import logging
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
+import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
@@ -12,6 +16,8 @@ from lit_safe.costs.quiet import device_of, gather, quiet
 from lit_safe.progress import progress
 from lit_safe.sequences import select_sequences
 from lit_safe.types import PackedBatch, PackedSequences, Pair
+
+log = logging.getLogger(__name__)
 
 
 class ReferenceCache:
@@ -22,6 +28,22 @@ class ReferenceCache:
 
     def __init__(self) -> None:
         self._known: dict[int, float] = {}
+
+    def load(self, path: Path) -> None:
+        """Know what an earlier run has stored, if it has."""
+        self._known.update(_read(path))
+        if len(self):
+            log.info("reference log-probs of %s responses found in %s", f"{len(self):,}", path)
+
+    def save(self, path: Path) -> None:
+        """Store what is known beside what the file holds, all or nothing; what it holds already is left as it is."""
+        stored = _read(path)
+        known = {**self._known, **stored}
+        if len(known) > len(stored):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.stem}-{os.getpid()}.npz")
+            np.savez(partial, key=np.array(list(known), np.int64), logp=np.array(list(known.values()), np.float64))
+            os.replace(partial, path)
 
     def fill(self, module: Aligned, batches: Iterable[PackedBatch]) -> None:
         """Score every sequence of ``batches`` that is new; each rank brings as many batches of as many pairs."""
@@ -55,6 +77,13 @@ class ReferenceCache:
     def __len__(self) -> int:
         """How many different responses are known."""
         return len(self._known)
+
+
+def _read(path: Path) -> dict[int, float]:
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(zip(stored["key"].tolist(), stored["logp"].tolist(), strict=True))
 
 
 def _keys(sequences: PackedSequences) -> list[int]:

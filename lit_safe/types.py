@@ -220,6 +220,9 @@ class PairModel(Protocol):
     def reference_logp(self, sequences: PackedSequences) -> Tensor:
         """[N] summed response log-probs of the reference, fp32 nats, never with gradient."""
 
+    def reference_digest(self) -> str:
+        """A hash of all that the reference's log-probs depend on but rounding: its weights and its configuration."""
+
     def both_logp(self, sequences: PackedSequences) -> SequenceLogp:
         """What ``policy_logp`` and ``reference_logp`` give, which may take less together than one after the other."""
 

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_safe.types import MemoryEstimate, ModelFacts, PackedSequences, SequenceLogp, SequenceStats
 from models.adaptation import Adaptation, Full
 from models.backbone import Backbone, Layout, no_dropout
+from models.digest import digest
 from models.export import save_pretrained
 from models.memory import memory_estimate
 from models.reference import FrozenCopy, OpenReference, Reference
@@ -207,6 +208,13 @@ class PolicyReference(nn.Module):
         """A hash of the weights as ``source`` gave them, from at most 1024 numbers of each tensor."""
         self._both()
         return self._fingerprint
+
+    def reference_digest(self) -> str:
+        """A hash of all that the reference's log-probs depend on, every bit of its weights among it."""
+        policy, open_reference = self._both()
+        trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        with open_reference() as reference:
+            return digest(reference, trainable)
 
     def get_extra_state(self) -> dict[str, str]:
         return {"base_fingerprint": self._fingerprint}

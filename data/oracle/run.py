@@ -185,7 +185,7 @@ class Study:
         overlay: dict[str, Any] = {
             "seed_everything": job.seed,
             "trainer": {"default_root_dir": str(folder)},
-            "model": {"init_args": {}},
+            "model": {"init_args": {"reference_cache_dir": str(self.folder / "cache")}},
             "data": {
                 "init_args": {
                     "sources": [{**source, "init_args": {**source["init_args"], **drawn}}],

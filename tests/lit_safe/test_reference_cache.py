@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from lit_safe.reference_cache import ReferenceCache
@@ -31,9 +32,13 @@ class Repeated(Fruit):
         return super().prompt(i - i % 5)
 
 
-def fitted(folder: Path, precompute: bool, source: Fruit | None = None) -> tuple[Counting, torch.Tensor]:
-    pair = Counting(TinyLlama())
-    module = aligned(pair=pair, precompute_reference=precompute)
+def fitted(
+    folder: Path, precompute: bool, source: Fruit | None = None, kept: Path | None = None, model_seed: int = 0
+) -> tuple[Counting, torch.Tensor]:
+    pair = Counting(TinyLlama(seed=model_seed))
+    module = aligned(
+        pair=pair, precompute_reference=precompute, reference_cache_dir=None if kept is None else str(kept)
+    )
     data = pairs(source or Fruit(), pairs_per_step=5, micro_batch_pairs=2, eval_batch_pairs=3, duplicates="keep")
     trainer(folder, max_epochs=3).fit(module, data)
     return pair, weights(module)
@@ -49,6 +54,34 @@ def test_training_ends_where_it_would_without_and_scores_each_response_once(tmp_
 def test_a_response_of_several_pairs_is_scored_once(tmp_path: Path) -> None:
     before, _ = fitted(tmp_path, True, Repeated())
     assert before.scored < 26  # of 52 sequences
+
+
+def test_a_later_run_with_the_same_reference_scores_nothing_and_ends_on_the_same_bits(tmp_path: Path) -> None:
+    (first, trained), (again, repeated) = (fitted(tmp_path / run, True, kept=tmp_path / "kept") for run in "ab")
+    assert (first.scored, again.scored) == (2 * 26, 0)
+    assert torch.equal(repeated, trained)
+    other, _ = fitted(tmp_path / "c", True, kept=tmp_path / "kept", model_seed=1)
+    assert other.scored == 2 * 26
+    assert len(list((tmp_path / "kept").iterdir())) == 2, "a file a reference, and nothing unfinished"
+
+
+def test_what_a_file_holds_is_joined_not_replaced(tmp_path: Path) -> None:
+    module, path = aligned(), tmp_path / "kept.npz"
+    module.configure_model()
+    first, second = list(set_up(pairs(pairs_per_step=4)).train_dataloader())[:2]
+    for (batch,) in (first, second):
+        cache = ReferenceCache()
+        cache.fill(module, [batch])
+        cache.save(path)
+    joined = ReferenceCache()
+    joined.load(path)
+    assert len(joined) == 16
+    assert joined.attach(first[0]).reference_logp is not None
+
+
+def test_a_folder_without_anything_to_keep_is_refused() -> None:
+    with pytest.raises(ValueError, match="set that to true"):
+        aligned(reference_cache_dir="somewhere")
 
 
 def test_a_batch_with_an_unknown_response_is_left_to_the_reference() -> None:

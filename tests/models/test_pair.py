@@ -359,3 +359,20 @@ def test_the_memory_estimate_is_exact_where_it_can_be(kind, random_source, pack,
     assert estimate.gradients == sum(p.grad.nbytes for p in pair.parameters() if p.grad is not None)
     assert estimate.optimizer == sum(t.nbytes for t in moments)
     assert estimate.logits == 3 * 8 * 97 * 4
+
+
+def test_the_digest_names_the_reference_whatever_the_policy_learns(kind, random_source, pack, sequences):
+    pair = load(random_source(), *kind)
+    before = pair.reference_digest()
+    train(pair, pack(*sequences))
+    assert pair.reference_digest() == before == load(random_source(), *kind).reference_digest()
+    assert before != load(random_source(seed=1), *kind).reference_digest()
+
+
+def test_one_changed_bit_of_the_reference_is_another_digest(random_source):
+    source = random_source()
+    pair = load(source, reference=Checkpoint(source))
+    before = pair.reference_digest()
+    with pair._open_reference() as reference, torch.no_grad():
+        next(reference.parameters())[-1, -1].nextafter_(torch.tensor(torch.inf))
+    assert pair.reference_digest() != before

@@ -1,0 +1,31 @@
+"""Names for what a model computes: equal only where its weights are, bit for bit."""
+
+import hashlib
+import json
+from collections.abc import Collection
+
+import torch
+from torch import nn
+
+from models.backbone import Backbone
+
+NOT_COMPUTED_WITH = ("_name_or_path", "transformers_version", "_attn_implementation")
+
+
+def digest(reference: Backbone, trainable: Collection[nn.Parameter] = ()) -> str:
+    """SHA-256 of the weights, buffers and configuration of a model that answers as the reference.
+
+    Args:
+        reference: As it is opened, in the types and on the device it answers in.
+        trainable: What the policy trains. Of these, an adapter that is off while the reference answers is left out.
+    """
+    found = hashlib.sha256()
+    config = reference.causal_lm.config.to_dict()
+    plain = {key: value for key, value in config.items() if key not in NOT_COMPUTED_WITH}
+    found.update(json.dumps(plain, sort_keys=True, default=str).encode())
+    off = {id(parameter) for parameter in trainable}
+    still = [(name, weight) for name, weight in reference.named_parameters() if id(weight) not in off]
+    for name, tensor in (*still, *reference.named_buffers()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
