@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_safe.anchors import Anchor
+from lit_safe.hashing import uniform
 from lit_safe.sequences import select_sequences
 from lit_safe.types import PackedBatch, Pair
 
@@ -32,7 +33,7 @@ class ReferenceSupport(Anchor):
     Args:
         weight: > 0; nats of loss for a nat.
         floor: In (0, 1), a probability; below it the reference finds a token implausible.
-        share: In (0, 1]: of the pairs, by hash, always the same.
+        share: In (0, 1]: of the pairs, by a hash of the pair alone: the same in every epoch and run.
 
     Raises:
         ValueError: If an argument lies outside its range.
@@ -51,16 +52,12 @@ class ReferenceSupport(Anchor):
         self._mean: Tensor | None = None
 
     def on_pairs(self, module: "PreferenceAlignment", batch: PackedBatch, policy: Pair) -> Tensor | None:
-        """[B] nats, 0 for pairs outside ``share``.
-
-        Raises:
-            ValueError: If ``share`` is below 1 and the batch has no draws to choose pairs by.
-        """
+        """[B] nats, 0 for pairs outside ``share``."""
         index_b = torch.arange(len(batch.pair_id), device=batch.pair_id.device)
         if self.share < 1:
-            if batch.label.draw is None:
-                raise ValueError("share < 1 needs Annotation.draw: a number in [0, 1) for each pair")
-            index_b = index_b[batch.label.draw < self.share]
+            # a draw of its own: ``Annotation.draw`` decides sampled labels, and pairs chosen by it would be of one kind
+            chosen_B = [uniform("support-share", pair) < self.share for pair in batch.pair_id.tolist()]
+            index_b = index_b[torch.tensor(chosen_B, device=index_b.device)]
         if not len(index_b):
             return None
         both_n = torch.stack([2 * index_b, 2 * index_b + 1], dim=1).flatten()

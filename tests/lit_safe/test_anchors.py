@@ -7,6 +7,8 @@ import torch
 from lit_safe.anchors.preferred_nll import PreferredNLL, prefers_chosen
 from lit_safe.anchors.reference_mass import ReferenceMass
 from lit_safe.anchors.reference_support import ReferenceSupport
+from lit_safe.doctor.patient import take_pairs
+from lit_safe.hashing import uniform
 from lit_safe.module import PreferenceAlignment
 from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO
 from lit_safe.types import Annotation, Pair, Prompt
@@ -97,15 +99,31 @@ def test_its_gradient_moves_mass_back_and_no_preference():
     assert torch.allclose(inside, inside[:, :1].expand_as(inside), rtol=1e-3)
 
 
+def many_pairs(count):
+    """``count`` pairs with ids and coins of their own, as data/pack.py tosses them."""
+    once = all_pairs()
+    batch = take_pairs(once, [i % len(once.pair_id) for i in range(count)])
+    draw_B = torch.tensor([uniform("draw", 0, pair) for pair in range(count)])
+    return batch._replace(pair_id=torch.arange(count), label=batch.label._replace(draw=draw_B))
+
+
 def test_a_share_of_the_pairs_speaks_for_all_of_them():
-    module = world(ReferenceSupport(floor=1e-4, share=0.5), leak=31.0)
-    batch = all_pairs()
-    draw_B = torch.arange(len(batch.pair_id)) / len(batch.pair_id)
-    batch = batch._replace(label=batch.label._replace(draw=draw_B))
-    half_B = module.anchor.on_pairs(module, batch, module(batch)[0])
-    whole_B = ReferenceSupport(floor=1e-4).on_pairs(module, batch, module(batch)[0])
-    assert torch.allclose(half_B[draw_B < 0.5], 2 * whole_B[draw_B < 0.5])
-    assert not half_B[draw_B >= 0.5].any()
+    module, batch = world(ReferenceSupport(floor=1e-4, share=0.5), leak=31.0), many_pairs(2000)
+    policy, _, _ = module(batch)
+    part_B = module.anchor.on_pairs(module, batch, policy)
+    whole_B = ReferenceSupport(floor=1e-4).on_pairs(module, batch, policy)
+    spoken_B = part_B != 0
+    torch.testing.assert_close(part_B[spoken_B], 2 * whole_B[spoken_B], rtol=1e-5, atol=0)
+    assert part_B.mean().item() == pytest.approx(whole_B.mean().item(), rel=0.1)
+
+
+def test_sampled_labels_are_the_same_inside_the_share_and_outside():
+    module, batch = world(ReferenceSupport(floor=1e-4, share=0.3), leak=31.0), many_pairs(2000)
+    spoken_B = module.anchor.on_pairs(module, batch, module(batch)[0]) != 0
+    assert spoken_B.float().mean().item() == pytest.approx(0.3, abs=0.04)  # 4 standard errors
+    label_B = batch.label.draw < 0.5
+    inside, outside = label_B[spoken_B].float().mean().item(), label_B[~spoken_B].float().mean().item()
+    assert inside == pytest.approx(outside, abs=0.1)  # 4 standard errors
 
 
 def test_all_prompts_take_turns_and_a_resumed_run_takes_the_same():
