@@ -20,6 +20,7 @@ from lit_safe.averaging import IterateAverage
 from lit_safe.costs import CostEstimator
 from lit_safe.costs.quiet import gather
 from lit_safe.module import PreferenceAlignment
+from lit_safe.schedules import Constant, Schedule
 from lit_safe.types import CostEstimate, ScoredResponse
 
 log = logging.getLogger(__name__)
@@ -63,9 +64,9 @@ class DualAscent(Callback):
     estimated and logged, so that every objective's run draws the same curves.
 
     Logged at each epoch's last optimizer step, with a suffix ``_<constraint>`` where there are several:
-    ``dual/multiplier`` (after the step; its start value at step 0), ``dual/cost``, ``dual/stderr``, ``dual/violation``
-    (cost - limit), ``dual/unsafe`` (share of samples with a cost > 0), ``dual/effective`` (sample size), and what else
-    the estimator measured.
+    ``dual/multiplier`` (after the step; its start value at step 0), ``dual/lr`` (0 without a step), ``dual/cost``,
+    ``dual/stderr``, ``dual/violation`` (cost - limit), ``dual/unsafe`` (share of samples with a cost > 0),
+    ``dual/effective`` (sample size), and what else the estimator measured.
 
     Where each epoch brings the policy to its optimum, cost falls with the multiplier at the rate Var(cost) / beta
     (variance among responses to one prompt): ``lr`` = beta / Var(cost) is then Newton's step, and from twice that on
@@ -74,6 +75,8 @@ class DualAscent(Callback):
     Args:
         limit: Largest acceptable E[cost], in cost units; a list gives each constraint its own.
         lr: Step size, nats per squared cost unit; 0 never moves the multiplier.
+        schedule: Factor on ``lr`` by the number of the step, constant by default. One that falls (Robbins and Monro
+            1951) goes far while the multiplier is far off, and averages the estimator's noise once it is near.
         maximum: Upper end of the multiplier. At the default, one unit of cost outweighs 10 nats of reward, odds of
             22,000 to 1: beyond it preferences hardly change, and a limit not met there is out of reach.
         estimator: Where E[cost] comes from; null estimates nothing.
@@ -95,6 +98,7 @@ class DualAscent(Callback):
         self,
         limit: float | list[float] = 0.0,
         lr: float = 0.0,
+        schedule: Schedule | None = None,
         maximum: float = 10.0,
         estimator: CostEstimator | None = None,
         every_n_epochs: int = 1,
@@ -121,6 +125,7 @@ class DualAscent(Callback):
         if ship not in get_args(Ship):
             raise ValueError(f"ship must be one of {get_args(Ship)}, got {ship!r}")
         self.lr = lr
+        self.schedule = schedule or Constant()
         self.maximum = maximum
         self.estimator = estimator
         self.every_n_epochs = every_n_epochs
@@ -156,8 +161,10 @@ class DualAscent(Callback):
         if self._idle(pl_module):
             return
         module = _aligned(pl_module)
-        if self.freeze_last_epochs and _epochs(trainer) is None:
-            raise ValueError("freeze_last_epochs counts from the end: set trainer.max_epochs or trainer.max_steps")
+        if (self.freeze_last_epochs or self.schedule != Constant()) and _epochs(trainer) is None:
+            raise ValueError(
+                "freeze_last_epochs and a schedule count from the end: set trainer.max_epochs or trainer.max_steps"
+            )
         if self.ship == "average" and self.average.count != max(0, int(module.dual_epoch) + 1 - self.warmup_epochs):
             raise ValueError("ship: average cannot resume from a checkpoint that was written without its average")
         if self.lr > 0:
@@ -212,14 +219,15 @@ class DualAscent(Callback):
             return
         estimate = self._estimate(trainer, module, self.estimator, epoch)
         before = module.multiplier.detach().to("cpu", copy=True)
-        after = dual_step(before, estimate.mean, self.limit, self.lr, self.maximum)
+        lr = self._lr(trainer, epoch)
+        after = dual_step(before, estimate.mean, self.limit, lr, self.maximum)
         _agree(after, module)
         # the two change together: a checkpoint of one without the other would take a step twice, or never
         if self._moves(trainer, epoch):
             module.multiplier.copy_(after)
         module.dual_epoch.fill_(epoch)
         self._say(trainer, before, module.multiplier.cpu(), estimate)
-        self._publish(trainer, self._measured(trainer, module, estimate))
+        self._publish(trainer, {**self._measured(trainer, module, estimate), "dual/lr": lr})
         _show(trainer, estimate.samples)
 
     def _measured(self, trainer: Trainer, module: PreferenceAlignment, estimate: CostEstimate) -> dict[str, float]:
@@ -250,6 +258,17 @@ class DualAscent(Callback):
         total = _epochs(trainer)
         frozen = self.freeze_last_epochs > 0 and total is not None and epoch >= total - self.freeze_last_epochs
         return self.lr > 0 and epoch >= self.warmup_epochs and not frozen
+
+    def _lr(self, trainer: Trainer, epoch: int) -> float:
+        """The step size at the end of ``epoch``, 0 where it takes no step."""
+        if not self._moves(trainer, epoch):
+            return 0.0
+        epochs = _epochs(trainer)
+        if epochs is None:
+            return self.lr  # the schedule is constant then
+        end = epochs - self.freeze_last_epochs
+        number, total = ((at - self.warmup_epochs) // self.every_n_epochs for at in (epoch, end))
+        return self.lr * self.schedule(number, total)
 
     def _idle(self, module: LightningModule) -> bool:
         """Whether there is nothing to do: a module without a multiplier, and nobody asked for one to be moved."""

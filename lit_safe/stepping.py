@@ -1,6 +1,7 @@
 """What preference training and fine-tuning share: one optimizer step for each item of the training loader."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -59,9 +60,16 @@ class StepModule(LightningModule):
         self.pair.load()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer over what trains, with the schedule stepped once an optimizer step."""
+        """The optimizer over what trains, with the schedule stepped once an optimizer step.
+
+        Raises:
+            ValueError: If nothing bounds the run.
+        """
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        total = int(self.trainer.estimated_stepping_batches)
+        estimated = self.trainer.estimated_stepping_batches
+        if math.isinf(estimated):
+            raise ValueError("the learning-rate schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+        total = int(estimated)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

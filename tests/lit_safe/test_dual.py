@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -20,7 +21,7 @@ from lit_safe.costs.rollout import RolloutCost
 from lit_safe.dual import DualAscent, FrozenPolicyWarning, dual_step
 from lit_safe.module import PreferenceAlignment
 from lit_safe.objectives import ConstrainedDPO
-from lit_safe.schedules import Cosine
+from lit_safe.schedules import Cosine, Linear
 from tests.lit_safe.dual_world import (
     BETA,
     COST,
@@ -438,3 +439,23 @@ def test_a_schedule_that_freezes_the_policy_before_the_multiplier_is_warned_abou
 def test_either_remedy_that_the_warning_names_silences_it(tmp_path: Path, schedule: Cosine, freeze: int) -> None:
     dual = DualAscent(lr=0.5, estimator=ExactCost(), freeze_last_epochs=freeze)
     trainer(tmp_path, dual, max_epochs=20).fit(module(schedule=schedule), datamodule=Toy(2))
+
+
+# -- a step size that falls
+
+
+def test_the_steps_follow_the_schedule_between_warm_up_and_freeze(tmp_path: Path) -> None:
+    dual = DualAscent(
+        lr=0.1, schedule=Linear(final=0.2), estimator=ExactCost(), warmup_epochs=2, freeze_last_epochs=3, limit=-9.0
+    )
+    run = trainer(tmp_path, dual, max_epochs=9)
+    run.fit(module(), datamodule=Toy(2))
+    rows = pd.read_csv(next(tmp_path.rglob("metrics.csv"))).dropna(subset="dual/lr").sort_values("step")
+    assert rows["dual/lr"].tolist() == pytest.approx([0, 0, 0.1, 0.08, 0.06, 0.04, 0, 0, 0])
+    moved = rows["dual/multiplier"].diff().to_numpy()[1:]
+    assert moved == pytest.approx((rows["dual/lr"] * rows["dual/violation"]).to_numpy()[1:], rel=1e-5)
+
+
+def test_a_run_without_an_end_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"set trainer.max_epochs or trainer.max_steps"):
+        trainer(tmp_path, max_epochs=-1, max_time="00:00:00:05").fit(module(), datamodule=Toy(2))
