@@ -278,7 +278,7 @@ def test_weighted_draws_of_the_reference_find_the_policys_expected_cost() -> Non
 
 def test_the_reference_itself_weighs_every_response_alike() -> None:
     batch = drawn(30, filler=2)
-    estimate = importance(policy(0.0), Drawn(batch))
+    estimate = importance(policy(0.0), Drawn(batch), minimum_effective=60 * (1 - 1e-6))
     costs = torch.cat([side[:30] for side in batch.label.cost])
     assert estimate.mean.item() == pytest.approx(costs.mean().item())
     assert estimate.effective == pytest.approx(60)
@@ -299,7 +299,7 @@ def test_reference_log_probs_that_came_with_the_batch_are_used() -> None:
 def test_the_same_prompts_again_are_no_news() -> None:
     whole = drawn(60)
     parts = Drawn(whole, whole)
-    once, twice = importance(policy(), Drawn(whole), minimum_effective=2), importance(policy(), parts)
+    once, twice = (importance(policy(), data, minimum_effective=2) for data in (Drawn(whole), parts))
     assert twice.mean.item() == pytest.approx(once.mean.item())
     assert twice.effective == pytest.approx(2 * once.effective)
     assert twice.stderr.item() == pytest.approx(once.stderr.item())
@@ -316,7 +316,7 @@ def test_responses_of_others_are_refused(authors: set[str]) -> None:
 @pytest.mark.parametrize("shift", [30.0, 1e5])
 def test_a_policy_that_has_left_the_responses_behind_is_refused(shift: float) -> None:
     with pytest.raises(ValueError, match="effective sample size"):
-        importance(policy(shift), Drawn(drawn(20)))
+        importance(policy(shift), Drawn(drawn(20)), minimum_effective=20)
 
 
 def test_a_missing_cost_is_traced_to_its_pair() -> None:
