@@ -128,7 +128,9 @@ class Backbone(nn.Module):
 
     def token_logp(self, hidden_RD: Tensor, target_R: Tensor) -> Tensor:
         """[R] fp32 log-probs of the targets after ``hidden_RD``."""
-        return token_logp(hidden_RD, target_T=target_R, backend=self.backend, **self.head._asdict())
+        head = self.at_head(hidden_RD)
+        with torch.autocast(hidden_RD.device.type, enabled=False):
+            return token_logp(target_T=target_R, backend=self.backend, **head._asdict())
 
     def log_softmax(self, hidden_RD: Tensor) -> Tensor:
         """[R, V] fp32 log-probs of every token after ``hidden_RD``; for few rows at a time, since V is large.
@@ -136,10 +138,10 @@ class Backbone(nn.Module):
         For what reads the whole distribution: several next tokens of one row, the mass of a set of tokens. Where the
         target is known, ``token_logp`` does without [R, V].
         """
-        head = self.head
+        head = self.at_head(hidden_RD)
         with torch.autocast(hidden_RD.device.type, enabled=False):
             bias_V = None if head.bias_V is None else head.bias_V.float()
-            logit_RV = nn.functional.linear(hidden_RD.float(), head.weight_VD.float(), bias_V) * head.scale
+            logit_RV = nn.functional.linear(head.hidden_TD.float(), head.weight_VD.float(), bias_V) * head.scale
             if head.softcap is not None:
                 logit_RV = head.softcap * torch.tanh(logit_RV / head.softcap)
             return logit_RV.log_softmax(-1)

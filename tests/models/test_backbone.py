@@ -71,6 +71,16 @@ def test_autocast_rounds_the_layers_and_leaves_the_log_probs_in_fp32(layout, ran
     assert 0 < (rounded - exact).abs().max() < 0.05 * exact.abs().max()
 
 
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])
+def test_tokens_and_distributions_have_the_head_of_sequences(architecture, layout, autocast, random_model, pack):
+    backbone, batch = Backbone(random_model(architecture).eval(), layout=layout), pack(([1, 2], list(range(3, 40))))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.no_grad():
+        hidden_RD, target_R, _ = backbone.response_hidden(batch)
+        of_tokens = backbone.token_logp(hidden_RD, target_R).sum()
+        of_all = backbone.log_softmax(hidden_RD).gather(1, target_R[:, None]).sum()
+        torch.testing.assert_close((of_tokens, of_all), (backbone(batch)[0],) * 2, rtol=1e-6, atol=1e-4)
+
+
 def test_a_sequence_longer_than_the_positions_is_an_error_naming_both(layout, random_model, pack):
     with pytest.raises(ValueError, match="130 tokens exceeds the 128 positions of LlamaForCausalLM"):
         Backbone(random_model("llama"), layout=layout)(pack(([1] * 100, [2] * 30)))
