@@ -35,7 +35,8 @@ class PreferenceAlignment(StepModule):
             ``precompute_ref_log_probs``), instead of at every step: less time where training sees a response more than
             once, over epochs or in several pairs.
         reference_cache_dir: Where to keep what ``precompute_reference`` scored, for later runs that have the same
-            reference, to the bit, and the same precision: a study of objectives scores it once.
+            reference, to the bit, and the same precision: a study of objectives scores it once. Their last
+            bits are those of the run that scored them first, in batches that may have been others.
 
     Raises:
         ValueError: If a start multiplier is negative, or ``reference_cache_dir`` is named and nothing is precomputed.
@@ -108,7 +109,7 @@ class PreferenceAlignment(StepModule):
             path = Path(self._reference_cache_dir).expanduser() / f"reference-{name}.npz"
             cache.load(path)
         cache.fill(self, data.batches_of("train"))
-        if path is not None and self.trainer.is_global_zero:
+        if path is not None:
             cache.save(path)
 
     def training_step(self, micro_batches: list[PackedBatch], batch_idx: int) -> None:

@@ -4,7 +4,8 @@ import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from lit_safe.costs import Aligned
-from lit_safe.costs.quiet import device_of, gather, quiet
+from lit_safe.costs.quiet import device_of, gather, of_first_rank, quiet, rank_and_world
 from lit_safe.progress import progress
 from lit_safe.sequences import select_sequences
 from lit_safe.types import PackedBatch, PackedSequences, Pair
@@ -36,14 +37,19 @@ class ReferenceCache:
             log.info("reference log-probs of %s responses found in %s", f"{len(self):,}", path)
 
     def save(self, path: Path) -> None:
-        """Store what is known beside what the file holds, all or nothing; what it holds already is left as it is."""
-        stored = _read(path)
-        known = {**self._known, **stored}
-        if len(known) > len(stored):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.stem}-{os.getpid()}.npz")
-            np.savez(partial, key=np.array(list(known), np.int64), logp=np.array(list(known.values()), np.float64))
-            os.replace(partial, path)
+        """Store what is new, all or nothing, and know from then on what the file holds; every rank calls it.
+
+        What the file holds already is never replaced, and wins over what was scored here: log-probs carry the rounding
+        of the batch that they were scored in, and a run must resume on those it trained on, and like others beside it.
+        """
+        if rank_and_world()[0] == 0:
+            stored = _read(path)
+            if self._known.keys() - stored.keys():
+                with _alone(path):
+                    stored = _read(path)  # others may have written while this run scored, or waited
+                    _write(path, {**self._known, **stored})
+            self._known.update(stored)
+        self._known = of_first_rank(self._known)
 
     def fill(self, module: Aligned, batches: Iterable[PackedBatch]) -> None:
         """Score every sequence of ``batches`` that is new; each rank brings as many batches of as many pairs."""
@@ -84,6 +90,23 @@ def _read(path: Path) -> dict[int, float]:
         return {}
     with np.load(path, allow_pickle=False) as stored:
         return dict(zip(stored["key"].tolist(), stored["logp"].tolist(), strict=True))
+
+
+def _write(path: Path, known: dict[int, float]) -> None:
+    partial = path.with_name(f".{path.stem}-partial.npz")
+    np.savez(partial, key=np.array(list(known), np.int64), logp=np.array(list(known.values()), np.float64))
+    os.replace(partial, path)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """No other process is in here for the same file; a lock that its process leaves behind is free again."""
+    import fcntl  # not on Windows, where all but this must import
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.stem}.lock"), "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        yield
 
 
 def _keys(sequences: PackedSequences) -> list[int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from lit_safe.costs import Aligned
 from lit_safe.rng import isolated
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -51,6 +54,15 @@ def gather(rows: Tensor, device: torch.device) -> Tensor:
     parts = [torch.empty_like(own) for _ in range(world)]
     dist.all_gather(parts, own)
     return torch.cat(parts).to(rows.device)
+
+
+def of_first_rank(value: T) -> T:
+    """What the first rank brings, on every rank."""
+    if rank_and_world()[1] == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def merge(rows: Tensor, device: torch.device) -> Tensor:

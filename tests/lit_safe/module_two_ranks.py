@@ -55,6 +55,7 @@ if __name__ == "__main__":
     devices, name, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     folder.mkdir(parents=True, exist_ok=True)  # by every rank: each runs this file
     torch.set_num_threads(1)
+    ahead = devices > 1 and name == "c_dpo"
     dual = DualAscent(limit=0.0, lr=0.5, estimator=RolloutCost(Length(), samples_per_prompt=3, max_new_tokens=8))
     # a step is the gradient itself: Adam would blow the rounding of a gradient near 0 up to a whole step
     optimizer = partial(torch.optim.SGD, lr=0.1)
@@ -71,7 +72,8 @@ if __name__ == "__main__":
             OBJECTIVES[name],
             optimizer,
             multiplier=0.5,
-            precompute_reference=devices > 1 and name == "c_dpo",  # each rank meets what another has scored
+            precompute_reference=ahead,  # each rank meets what another has scored
+            reference_cache_dir=str(folder / "kept") if ahead else None,
         ),
         pairs(pairs_per_step=5, micro_batch_pairs=2, eval_batch_pairs=3),
     )

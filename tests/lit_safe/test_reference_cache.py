@@ -1,5 +1,6 @@
 """Reference log-probs scored before training are those that training would have scored."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_a_later_run_with_the_same_reference_scores_nothing_and_ends_on_the_same
     assert torch.equal(repeated, trained)
     other, _ = fitted(tmp_path / "c", True, kept=tmp_path / "kept", model_seed=1)
     assert other.scored == 2 * 26
-    assert len(list((tmp_path / "kept").iterdir())) == 2, "a file a reference, and nothing unfinished"
+    assert len(list((tmp_path / "kept").glob("*.npz"))) == 2, "a file a reference, and nothing unfinished"
 
 
 def test_what_a_file_holds_is_joined_not_replaced(tmp_path: Path) -> None:
@@ -77,6 +78,36 @@ def test_what_a_file_holds_is_joined_not_replaced(tmp_path: Path) -> None:
     joined.load(path)
     assert len(joined) == 16
     assert joined.attach(first[0]).reference_logp is not None
+
+
+def test_of_two_runs_that_scored_at_once_both_go_on_with_what_the_first_stored(tmp_path: Path) -> None:
+    (batch,) = next(iter(set_up(pairs(pairs_per_step=4)).train_dataloader()))
+    found = []
+    for seed in (0, 1):  # far more apart than two roundings; neither has seen the other's file
+        module, cache = aligned(pair=PolicyReference(TinyLlama(seed=seed))), ReferenceCache()
+        module.configure_model()
+        cache.fill(module, [batch])
+        before = cache.attach(batch).reference_logp
+        cache.save(tmp_path / "kept.npz")
+        found.append((before, cache.attach(batch).reference_logp))
+    assert not torch.equal(found[1][0].chosen, found[0][0].chosen)
+    later = ReferenceCache()
+    later.load(tmp_path / "kept.npz")
+    for known in (found[0][1], found[1][1], later.attach(batch).reference_logp):
+        assert torch.equal(torch.stack(known), torch.stack(found[0][0]))
+
+
+def test_runs_that_store_at_the_same_moment_lose_nothing(tmp_path: Path) -> None:
+    caches, path = [ReferenceCache() for _ in range(8)], tmp_path / "new" / "kept.npz"
+    for number, cache in enumerate(caches):
+        cache._known = {key: float(number) for key in (-1, *range(1000 * number, 1000 * (number + 1)))}
+    with ThreadPoolExecutor(len(caches)) as threads:
+        list(threads.map(lambda cache: cache.save(path), caches))
+    everything = ReferenceCache()
+    everything.load(path)
+    assert len(everything) == 8001
+    assert {cache._known[-1] for cache in caches} == {everything._known[-1]}
+    assert all(cache._known[1000 * n] == n for n, cache in enumerate(caches))
 
 
 def test_a_folder_without_anything_to_keep_is_refused() -> None:
