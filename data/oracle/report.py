@@ -29,6 +29,7 @@ AIMS = {
 }
 
 
+POPULATION = " at multiplier 0, which is DPO's population loss: each preference's probability in place of its draw"
 NO_ANCHOR = ("NoneType", "Anchor")  # the latter is the base class, which adds nothing
 
 
@@ -171,7 +172,8 @@ def markdown(rows: Sequence[Row]) -> str:
         "",
     ]
     for row in rows:
-        lines.append(f"- **{row.name}**: {row.runs[0]['objective']['text']}; {_anchor(row.runs[0])}")
+        what = row.runs[0]["objective"]["text"] + (POPULATION if _is_dpo(row) else "")
+        lines.append(f"- **{row.name}**: {what}; {_anchor(row.runs[0])}")
         lines += [f"  - seed {run['seed']}: `{run['command']}`" for run in row.runs]
     return "\n".join(lines) + "\n"
 
@@ -214,7 +216,18 @@ def _head(names: Sequence[str]) -> str:
 
 def _title(row: Row) -> str:
     count = len(row.seeds)
-    return f"**{label(row.name)}** ({count} seed{'s' if count > 1 else ''})"
+    what = "; ConstrainedDPO with soft labels at λ = 0" if _is_dpo(row) else ""
+    return f"**{label(row.name)}** ({count} seed{'s' if count > 1 else ''}{what})"
+
+
+def _is_dpo(row: Row) -> bool:
+    """Whether it is DPO by another name."""
+    return all(
+        run["objective"]["name"] == "ConstrainedDPO"
+        and "labels='soft'" in run["objective"]["text"]
+        and not any(point["multiplier"] is None or any(point["multiplier"]) for point in run["multiplier_path"])
+        for run in row.runs
+    )
 
 
 def _anchor(run: Run) -> str:

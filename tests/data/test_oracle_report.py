@@ -93,6 +93,19 @@ def test_one_seed_has_no_error_and_the_worst_prompt_is_of_any_seed() -> None:
     assert row.figures["malformed_worst"].most == max(run["final"]["malformed_worst"] for run in runs)
 
 
+def test_soft_dpo_is_said_to_be_c_dpo_at_multiplier_0(tmp_path: Path) -> None:
+    soft = {"name": "ConstrainedDPO", "text": "ConstrainedDPO(beta=0.5, labels='soft')"}
+    still = [{"step": step, "multiplier": [0.0]} for step in (0, 5)]
+    write_report(
+        tmp_path,
+        [made_up("dpo_soft", 0, objective=soft, multiplier_path=still), made_up("c_dpo_dual", 0, objective=soft)],
+    )
+    text = (tmp_path / "report.md").read_text()
+    assert "**DPO soft** (1 seed; ConstrainedDPO with soft labels at λ = 0)" in text
+    assert "- **dpo_soft**: ConstrainedDPO(beta=0.5, labels='soft') at multiplier 0, which is DPO's population" in text
+    assert "**C-DPO dual** (1 seed)" in text
+
+
 def test_a_figure_that_no_run_has_is_a_dash(tmp_path: Path) -> None:
     run = made_up("dpo", 0)
     run["final"] = {**run["final"], "regret_share": None}
