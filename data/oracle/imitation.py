@@ -17,7 +17,7 @@ import numpy as np
 from data.oracle.measure import TABLES
 from data.oracle.optimum import Floats, masked, measure, regret, solve_multiplier, tilt
 from data.oracle.population import minimise
-from data.oracle.run import Job
+from data.oracle.study import Job
 from data.oracle.world import oracle_world
 from lit_safe.types import Objective
 

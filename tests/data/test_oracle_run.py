@@ -1,10 +1,15 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from data.oracle.run import CONFIGS, Job, Study
+from data.oracle.optimum import measure, tilt
+from data.oracle.reference_table import read_reference
+from data.oracle.run import main
+from data.oracle.study import CONFIGS, SFT, Job
+from data.oracle.world import oracle_world
 
 OBJECTIVES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in ("sft", "preference"))
 
@@ -22,17 +27,13 @@ def test_only_a_run_without_a_dual_step_is_told_the_optimal_multiplier():
     assert not any(Job(name, "none", 0).at_optimal_multiplier for name in ("dpo", "c_dpo_dual", "safe_dpo"))
 
 
-def test_the_optimal_multiplier_comes_from_another_runs_tables(tmp_path):
-    """Two responses, the costly one worth 3 nats more: its chance is sigma(3 - multiplier), the cost that minus 1."""
-    tables = {"reference_PK": np.log([[0.5, 0.5, 1e-30]]), "reward_PK": np.array([[3.0, 0.0, 0.0]])}
-    np.savez(tmp_path / "tables.npz", **tables, cost_PKC=np.array([[[0.0], [-1.0], [0.0]]]))
-    multiplier = Job("c_dpo", "none", 0).optimal_multiplier(tmp_path / "tables.npz")
-    assert multiplier == pytest.approx(3 - np.log(0.85 / 0.15), abs=1e-6)
-
-
-def test_a_run_without_anyone_to_show_the_reference_is_refused(tmp_path):
-    with pytest.raises(RuntimeError, match="no run is left"):
-        Study(tmp_path).train([Job("c_dpo", "none", 0)], workers=1)
+def test_at_the_optimal_multiplier_the_tilted_reference_meets_the_limit():
+    world = oracle_world(8)
+    reference_PK = np.full(world.reward_PK.shape, -np.log(world.reward_PK.shape[1]))
+    job = Job("c_dpo", "none", 0)
+    multiplier = job.optimal_multiplier(reference_PK, prompts=8)
+    optimum_PK = tilt(reference_PK, world.reward_PK, world.cost_PKC, multiplier, job.aim["beta"])
+    assert measure(optimum_PK, reference_PK, world.reward_PK, world.cost_PKC).cost == pytest.approx([-0.15], abs=1e-6)
 
 
 def test_the_limit_of_the_dual_step_is_the_limit_that_is_measured():
@@ -40,3 +41,28 @@ def test_the_limit_of_the_dual_step_is_the_limit_that_is_measured():
         content = yaml.safe_load(Path(CONFIGS / f"{name}.yaml").read_text())
         if "dual" in content:
             assert content["dual"]["limit"] == Job(name, "none", 0).aim["limit"]
+
+
+def study(folder, *words):
+    short = ("--options", "--trainer.limit_train_batches", "10", "--trainer.max_epochs", "2")
+    return main(["--folder", str(folder), "--prompts", "4", "--workers", "1", "--anchors", "none", *words, *short])
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """A barely trained reference, which is as good a reference as any."""
+    short = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "20")
+    monkeypatch.setattr("data.oracle.study.SFT", (*SFT, *short))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_study_of_the_optimal_multiplier_alone_runs_again_on_the_same_reference(tmp_path, hasty):
+    for _ in range(2):
+        assert study(tmp_path, "--objectives", "c_dpo", "--seeds", "0") == 0
+    told = json.loads((tmp_path / "c_dpo" / "seed_0" / "oracle.json").read_text())
+    assert told["multiplier"] == pytest.approx(told["multiplier_at_optimum"], abs=1e-4)
+    with np.load(tmp_path / "c_dpo" / "seed_0" / "oracle.npz") as measured:  # the exported reference is the tabled one
+        np.testing.assert_allclose(
+            np.exp(read_reference(tmp_path / "reference.npz")), np.exp(measured["reference_PK"]), atol=1e-4
+        )

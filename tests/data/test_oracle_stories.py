@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data.oracle.run import Job, Study
+from data.oracle.study import Job, Study
 
 QUICK = ("dpo_soft", "safe_dpo_soft", "c_dpo")
 DUAL = ("c_dpo_dual", "c_dpo_dual_from_far")
