@@ -38,7 +38,7 @@ quickstart: embedded ## Train SmolLM2-135M on human-scored pairs and report befo
 	$(RUN) fit -c configs/base.yaml -c configs/experiment/quickstart.yaml --model.objective configs/objective/$(OBJECTIVE).yaml $(DUAL)
 
 oracle: setup ## Train every objective in a world whose optimum is known, and report (OBJECTIVES=, ANCHORS=, SEEDS=)
-	$(BIN)/python -m data.oracle.run --fresh --seeds $(SEEDS) --anchors $(ANCHORS) $(if $(OBJECTIVES),--objectives $(OBJECTIVES))
+	$(BIN)/python -m data.oracle.run --seeds $(SEEDS) --anchors $(ANCHORS) $(if $(OBJECTIVES),--objectives $(OBJECTIVES))
 
 lint: setup ## ruff
 	$(BIN)/ruff check .

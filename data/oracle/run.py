@@ -5,6 +5,9 @@
 Every step is a command of ``train.py`` and stands in the log, so that any of them can be repeated by hand. An objective
 is a file ``configs/oracle/<objective>.yaml``, an anchor ``configs/oracle/anchor/<anchor>.yaml``, perhaps with another
 weight as in ``reference_support=0.3``, or ``none``. Runs are single-threaded, several at a time.
+
+Another call in the same folder adds to the study: runs that ended well and are made of the same files and options are
+kept, others are trained anew, and the report has all runs that hold. A change of code is not seen: begin with --fresh.
 """
 
 from __future__ import annotations
@@ -12,15 +15,13 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.oracle.measure import RESULT
-from data.oracle.report import read_runs, write_report
+from data.oracle.report import write_report
 from data.oracle.study import Job, Study
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--prompts", type=int, default=64, help="so many of the world's, in place of all 64")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
-    parser.add_argument("--fresh", action="store_true", help="train the reference and draw its samples anew")
+    parser.add_argument("--fresh", action="store_true", help="first remove what an earlier study wrote there")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="more words for every fit; comes last")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -48,14 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jobs = [Job(o, a, s, words) for s in options.seeds for a in options.anchors for o in options.objectives]
     started = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds, so that the workers end too
-    if options.fresh:
-        shutil.rmtree(options.folder, ignore_errors=True)
-    options.folder.mkdir(parents=True, exist_ok=True)
+    if missing := sorted({str(path) for job in jobs for path in job.missing}):
+        parser.error(f"there is no {', no '.join(missing)}")
     study = Study(options.folder, options.prompts)
+    if options.fresh:
+        study.remove()
+    try:
+        study.check()
+    except ValueError as error:
+        parser.error(str(error))
     study.prepare(options.seeds, options.workers)
     failed = study.train(jobs, options.workers)
-    if any(options.folder.glob(f"*/seed_*/{RESULT}")):
-        write_report(options.folder, read_runs(options.folder))
+    if results := study.results(words):
+        write_report(options.folder, results)
         log.info("%.1f minutes; report: %s", (time.monotonic() - started) / 60, options.folder / "report.md")
     return 1 if failed else 0
 

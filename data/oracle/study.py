@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
+from data.oracle import provenance
 from data.oracle.language import save
+from data.oracle.measure import RESULT
 from data.oracle.optimum import Floats, solve_multiplier
 from data.oracle.reference_table import read_reference
+from data.oracle.report import read_runs
 from data.oracle.workers import run, start
 from data.oracle.world import oracle_world
 
@@ -25,6 +28,11 @@ CONFIGS = Path("configs/oracle")
 SFT = ("-c", "configs/base.yaml", "-c", str(CONFIGS / "sft.yaml"))
 PREFERENCE = ("-c", "configs/base.yaml", "-c", str(CONFIGS / "preference.yaml"))
 SAMPLES = ("--samples_per_prompt", "512", "--max_new_tokens", "24", "--batch_size", "1024")
+STUDY = "study.json"  # what reference and samples are made of
+FINISHED = "finished.json"  # what a run is made of, written once it has ended well
+SHARED = ("tokenizer", "sft", "sft.yaml", "sft.log", "export.log", "reference", "reference.partial", "reference.npz",
+          "samples_*.jsonl", "samples_*.jsonl.partial", "sample_*.log", "cache")  # fmt: skip
+REPORT = ("report.md", "report.json", "report.png", "report_*.png")
 LONGEST_WAIT = 1.0  # seconds between two looks at the workers
 REFERENCE_TABLE = "reference.npz"
 WORLD = ("hopeless", "seed")  # options of the world, beside ``prompts``, that say which prompts there are
@@ -45,9 +53,24 @@ class Job:
         return self.objective if self.anchor == "none" else f"{self.objective}+{self.anchor}"
 
     @property
-    def config(self) -> dict[str, Any]:
+    def path(self) -> Path:
         """The objective's file."""
-        return _yaml(CONFIGS / f"{self.objective}.yaml")
+        return CONFIGS / f"{self.objective}.yaml"
+
+    @property
+    def anchor_path(self) -> Path | None:
+        """The anchor's file."""
+        return None if self.anchor == "none" else CONFIGS / "anchor" / f"{self.anchor.partition('=')[0]}.yaml"
+
+    @property
+    def missing(self) -> list[Path]:
+        """Those of its files that are not there."""
+        return [path for path in (self.path, self.anchor_path) if path is not None and not path.exists()]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What stands in it."""
+        return _yaml(self.path)
 
     @property
     def at_optimal_multiplier(self) -> bool:
@@ -61,7 +84,7 @@ class Job:
             if callback["class_path"] == "data.oracle.measure.OracleMeasure":
                 options: dict[str, Any] = callback["init_args"]
                 return options
-        raise ValueError(f"{CONFIGS / self.objective}.yaml has no data.oracle.measure.OracleMeasure")
+        raise ValueError(f"{self.path} has no data.oracle.measure.OracleMeasure")
 
     def optimal_multiplier(self, reference_PK: Floats, prompts: int) -> float | list[float]:
         """Nats per cost unit, from the reference's log-probabilities in the world's first ``prompts``."""
@@ -73,6 +96,12 @@ class Job:
         return values if len(values) > 1 else values[0]
 
 
+class _Running(NamedTuple):
+    process: BaseProcess
+    made_of: dict[str, Any]
+    started: float
+
+
 class Study:
     """A folder with a reference, samples of it, and the runs, all in the first ``prompts`` of the world."""
 
@@ -80,10 +109,57 @@ class Study:
         self.folder = folder
         self.prompts = prompts
 
+    def check(self) -> None:
+        """Refuse a folder that is of another study, or whose content nobody can tell.
+
+        Raises:
+            ValueError: Naming what differs, or what is there.
+        """
+        if (self.folder / STUDY).exists():
+            if other := provenance.differences(self.folder / STUDY, self._made_of()):
+                raise ValueError(
+                    f"{self.folder} is another study ({'; '.join(other)}): name another folder, or begin it anew with "
+                    "--fresh"
+                )
+        elif there := self._shared():
+            raise ValueError(
+                f"{self.folder} holds {', '.join(path.name for path in there)}, and no {STUDY} says what they are made "
+                "of: name another folder"
+            )
+
+    def remove(self) -> None:
+        """Remove what a study has written here; nothing where there was none, and no other file."""
+        if not (self.folder / STUDY).exists():
+            return
+        report = [path for pattern in REPORT for path in self.folder.glob(pattern)]
+        runs = [path for path in self.folder.glob("*/seed_*") if _ours(path)]
+        for path in (*self._shared(), *report, *runs, self.folder / STUDY):
+            log.info("removed: %s", path)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for folder in {path.parent for path in runs}:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _shared(self) -> list[Path]:
+        return [path for pattern in SHARED for path in sorted(self.folder.glob(pattern))]
+
+    def _made_of(self) -> dict[str, Any]:
+        configs = {name: _yaml(Path(name)) for name in SFT if name.endswith(".yaml")}
+        return {"prompts": self.prompts, "words": [*SFT, *SAMPLES], "configs": configs}
+
     def prepare(self, seeds: Sequence[int], workers: int) -> None:
-        """The tokenizer, the fine-tuned reference, its table and its samples, each only where it is not there yet."""
+        """The tokenizer, the fine-tuned reference, its table and its samples, each only where it is not there yet.
+
+        Raises:
+            ValueError: As ``check``.
+            RuntimeError: If a command failed.
+        """
+        self.check()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        provenance.write(self.folder / STUDY, self._made_of())
         reference, checkpoint = self.folder / "reference", self.folder / "sft" / "checkpoints" / "last.ckpt"
         if not (reference.exists() and (self.folder / REFERENCE_TABLE).exists()):
+            shutil.rmtree(self.folder / "sft", ignore_errors=True)  # of a study that was interrupted here
             save(self.folder / "tokenizer")
             overlay = self._overlay("sft", self._sft())
             run("fit", *SFT, "-c", overlay, log_to=self.folder / "sft.log")
@@ -113,27 +189,67 @@ class Study:
         )
 
     def train(self, jobs: Sequence[Job], workers: int) -> list[Job]:
-        """Run the jobs, ``workers`` at a time. Returns what failed."""
-        waiting = list(jobs)
-        running: dict[Job, tuple[BaseProcess, float]] = {}
+        """Run the jobs that are not finished, ``workers`` at a time. Returns what failed.
+
+        A run is finished if it ended well and everything it was made of is still the same: configuration, options,
+        reference and samples. Code is not compared.
+
+        Raises:
+            ValueError: If something that no study wrote is in the way of a run.
+        """
+        waiting = [job for job in jobs if not self._keep(job)]
+        running: dict[Job, _Running] = {}
         failed: list[Job] = []
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
                     job = waiting.pop(0)
-                    running[job] = (self._start(job), time.monotonic())
+                    made_of = self._made_of_run(job)
+                    running[job] = _Running(self._start(job, made_of), made_of, time.monotonic())
                 time.sleep(LONGEST_WAIT)
                 failed += self._reap(running)
         finally:
-            for process, _ in running.values():  # an interrupted study leaves none behind
+            for process, *_ in running.values():  # an interrupted study leaves none behind
                 process.terminate()
                 process.join()
         return failed
 
-    def _reap(self, running: dict[Job, tuple[BaseProcess, float]]) -> list[Job]:
+    def _keep(self, job: Job) -> bool:
+        folder = self.run_folder(job)
+        if not folder.exists():
+            return False
+        if not _ours(folder):
+            raise ValueError(f"{folder} is no run of a study: move it away, or name another folder")
+        stale = self.stale(job)
+        log.info("%s seed %d is %s", job.name, job.seed, f"trained anew ({'; '.join(stale)})" if stale else "kept")
+        return not stale
+
+    def stale(self, job: Job) -> list[str]:
+        """Why a run's result is not that of ``job``; nothing if it is."""
+        folder = self.run_folder(job)
+        if not ((folder / FINISHED).exists() and (folder / RESULT).exists()):
+            return ["not finished"]
+        if job.missing:
+            return [f"no {path}" for path in job.missing]
+        return provenance.differences(folder / FINISHED, self._made_of_run(job))
+
+    def results(self, options: tuple[str, ...]) -> list[dict[str, Any]]:
+        """What all runs of the folder measured, but for those that would be trained anew under ``options``."""
+        shown: list[dict[str, Any]] = []
+        if not any(self.folder.glob(f"*/seed_*/{RESULT}")):
+            return shown
+        for run_ in read_runs(self.folder):
+            objective, _, anchor = run_["name"].partition("+")
+            if stale := self.stale(Job(objective, anchor or "none", run_["seed"], options)):
+                log.warning("not in the report: %s seed %s (%s)", run_["name"], run_["seed"], "; ".join(stale))
+            else:
+                shown.append(run_)
+        return shown
+
+    def _reap(self, running: dict[Job, _Running]) -> list[Job]:
         """Take out what has ended; returns what failed of it."""
         failed = []
-        for job, (process, started) in list(running.items()):
+        for job, (process, made_of, started) in list(running.items()):
             if process.is_alive():
                 continue
             del running[job]
@@ -141,6 +257,7 @@ class Study:
                 failed.append(job)
                 log.error("%s seed %d failed: see %s", job.name, job.seed, self.run_folder(job) / "log.txt")
             else:
+                provenance.write(self.run_folder(job) / FINISHED, made_of)
                 log.info("done: %s seed %d, %.1f minutes", job.name, job.seed, (time.monotonic() - started) / 60)
         return failed
 
@@ -152,14 +269,11 @@ class Study:
         """Where a job writes."""
         return self.folder / job.name / f"seed_{job.seed}"
 
-    def _start(self, job: Job) -> BaseProcess:
-        folder = self.run_folder(job)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        preference, objective = _yaml(CONFIGS / "preference.yaml"), job.config
+    def _made_of_run(self, job: Job) -> dict[str, Any]:
+        """Everything that decides a run's result, but for code and machine."""
+        folder, preference, objective = self.run_folder(job), _yaml(CONFIGS / "preference.yaml"), job.config
         for callback in objective["trainer"]["callbacks+"]:
             callback["init_args"] |= {"prompts": self.prompts}
-        (folder / "objective.yaml").write_text(yaml.safe_dump(objective, sort_keys=False))
         source = {**preference, **objective}["data"]["init_args"]["sources"][0]
         drawn = {"responses": str(self.samples(job.seed)), "draw": job.seed, "prompts": self.prompts}
         overlay: dict[str, Any] = {
@@ -180,14 +294,29 @@ class Study:
         if job.at_optimal_multiplier:
             reference_PK = read_reference(self.folder / REFERENCE_TABLE)
             overlay["model"]["init_args"]["multiplier"] = job.optimal_multiplier(reference_PK, self.prompts)
-        path = folder / "overlay.yaml"
-        path.write_text(yaml.safe_dump(overlay, sort_keys=False))
-        words = ["fit", *PREFERENCE, "-c", str(folder / "objective.yaml"), "-c", str(path)]
-        if job.anchor != "none":
-            anchor, _, weight = job.anchor.partition("=")
-            words += ["--model.anchor", str(CONFIGS / "anchor" / f"{anchor}.yaml")]
+        words = ["fit", *PREFERENCE, "-c", str(folder / "objective.yaml"), "-c", str(folder / "overlay.yaml")]
+        read = [Path(word) for word in PREFERENCE if word.endswith(".yaml")]
+        if job.anchor_path is not None:
+            read.append(job.anchor_path)
+            weight = job.anchor.partition("=")[2]
+            words += ["--model.anchor", str(job.anchor_path)]
             words += ["--model.anchor.init_args.weight", weight] if weight else []
-        return start(*words, *job.options, log_to=folder / "log.txt")
+        files = [*sorted((self.folder / "reference").iterdir()), self.samples(job.seed)]
+        return {
+            "words": [*words, *job.options],
+            "objective": objective,
+            "overlay": overlay,
+            "configs": {str(path): _yaml(path) for path in read},
+            "sha256": {str(path): provenance.digest(path) for path in files if path.exists()},
+        }
+
+    def _start(self, job: Job, made_of: dict[str, Any]) -> BaseProcess:
+        folder = self.run_folder(job)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name in ("objective", "overlay"):
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(made_of[name], sort_keys=False))
+        return start(*made_of["words"], log_to=folder / "log.txt")
 
     def _sft(self) -> dict[str, Any]:
         config = _yaml(CONFIGS / "sft.yaml")
@@ -215,3 +344,8 @@ class Study:
 def _yaml(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load(path.read_text())
     return content
+
+
+def _ours(folder: Path) -> bool:
+    """Whether a study wrote this run."""
+    return all((folder / name).exists() for name in ("objective.yaml", "overlay.yaml"))

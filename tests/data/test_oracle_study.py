@@ -1,0 +1,132 @@
+"""What a study keeps, what it trains anew and what it leaves alone, told without training anything."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.oracle import provenance
+from data.oracle.run import main
+from data.oracle.study import Job, Study
+from data.oracle.world import oracle_world
+
+PROMPTS = 4
+SEED_1 = Job("c_dpo_dual", "reference_support", 1, ("--trainer.max_epochs", "2"))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """As after a reference, two seeds' samples and one run, of which only the files' presence matters."""
+    made = Study(tmp_path / "study", PROMPTS)
+    made.folder.mkdir()
+    provenance.write(made.folder / "study.json", made._made_of())
+    (made.folder / "reference").mkdir()
+    (made.folder / "reference" / "model.safetensors").write_bytes(b"weights")
+    shape = oracle_world(PROMPTS).reward_PK.shape
+    np.savez(made.folder / "reference.npz", reference_PK=np.full(shape, -np.log(shape[1])))
+    for seed in (0, 1):
+        made.samples(seed).write_text(f"samples of seed {seed}")
+    finish(made, SEED_1)
+    return made
+
+
+def finish(study: Study, job: Job) -> None:
+    folder = study.run_folder(job)
+    folder.mkdir(parents=True)
+    for name in ("objective.yaml", "overlay.yaml"):
+        (folder / name).touch()
+    (folder / "oracle.json").write_text(json.dumps({"seed": job.seed}))
+    provenance.write(folder / "finished.json", study._made_of_run(job))
+
+
+def test_a_run_that_is_made_of_the_same_is_kept(study: Study, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert study.train([SEED_1], workers=1) == []
+    assert (study.run_folder(SEED_1) / "finished.json").exists()
+    assert "c_dpo_dual+reference_support seed 1 is kept" in caplog.text
+
+
+def test_other_options_another_reference_or_other_samples_make_another_run(study: Study) -> None:
+    assert study.stale(SEED_1) == []
+    assert "words" in study.stale(Job("c_dpo_dual", "reference_support", 1))[0]
+    study.samples(0).write_text("of another seed")
+    assert study.stale(SEED_1) == []
+    study.samples(1).write_text("drawn anew")
+    assert "samples_1.jsonl" in study.stale(SEED_1)[0]
+    (study.folder / "reference" / "model.safetensors").write_bytes(b"other weights")
+    assert any("model.safetensors" in why for why in study.stale(SEED_1))
+
+
+def test_an_edited_config_makes_another_run(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    edited = tmp_path / "preference.yaml"
+    edited.write_text("trainer: {max_epochs: 3}")
+    monkeypatch.setattr("data.oracle.study.PREFERENCE", ("-c", str(edited)))
+    assert study.stale(SEED_1)
+
+
+def test_a_run_that_did_not_end_well_is_not_finished(study: Study) -> None:
+    (study.run_folder(SEED_1) / "finished.json").unlink()  # written last, by the study
+    assert study.stale(SEED_1) == ["not finished"]
+
+
+def test_the_report_leaves_out_what_would_be_trained_anew(study: Study, caplog: pytest.LogCaptureFixture) -> None:
+    assert [run["seed"] for run in study.results(SEED_1.options)] == [1]
+    assert study.results(()) == []
+    assert "not in the report: c_dpo_dual+reference_support seed 1 (words" in caplog.text
+
+
+def test_a_run_by_hand_in_the_way_is_not_touched(study: Study) -> None:
+    by_hand = study.folder / "dpo" / "seed_0"
+    by_hand.mkdir(parents=True)
+    with pytest.raises(ValueError, match="no run of a study"):
+        study.train([Job("dpo", "none", 0)], workers=1)
+    assert by_hand.exists()
+
+
+def test_beginning_anew_removes_what_the_study_wrote_and_nothing_else(study: Study) -> None:
+    for kept in (
+        "notes.md",
+        "dpo/seed_0/oracle.json",
+        "c_dpo_dual+reference_support/notes.md",
+        "quickstart/metrics.csv",
+    ):
+        path = study.folder / kept
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (study.folder / "report_plane.png").touch()
+    study.remove()
+    left = {str(path.relative_to(study.folder)) for path in study.folder.rglob("*") if path.is_file()}
+    assert left == {
+        "notes.md", "dpo/seed_0/oracle.json", "c_dpo_dual+reference_support/notes.md", "quickstart/metrics.csv"
+    }  # fmt: skip
+
+
+def test_beginning_anew_where_no_study_was_removes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "sft").mkdir()
+    with pytest.raises(SystemExit):  # nor is it taken for a study's
+        main(["--folder", str(tmp_path), "--fresh"])
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "sft"}
+
+
+def test_a_study_of_another_size_is_refused_naming_both(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="prompts: 4 there, 64 here"):
+        Study(study.folder).prepare([0], workers=1)
+    with pytest.raises(SystemExit):
+        main(["--folder", str(study.folder), "--prompts", "16"])
+    assert "prompts: 4 there, 16 here" in capsys.readouterr().err
+
+
+def test_a_reference_of_unknown_origin_is_refused(study: Study) -> None:
+    (study.folder / "study.json").unlink()
+    with pytest.raises(ValueError, match=r"holds reference, .*no study.json"):
+        study.check()
+
+
+def test_a_misspelt_objective_is_named_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--folder", str(tmp_path / "new"), "--objectives", "c_dop"])
+    assert "c_dop.yaml" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
