@@ -288,6 +288,8 @@ class Study:
                 }
             },
         }
+        if "dual" in objective:
+            overlay["dual"] = {"seed": job.seed}  # else all seeds would share the errors of their rollouts
         pair = preference["model"]["init_args"]["pair"]
         pair["init_args"]["source"]["init_args"]["name_or_path"] = str(self.folder / "reference")
         overlay["model"]["init_args"]["pair"] = pair

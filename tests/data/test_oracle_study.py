@@ -130,3 +130,8 @@ def test_a_misspelt_objective_is_named_before_anything_runs(tmp_path: Path, caps
         main(["--folder", str(tmp_path / "new"), "--objectives", "c_dop"])
     assert "c_dop.yaml" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("objective", "drawn"), [("c_dpo_dual", {"seed": 1}), ("dpo_soft", None)])
+def test_the_dual_steps_estimates_are_drawn_by_the_runs_own_seed(study: Study, objective: str, drawn: object) -> None:
+    assert study._made_of_run(Job(objective, "none", 1))["overlay"].get("dual") == drawn
