@@ -19,6 +19,7 @@ from ops.sequence_logratio.reference import IGNORE
 log = logging.getLogger(__name__)
 
 PREFERENCE = (fused, chunked, reference)  # best first: the order in which ``auto`` tries the backends
+BACKENDS = {module.__name__.rpartition(".")[2]: module for module in PREFERENCE}  # in that order
 # up to this many logits (1 MiB each time plain torch holds them) the reference is as fast on a CPU and has no overhead
 SMALL_LOGITS = 2**18
 
@@ -210,28 +211,22 @@ def _reduce(value_T: Tensor, target_T: Tensor, cu_seqlens_N1: Tensor, reduction:
 
 def _backend(name: str, hidden_TD: Tensor, weight_VD: Tensor) -> ModuleType:
     if name != "auto":
-        named = [module for module in PREFERENCE if _name(module) == name]
-        if not named:
-            names = ["auto", *map(_name, PREFERENCE)]
-            raise ValueError(f"backend must be one of {names}, got {name!r}")
-        if reason := named[0].unsupported(hidden_TD, weight_VD):
+        if name not in BACKENDS:
+            raise ValueError(f"backend must be one of {['auto', *BACKENDS]}, got {name!r}")
+        if reason := BACKENDS[name].unsupported(hidden_TD, weight_VD):
             raise ValueError(f"backend {name!r} cannot run here: {reason}")
-        return named[0]
+        return BACKENDS[name]
     if hidden_TD.device.type == "cpu" and len(hidden_TD) * len(weight_VD) <= SMALL_LOGITS:
         _say_once("reference", f"[T, V] of at most {SMALL_LOGITS} logits needs no blocks")
         return reference
     passed_over: list[str] = []
-    for module in PREFERENCE:
+    for candidate, module in BACKENDS.items():
         reason = module.unsupported(hidden_TD, weight_VD)
         if reason is None:
-            _say_once(_name(module), "; ".join(passed_over))
+            _say_once(candidate, "; ".join(passed_over))
             return module
-        passed_over.append(f"not {_name(module)}: {reason}")
+        passed_over.append(f"not {candidate}: {reason}")
     raise AssertionError("the reference backend runs anywhere")
-
-
-def _name(module: ModuleType) -> str:
-    return module.__name__.rpartition(".")[2]
 
 
 def _say_once(name: str, why: str) -> None:

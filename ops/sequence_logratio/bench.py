@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ops.sequence_logratio import api
 from ops.sequence_logratio.bench_cases import (
     FLOOR,
     PLAIN,
@@ -142,7 +143,11 @@ def measure(arguments: argparse.Namespace, case: Case) -> list[dict[str, Any]]:
         peak = {name: peaks[name, base] for name in rounds}
         beyond = {name: mib - gradient_mib(case, base) for name, mib in peak.items()}
         ours = min(
-            (statistics.median(times) for name, times in seconds.items() if name in ("fused", "chunked")),
+            (
+                statistics.median(times)
+                for name, times in seconds.items()
+                if name in api.BACKENDS and name != "reference"
+            ),
             default=math.nan,
         )
         of_mode = []

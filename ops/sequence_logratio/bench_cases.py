@@ -85,8 +85,7 @@ def plain(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
 
 def providers(names: list[str] | None) -> dict[str, Provider]:
     """Everything that can be asked for; what is not installed says so."""
-    found = [module.__name__.rpartition(".")[2] for module in api.PREFERENCE]
-    known = {name: Provider(partial(token_logp, backend=name)) for name in found}
+    known = {name: Provider(partial(token_logp, backend=name)) for name in api.BACKENDS}
     known[PLAIN] = Provider(plain)
     known[PROMPTED] = Provider(plain, prompted=True)
     known["F.linear_cross_entropy"] = _linear_cross_entropy()

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ops.sequence_logratio import Head, both_sequence_logp, sequence_logp, sequence_logratio, slabs, token_logp
+from tests.ops.cpu_backends import CPU_BACKENDS
 
-BACKENDS = ["reference", "chunked"]
+BACKENDS = CPU_BACKENDS
 FORM = {"scale": 0.7, "softcap": 5.0}
 
 

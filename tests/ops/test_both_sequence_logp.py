@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from ops.sequence_logratio import Head, both_sequence_logp, sequence_logp
+from tests.ops.cpu_backends import CPU_BACKENDS
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference", "chunked"])
+@pytest.mark.parametrize("backend", ["auto", *CPU_BACKENDS])
 @pytest.mark.parametrize("shared", [True, False], ids=["one head", "two heads"])
 @pytest.mark.parametrize("head_learns", [True, False])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])

@@ -6,11 +6,11 @@ Letters: T positions, D hidden width, V vocabulary.
 import pytest
 import torch
 
-from ops.sequence_logratio import token_logp
+from ops.sequence_logratio import api, token_logp
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
-BACKENDS = ["fused", "chunked"]
+BACKENDS = [name for name in api.BACKENDS if name != "reference"]
 FORMS = {
     "bare": {},
     "biased": {"bias": True},

@@ -11,8 +11,9 @@ import torch
 from torch.distributed.tensor import DeviceMesh, distribute_tensor
 
 from ops.sequence_logratio import Head, api, sequence_logp, sequence_logratio, token_logp
+from tests.ops.cpu_backends import CPU_BACKENDS
 
-BACKENDS = ["auto", "reference", "chunked"]
+BACKENDS = ["auto", *CPU_BACKENDS]
 
 
 @pytest.fixture
