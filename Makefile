@@ -37,7 +37,7 @@ $(VENV)/.embedded: $(VENV)/.ready requirements/embedded.txt
 quickstart: embedded ## Train SmolLM2-135M on human-scored pairs and report before/after (OBJECTIVE=dpo|c_dpo|safe_dpo)
 	$(RUN) fit -c configs/base.yaml -c configs/experiment/quickstart.yaml --model.objective configs/objective/$(OBJECTIVE).yaml $(DUAL)
 
-oracle: setup ## Train every objective in a world whose optimum is known, and report (OBJECTIVES=, ANCHORS=, SEEDS=)
+oracle: setup ## Train every objective in a world whose optimum is known, and report (OBJECTIVES=, ANCHORS=, SEEDS= add to it)
 	$(BIN)/python -m data.oracle.run --seeds $(SEEDS) --anchors $(ANCHORS) $(if $(OBJECTIVES),--objectives $(OBJECTIVES))
 
 lint: setup ## ruff

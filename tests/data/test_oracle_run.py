@@ -57,12 +57,16 @@ def hasty(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_study_of_the_optimal_multiplier_alone_runs_again_on_the_same_reference(tmp_path, hasty):
-    for _ in range(2):
-        assert study(tmp_path, "--objectives", "c_dpo", "--seeds", "0") == 0
-    told = json.loads((tmp_path / "c_dpo" / "seed_0" / "oracle.json").read_text())
-    assert told["multiplier"] == pytest.approx(told["multiplier_at_optimum"], abs=1e-4)
-    with np.load(tmp_path / "c_dpo" / "seed_0" / "oracle.npz") as measured:  # the exported reference is the tabled one
+def test_a_study_of_the_optimal_multiplier_alone_needs_no_other_run_and_grows_by_a_seed(tmp_path, hasty):
+    result = tmp_path / "c_dpo" / "seed_0" / "oracle.json"
+    assert study(tmp_path, "--objectives", "c_dpo", "--seeds", "0") == 0
+    told = result.read_text()
+    assert study(tmp_path, "--objectives", "c_dpo", "--seeds", "0", "1") == 0
+    assert result.read_text() == told  # with its seconds and its command: it was not trained again
+    assert json.loads((tmp_path / "report.json").read_text())["objectives"]["c_dpo"]["seeds"] == [0, 1]
+
+    assert json.loads(told)["multiplier"] == pytest.approx(json.loads(told)["multiplier_at_optimum"], abs=1e-4)
+    with np.load(result.with_name("oracle.npz")) as measured:  # the exported reference is the tabled one
         np.testing.assert_allclose(
             np.exp(read_reference(tmp_path / "reference.npz")), np.exp(measured["reference_PK"]), atol=1e-4
         )
