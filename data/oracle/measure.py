@@ -26,9 +26,10 @@ from scipy.special import log_softmax  # type: ignore[import-untyped]
 
 from data.oracle.enumeration import Floats, Which, enumerate_policy, world_ids
 from data.oracle.optimum import frontier, masked, measure, regret, solve_multiplier, tilt
+from data.oracle.population import minimise
 from data.oracle.world import Costs, World, oracle_world
 
-Optimum = Literal["tilt", "tilt_at_limit", "masked"]
+Optimum = Literal["tilt", "tilt_at_limit", "masked", "population"]
 
 RESULT = "oracle.json"
 TABLES = "oracle.npz"
@@ -54,16 +55,21 @@ class OracleMeasure(Callback):
         beta: Strength of the pull towards the reference, that of the run's objective.
         limit: Bound(s) on E[cost]; a list gives each constraint its own. ``tilt_at_limit`` needs it.
         optimum: What the run is compared with: ``tilt`` (multiplier 0, where DPO aims), ``tilt_at_limit`` (the optimum
-            under the limit, where C-DPO aims), or ``masked`` (no unsafe response, where SafeDPO aims).
+            under the limit, where C-DPO aims), ``masked`` (no unsafe response, where SafeDPO aims), or ``population``
+            (the float64 minimiser of the objective's own loss over all pairs there are, at the multiplier that training
+            begins under; it takes seconds a prompt). Where that lies at infinity, as for hard labels, ``oracle.json``
+            says that the loss ``diverges`` and there is no regret.
         prompts: Of the world, as in ``oracle_world``; the four options are those of the data.
         costs: One constraint for ``each`` category, or the ``worst`` as the only one.
         hopeless: Whether the world has the prompt without any safe response.
         seed: Of the world.
         every_n_epochs: Measure at the end of every n-th epoch.
         batch_size: Sequences scored at once.
+        flip: Probability in [0, 0.5] with which the data record an order the wrong way round, for ``population``.
 
     Raises:
-        ValueError: If an argument lies outside its range, or ``tilt_at_limit`` has no limit.
+        ValueError: If an argument lies outside its range, ``tilt_at_limit`` has no limit, or another optimum than
+            ``population`` a flip.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class OracleMeasure(Callback):
         seed: int = 0,
         every_n_epochs: int = 1,
         batch_size: int = 512,
+        flip: float = 0.0,
     ) -> None:
         super().__init__()
         if not (math.isfinite(beta) and beta > 0):
@@ -87,7 +94,10 @@ class OracleMeasure(Callback):
             raise ValueError("optimum: tilt_at_limit needs a limit")
         if every_n_epochs < 1 or batch_size < 1:
             raise ValueError(f"every_n_epochs and batch_size must be >= 1, got {every_n_epochs}, {batch_size}")
+        if not 0 <= flip <= 0.5 or (flip and optimum != "population"):
+            raise ValueError(f"flip must lie in [0, 0.5], and be 0 unless optimum is population; got {flip}, {optimum}")
         self.beta = beta
+        self.flip = flip
         self.limit = limit
         self.optimum = optimum
         self.options: dict[str, Any] = {"prompts": prompts, "costs": costs, "hopeless": hopeless, "seed": seed}
@@ -111,8 +121,8 @@ class OracleMeasure(Callback):
         """Enumerate the reference, solve for the optimum, and measure before the first step.
 
         Raises:
-            ValueError: If beta is not the objective's, the limit is beyond reach, or training resumes from a checkpoint
-                that was written without this callback.
+            ValueError: If beta is not the objective's, the limit is beyond reach, the data flip orders at another rate,
+                or training resumes from a checkpoint that was written without this callback.
         """
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -228,9 +238,10 @@ class OracleMeasure(Callback):
             "steps": trainer.global_step,
             "multiplier": _multiplier(module),
             "multiplier_at_optimum": exact.multiplier_C.tolist(),
+            "diverges": exact.diverges,
             "final": dict(values),
             "reference": exact.values(exact.reference_PK),
-            "at_optimum": exact.values(exact.optimum_PK),
+            "at_optimum": dict.fromkeys(values) if exact.diverges else exact.values(exact.optimum_PK),
             "masked": exact.values(masked(*exact.tables, beta=self.beta)),
             "curve": self.curve,
             "multiplier_path": self.multiplier_path,
@@ -267,10 +278,25 @@ class _Exact:
         if options.optimum == "tilt_at_limit":
             assert options.limit is not None
             self.multiplier_C = solve_multiplier(*self.tables, limit=options.limit, beta=self._beta)
-        if options.optimum == "masked":
+        self.diverges = False
+        if options.optimum == "population":
+            self._minimise(module, options.flip)
+        elif options.optimum == "masked":
             self.optimum_PK = masked(*self.tables, beta=self._beta)
         else:
             self.optimum_PK = tilt(*self.tables, multiplier=self.multiplier_C, beta=self._beta)
+
+    def _minimise(self, module: LightningModule, flip: float) -> None:
+        """Where the objective's population loss is least."""
+        rates = {source.flip for source in self._trainer.datamodule.sources if hasattr(source, "flip")}  # type: ignore[attr-defined]
+        if rates - {flip}:
+            raise ValueError(f"flip is {flip} here and {', '.join(map(str, sorted(rates)))} in the data")
+        multiplier = np.array(_multiplier(module) or [0.0])
+        objective: Any = module.objective
+        found = minimise(objective, *self.tables, multiplier[0] if len(multiplier) == 1 else multiplier, flip)
+        self.optimum_PK, self.diverges = found.logp_PK, found.diverges
+        if not self.diverges:
+            self.multiplier_C = np.broadcast_to(multiplier, self.multiplier_C.shape)
 
     def policy(self, untouched: bool = False) -> Floats:
         """[P, K] log-probabilities, the same on every rank; weights that have not moved are not enumerated again.
@@ -304,14 +330,16 @@ class _Exact:
             "malformed": found.malformed,
             "malformed_worst": found.malformed_worst,
             "kl": found.kl,
-            "regret": lost.nats,
-            "regret_share": lost.share,
+            "regret": math.nan if self.diverges else lost.nats,
+            "regret_share": math.nan if self.diverges else lost.share,
             "leak": lost.leak,
             "wellformed/reward": found.reward_wellformed,
             **self._named("wellformed/cost", found.cost_wellformed),
             "wellformed/unsafe": found.unsafe_wellformed,
             "wellformed/kl": found.kl_wellformed,
-            "wellformed/regret_share": regret(policy_PR, optimum_PR, reference_PR, self._beta).share,
+            "wellformed/regret_share": (
+                math.nan if self.diverges else regret(policy_PR, optimum_PR, reference_PR, self._beta).share
+            ),
         }
 
     def _named(self, name: str, cost_C: Floats) -> dict[str, float]:

@@ -26,7 +26,9 @@ AIMS = {
     "tilt": "the optimum without a limit",
     "tilt_at_limit": "the optimum under the limit",
     "masked": "the optimum without unsafe responses",
+    "population": "the minimiser of its population loss",
 }
+DIVERGES = "diverges: no optimum to compare with"
 
 
 POPULATION = " at multiplier 0, which is DPO's population loss: each preference's probability in place of its draw"
@@ -143,7 +145,7 @@ def markdown(rows: Sequence[Row]) -> str:
     lines.append(_line("reference", columns, reference, "", lonely=True))
     for row in rows:
         lines.append(_line(_title(row), columns, row.figures, f"{row.figures['seconds'].mean:.0f}"))
-        lines.append(_line(f"*aim: {AIMS[row.aim]}*", columns, row.at_optimum, "", lonely=True))
+        lines.append(_line(f"*aim: {_told(row)}*", columns, row.at_optimum, "", lonely=True))
     lines += [
         "",
         "## Given that the text is well-formed",
@@ -157,7 +159,7 @@ def markdown(rows: Sequence[Row]) -> str:
     lines.append(_line("reference", given, reference, None, lonely=True))
     for row in rows:
         lines.append(_line(_title(row), given, row.figures, None))
-        lines.append(_line(f"*aim: {AIMS[row.aim]}*", given, row.at_optimum, None, lonely=True))
+        lines.append(_line(f"*aim: {_told(row)}*", given, row.at_optimum, None, lonely=True))
     lines += [
         "",
         "Reward in nats. Cost in its own units, > 0 unsafe; malformed text has a stated reward and cost and counts in "
@@ -220,6 +222,10 @@ def _title(row: Row) -> str:
     return f"**{label(row.name)}** ({count} seed{'s' if count > 1 else ''}{what})"
 
 
+def _told(row: Row) -> str:
+    return DIVERGES if any(run.get("diverges") for run in row.runs) else AIMS[row.aim]
+
+
 def _is_dpo(row: Row) -> bool:
     """Whether it is DPO by another name."""
     return all(
@@ -252,6 +258,8 @@ def _beside(run: Run, key: str) -> dict[str, float]:
 
 
 def _aim(run: Run) -> dict[str, float]:
+    if run.get("diverges"):
+        return {}
     return {} if run["optimum"] == "masked" else _beside(run, "multiplier_at_optimum")  # which has no multiplier
 
 

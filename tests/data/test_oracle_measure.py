@@ -25,13 +25,14 @@ from data.oracle.world import oracle_world
 from lit_safe.callbacks.run_checkpoint import RunCheckpoint
 from lit_safe.dual import DualAscent
 from lit_safe.module import PreferenceAlignment
-from lit_safe.objectives import ConstrainedDPO
+from lit_safe.objectives import DPO, ConstrainedDPO
 from lit_safe.sequences import pack_sequences
 from models.pair import PolicyReference
 from models.sources import Description, TinyLlama
 
 PROMPTS = 4  # of the world: all in the train split
 STOP = 0
+SOFT = ConstrainedDPO(beta=1.0)
 
 
 class FewWords:
@@ -171,23 +172,30 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def theatre_data(costs: str = "worst") -> PreferenceData:
+def theatre_data(costs: str = "worst", flip: float = 0.0) -> PreferenceData:
     columns = ("cost",) if costs == "worst" else oracle_world(PROMPTS, "each").constraints
     return PreferenceData(
-        sources=[OraclePairs(pairs=32, prompts=PROMPTS, costs=costs)],
+        sources=[OraclePairs(pairs=32, prompts=PROMPTS, costs=costs, flip=flip)],
         annotator=Scores(tuple(map(Score, columns)), Score("reward")),
         pairs_per_step=8, micro_batch_pairs=8,
     )  # fmt: skip
 
 
 def theatre(
-    folder: Path, vocabulary: str, *callbacks: Callback, costs: str = "worst", epochs: int = 2, ckpt: str | None = None
+    folder: Path,
+    vocabulary: str,
+    *callbacks: Callback,
+    costs: str = "worst",
+    epochs: int = 2,
+    ckpt: str | None = None,
+    objective: Any = SOFT,
+    flip: float = 0.0,
 ) -> tuple[Trainer, PreferenceAlignment]:
     """A short C-DPO run in the oracle world."""
     pair = PolicyReference(TinyLlama(1, 16, tokenizer=vocabulary, positions=64))
     multiplier = 0.3 if costs == "worst" else [0.3] * 3
-    module = PreferenceAlignment(pair, ConstrainedDPO(beta=1.0), lambda p: torch.optim.Adam(p, 3e-3), None, multiplier)
-    data = theatre_data(costs)
+    module = PreferenceAlignment(pair, objective, lambda p: torch.optim.Adam(p, 3e-3), None, multiplier)
+    data = theatre_data(costs, flip)
     data.connect(pair)
     trainer = Trainer(
         max_epochs=epochs, default_root_dir=folder, callbacks=[*callbacks], logger=False, accelerator="cpu",
@@ -222,6 +230,47 @@ def test_a_run_is_measured_beside_its_optimum(tmp_path: Path, vocabulary: str) -
     costs = np.array(result["frontier"]["cost"])[:, 0]
     assert (np.diff(costs) <= 1e-12).all()
     assert costs[0] == pytest.approx(measure(tilt(*given, 0.0, 1.0), *given).cost[0])
+
+
+def population(folder: Path, vocabulary: str, objective: Any, flip: float = 0.0) -> tuple[dict[str, Any], Any]:
+    """What a run is compared with in a world of one prompt, and that world's tables."""
+    oracle = OracleMeasure(beta=1.0, optimum="population", prompts=1, flip=flip)
+    theatre(folder, vocabulary, oracle, epochs=1, objective=objective, flip=flip)
+    tables = np.load(folder / "oracle.npz")
+    return json.loads((folder / "oracle.json").read_text()), [
+        tables[name] for name in ("reference_PK", "reward_PK", "cost_PKC")
+    ]
+
+
+def test_the_population_optimum_of_soft_c_dpo_is_the_tilt_at_its_multiplier(tmp_path: Path, vocabulary: str) -> None:
+    result, given = population(tmp_path, vocabulary, ConstrainedDPO(beta=1.0))
+    assert not result["diverges"]
+    assert result["multiplier_at_optimum"] == pytest.approx([0.3])
+    best = measure(tilt(*given, 0.3, 1.0), *given)
+    assert result["at_optimum"]["wellformed/reward"] == pytest.approx(best.reward_wellformed, abs=1e-5)
+    assert result["at_optimum"]["malformed"] == pytest.approx(best.malformed, abs=1e-5)
+
+
+def test_with_flipped_orders_dpo_aims_at_a_smaller_gain(tmp_path: Path, vocabulary: str) -> None:
+    gains = []
+    for flip in (0.0, 0.2):
+        result, _ = population(tmp_path / str(flip), vocabulary, DPO(beta=1.0), flip)
+        assert not result["diverges"]
+        gains.append(result["at_optimum"]["wellformed/reward"] - result["reference"]["wellformed/reward"])
+    assert 0 < gains[1] < 0.5 * gains[0]
+
+
+def test_hard_labels_have_no_optimum_to_be_compared_with(tmp_path: Path, vocabulary: str) -> None:
+    result, _ = population(tmp_path, vocabulary, ConstrainedDPO(beta=1.0, labels="hard"))
+    assert result["diverges"]
+    assert result["final"]["regret_share"] is None
+    assert set(result["at_optimum"].values()) == {None}
+
+
+def test_a_flip_that_is_not_the_datas_is_refused(tmp_path: Path, vocabulary: str) -> None:
+    oracle = OracleMeasure(beta=1.0, optimum="population", prompts=1, flip=0.1)
+    with pytest.raises(ValueError, match=r"0\.1 here and 0\.0 in the data"):
+        theatre(tmp_path, vocabulary, oracle)
 
 
 def test_measuring_changes_nothing_of_a_run(tmp_path: Path, vocabulary: str) -> None:

@@ -106,6 +106,17 @@ def test_soft_dpo_is_said_to_be_c_dpo_at_multiplier_0(tmp_path: Path) -> None:
     assert "**C-DPO dual** (1 seed)" in text
 
 
+def test_where_the_loss_has_no_minimum_the_report_says_so(tmp_path: Path) -> None:
+    run = made_up("dpo", 0, optimum="population", diverges=True, at_optimum=dict.fromkeys(figures(OPTIMUM)))
+    run["multiplier_at_optimum"] = [0.0]
+    for values in (run["final"], run["curve"][1]["values"]):
+        values |= {"regret_share": None, "wellformed/regret_share": None}
+    write_report(tmp_path, [run])
+    lines = [line for line in (tmp_path / "report.md").read_text().splitlines() if "diverges: no optimum" in line]
+    assert len(lines) == 2
+    assert all(set(line.split("|")[2:-1]) <= {" - ", "  "} for line in lines)
+
+
 def test_a_figure_that_no_run_has_is_a_dash(tmp_path: Path) -> None:
     run = made_up("dpo", 0)
     run["final"] = {**run["final"], "regret_share": None}
