@@ -57,7 +57,7 @@ class OracleMeasure(Callback):
         optimum: What the run is compared with: ``tilt`` (multiplier 0, where DPO aims), ``tilt_at_limit`` (the optimum
             under the limit, where C-DPO aims), ``masked`` (no unsafe response, where SafeDPO aims), or ``population``
             (the float64 minimiser of the objective's own loss over all pairs there are, at the multiplier that training
-            begins under; it takes seconds a prompt). Where that lies at infinity, as for hard labels, ``oracle.json``
+            begins under; up to two seconds a prompt). Where that lies at infinity, as for hard labels, ``oracle.json``
             says that the loss ``diverges`` and there is no regret.
         prompts: Of the world, as in ``oracle_world``; the four options are those of the data.
         costs: One constraint for ``each`` category, or the ``worst`` as the only one.

@@ -43,6 +43,11 @@ def test_the_limit_of_the_dual_step_is_the_limit_that_is_measured():
             assert content["dual"]["limit"] == Job(name, "none", 0).aim["limit"]
 
 
+def test_the_flips_of_the_data_are_the_flips_that_are_measured():
+    (source,) = Job("dpo_flipped", "none", 0).config["data"]["init_args"]["sources"]
+    assert source["init_args"]["flip"] == Job("dpo_flipped", "none", 0).aim["flip"] > 0
+
+
 def study(folder, *words):
     short = ("--options", "--trainer.limit_train_batches", "10", "--trainer.max_epochs", "2")
     return main(["--folder", str(folder), "--prompts", "4", "--workers", "1", "--anchors", "none", *words, *short])
