@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/oracle"))
-    parser.add_argument("--objectives", nargs="+", default=["dpo_soft", "c_dpo", "c_dpo_dual", "safe_dpo_soft"])
+    parser.add_argument("--objectives", nargs="+", default=["c_dpo_dual", "safe_dpo_soft", "c_dpo", "dpo_soft"])
     parser.add_argument(
         "--anchors",
         nargs="+",
@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     words = tuple(options.options)
-    jobs = [Job(o, a, s, words) for s in options.seeds for a in options.anchors for o in options.objectives]
+    # the longest first, so that workers end together
+    jobs = [Job(o, a, s, words) for o in options.objectives for a in options.anchors for s in options.seeds]
     started = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds, so that the workers end too
     if missing := sorted({str(path) for job in jobs for path in job.missing}):
