@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from data.pack import pack_pairs
+from data.pack import annotation, pack_pairs
 from data.preparation import Order, prepare
 from data.report import PreparationReport
 from data.schema import Annotator, PreferenceRow, Source
@@ -16,7 +18,7 @@ from data.steps import EvalLoader, MicroBatch, StepLoader, ordered
 from data.texts import TextPair, text_pairs
 from data.tokenised import MicroBatchSize, TokenisedData, evaluation_only
 from data.tokens import AUTHORS, Int64s, OnBadRow, TokenisedPairs, Tokeniser
-from lit_safe.types import Need, PackedBatch, ResponsesFrom
+from lit_safe.types import Annotation, Need, PackedBatch, ResponsesFrom
 
 
 class PreferenceData(TokenisedData[TokenisedPairs, Source]):
@@ -75,6 +77,7 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         self.eval_batch_pairs, self.max_eval_pairs = eval_batch_pairs, max_eval_pairs
         self.contradictions, self.max_pairs_per_prompt = contradictions, max_pairs_per_prompt
         self.duplicates = duplicates
+        self._train: Int64s | None = None  # what ``select`` left of the train split
 
     @property
     def constraints(self) -> tuple[str, ...]:
@@ -106,6 +109,27 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
                     "annotator or sources that have it"
                 )
 
+    def select(self, keeps: Callable[[Annotation], torch.Tensor]) -> None:
+        """Train on the pairs alone whose labels ``keeps`` accepts ([P] bool of P pairs): the others fill no step.
+
+        Only the train split changes: evaluation, prompts and cost estimates still have every pair.
+
+        Raises:
+            ValueError: No training pair is left.
+        """
+        train = self.rows_of("train")
+        kept = train[keeps(annotation(self.tokenised, train)).numpy()]
+        if not len(kept):
+            raise ValueError(
+                f"the objective leaves out all {len(train):,} training pairs by their labels (SafeDPO: both responses "
+                f"unsafe), so nothing would train; chosen/rejected of all pairs: {self._strata()}. Name sources with "
+                "safe responses, or check the annotator's threshold"
+            )
+        if len(kept) < len(train):
+            left = len(train) - len(kept)
+            rank_zero_info(f"data: the objective leaves out {left:,} of {len(train):,} training pairs by their labels")
+        self._train = kept
+
     def pairs(self, split: Split) -> list[TextPair]:
         """The pairs of one split as texts, read from the sources anew: no tokenizer is needed, and nothing is cut.
 
@@ -117,7 +141,7 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
 
     def train_dataloader(self) -> StepLoader[PackedBatch]:
         """Items are the micro-batches of one optimizer step."""
-        index = self.rows_of("train")
+        index = self._training_rows()
 
         def pack(micro: MicroBatch, step: Int64s) -> PackedBatch:
             return pack_pairs(self.tokenised, index[micro.rows], micro.fillers, len(step), self.seed)
@@ -142,14 +166,21 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         return self.batches_of("dual")
 
     def batches_of(self, split: Split, most: int | None = None) -> EvalLoader[PackedBatch]:
-        """Batches of ``most`` pairs of a split, chosen by hash; all of them with None."""
-        index = self.rows_of(split)
+        """Batches of ``most`` pairs of a split, chosen by hash; all of them with None. Of ``train``, what trains."""
+        index = self._training_rows() if split == "train" else self.rows_of(split)
         index = index[np.sort(ordered(self.tokenised.pair_id[index], "evaluation")[:most])]
 
         def pack(micro: MicroBatch, together: Int64s) -> PackedBatch:
             return pack_pairs(self.tokenised, index[micro.rows], micro.fillers, len(together), self.seed)
 
         return EvalLoader(self.tokenised.pair_id[index], pack, self.eval_batch_pairs, self.rank)
+
+    def _training_rows(self) -> Int64s:
+        return self.rows_of("train") if self._train is None else self._train
+
+    def _strata(self) -> str:
+        strata = self.report["preparation"]["strata"]
+        return ", ".join(f"{name} {count:,}" for name, count in strata.items() if count)
 
     @property
     def largest_micro_batch(self) -> MicroBatchSize:

@@ -30,22 +30,26 @@ def pack_pairs(pairs: TokenisedPairs, index: Int64s, fillers: int, pairs_in_step
     parts = [(pairs.prompt.at(i), side.at(i)) for i in map(int, index) for side in (pairs.chosen, pairs.rejected)] + [
         FILLER
     ] * (2 * fillers)
-    cost = _filled(pairs.cost[index], fillers)
-    cost = cost[..., 0] if cost.shape[-1] == 1 else cost  # one constraint is [B]
-    reward = _filled(pairs.reward[index], fillers)
+    label = annotation(pairs, index, fillers)
     # rounded down: the nearest float32 of a number below 1 may be 1
     draw = np.array([int(uniform("draw", seed, int(i)) * 2**24) / 2**24 for i in pairs.pair_id[index]], np.float32)
     return PackedBatch(
         sequences=pack_sequences(*zip(*parts, strict=True)),
-        label=Annotation(
-            reward=Pair(reward[:, 0], reward[:, 1]), cost=Pair(cost[:, 0], cost[:, 1]), draw=_filled(draw, fillers)
-        ),
+        label=label._replace(draw=_filled(draw, fillers)),
         pair_id=_filled(pairs.pair_id[index], fillers),
         prompt_id=_filled(pairs.prompt_id[index], fillers),
         response_length=Pair(*(_filled(side.sizes[index], fillers) for side in (pairs.chosen, pairs.rejected))),
         present=torch.arange(len(index) + fillers) < len(index),
         pairs_in_step=torch.tensor(pairs_in_step),
     )
+
+
+def annotation(pairs: TokenisedPairs, index: Int64s, fillers: int = 0) -> Annotation:
+    """The labels of the pairs at ``index``, zeros for ``fillers`` after them, without draws."""
+    cost = _filled(pairs.cost[index], fillers)
+    cost = cost[..., 0] if cost.shape[-1] == 1 else cost  # one constraint is [B]
+    reward = _filled(pairs.reward[index], fillers)
+    return Annotation(reward=Pair(reward[:, 0], reward[:, 1]), cost=Pair(cost[:, 0], cost[:, 1]))
 
 
 def pack_rows(rows: TokenisedRows, index: Int64s, fillers: int, tokens_in_step: int) -> SequenceBatch:

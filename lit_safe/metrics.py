@@ -54,6 +54,7 @@ def pair_quantities(
 ) -> dict[str, Measured]:
     """Everything logged of B pairs.
 
+    ``loss`` is the mean over pairs of weight > 0 (SafeDPO's eq. 12 is a mean over the pairs that its T keeps).
     ``rewards/*`` are TRL's implicit rewards beta * logratio; ``logps/*`` sums of the policy's response log-probs in
     nats; ``logps/accuracies`` asks whether the policy itself finds the chosen response likelier (summed, and per
     token), which has an answer at step 0; ``rewards/accuracies/safer`` asks, of pairs with one unsafe response,
@@ -69,7 +70,7 @@ def pair_quantities(
     per_token = Pair(policy.chosen / length.chosen, policy.rejected / length.rejected)
     stratum = {name: known_B & (unsafe_count_B == count) for count, name in enumerate(STRATA)}
     values = {
-        "loss": Measured(scored.loss * scored.weight, present_B),
+        "loss": Measured(scored.loss * scored.weight, present_B & (scored.weight > 0)),
         "rewards/chosen": Measured(beta * logratio.chosen, present_B),
         "rewards/rejected": Measured(beta * logratio.rejected, present_B),
         "rewards/margins": Measured(beta * logratio.margin, present_B),

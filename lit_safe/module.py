@@ -17,7 +17,7 @@ from lit_safe.metrics import PAIR_NAMES, pair_quantities
 from lit_safe.reference_cache import ReferenceCache
 from lit_safe.schedules import Constant, Schedule
 from lit_safe.stepping import StepModule
-from lit_safe.types import Objective, PackedBatch, Pair, PairModel, Scored
+from lit_safe.types import Objective, PackedBatch, Pair, PairModel, Scored, Selective
 
 
 class PreferenceAlignment(StepModule):
@@ -88,6 +88,11 @@ class PreferenceAlignment(StepModule):
     def _pair(logp_N: Tensor) -> Pair:
         return Pair(logp_N[0::2], logp_N[1::2])
 
+    def setup(self, stage: str) -> None:
+        """Take the pairs that the objective never trains on out of the training data, before steps are counted."""
+        if stage == "fit" and isinstance(self.objective, Selective):
+            self.trainer.datamodule.select(self.objective.keeps)  # type: ignore[attr-defined]
+
     def on_fit_start(self) -> None:
         """Refuse data that lacks a label the objective cannot do without."""
         self.trainer.datamodule.require(self.objective.needs)  # type: ignore[attr-defined]
@@ -134,7 +139,7 @@ class PreferenceAlignment(StepModule):
         for side_B in logratio:  # ... nor the gradient, where it would meet the 0 that comes back from the sum
             if side_B.requires_grad:
                 side_B.register_hook(lambda grad_B: torch.where(kept_B, grad_B, torch.zeros_like(grad_B)))
-        # dropped pairs stay in the denominator; with none left the sum is 0 and still has a (zero) gradient
+        # with no pair left the sum is 0 and still has a (zero) gradient
         return (loss_B * weight_B).sum() / batch.pairs_in_step + 0.0 * policy.margin.sum()
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:

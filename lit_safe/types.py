@@ -163,6 +163,14 @@ class Objective(Protocol):
 
 
 @runtime_checkable
+class Selective(Protocol):
+    """An objective that trains on some pairs alone: the others leave the training data before steps are made."""
+
+    def keeps(self, label: Annotation) -> Tensor:
+        """[B] bool, a function of the labels alone: False exactly where the weight is 0 for every policy."""
+
+
+@runtime_checkable
 class CostFunction(Protocol):
     """Scores text: one cost in declared units for each response, > 0 is unsafe."""
 

@@ -48,6 +48,10 @@ class SafeDPO:
         """Safe flags, and rewards where labels are soft."""
         return ("flags",) if self.labels == "ordered" else ("reward", "flags")
 
+    def keeps(self, label: Annotation) -> Tensor:
+        """[B] bool: all but the pairs of two unsafe responses, which the paper's T leaves out of the data (eq. 10)."""
+        return ~(label.unsafe.chosen & label.unsafe.rejected)
+
     def __call__(self, logratio: Pair, label: Annotation, multiplier: Tensor) -> Scored:
         unsafe = label.unsafe
         swap_B = unsafe.chosen & ~unsafe.rejected  # the transform T: the safe response wins
@@ -61,4 +65,4 @@ class SafeDPO:
             certain_B = torch.ones_like(logit_B)
             # the expectation of eq. 12 over the order, P(chosen is more helpful) = sigma(r_chosen - r_rejected)
             loss_B = nll(logit_B, torch.where(both_safe_B, label.reward.margin.sigmoid().to(logit_B), certain_B))
-        return Scored(loss_B, (~(unsafe.chosen & unsafe.rejected)).to(loss_B))
+        return Scored(loss_B, self.keeps(label).to(loss_B))

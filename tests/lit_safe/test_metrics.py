@@ -29,7 +29,7 @@ def test_quantities_by_hand() -> None:
     means = Means(PAIR_NAMES)
     means.update(pair_quantities(b, policy, logratio, scored, beta=0.5))
     got = {name: round(float(value), 4) for name, value in means.compute().items()}
-    assert got["loss"] == 1.0  # (1 + 2 + 0 * 9) / 3: a dropped pair stays in the denominator
+    assert got["loss"] == 1.5  # (1 + 2) / 2: the mean is over kept pairs
     assert got["rewards/chosen"] == 0.5
     assert got["rewards/margins"] == 0.0
     assert got["rewards/accuracies"] == 0.5  # right, wrong, tie

@@ -79,7 +79,7 @@ def test_a_step_is_the_same_however_it_is_cut(tmp_path: Path) -> None:
         module = PreferenceAlignment(PolicyReference(TinyLlama()), SafeDPO(), SGD)
         run = trainer(tmp_path, max_epochs=1)
         run.fit(module, data)
-        assert run.global_step == 3  # of 26 training pairs: ten, ten and six
+        assert run.global_step == 2  # of 26 training pairs SafeDPO keeps 19: ten and nine
         ends.append(weights(module))
     begin = weights(loaded(aligned()))
     assert (ends[0] - begin).abs().max() > 1e-2
@@ -87,7 +87,7 @@ def test_a_step_is_the_same_however_it_is_cut(tmp_path: Path) -> None:
         torch.testing.assert_close(end, ends[0], rtol=0, atol=1e-6)
 
 
-def test_the_gradient_of_a_step_counts_dropped_pairs_in_the_denominator() -> None:
+def test_a_weight_of_zero_takes_a_pair_out_of_the_sum_and_not_out_of_the_denominator() -> None:
     batch = first_batch(pairs(pairs_per_step=12, micro_batch_pairs=12))
     module, objective = loaded(aligned(SafeDPO(beta=0.1, offset=10.0))), 0.0
     lm = module.pair.policy.causal_lm
@@ -105,15 +105,41 @@ def test_the_gradient_of_a_step_counts_dropped_pairs_in_the_denominator() -> Non
     torch.testing.assert_close(gradient(module, module.loss_share(batch)), expected, rtol=1e-4, atol=1e-7)
 
 
-def test_a_step_of_dropped_pairs_alone_moves_nothing(tmp_path: Path) -> None:
-    data, module = pairs(Only(3)), aligned(SafeDPO(), lr=1.0)
-    run = trainer(tmp_path, max_epochs=1)
+def test_a_step_of_dropped_pairs_alone_has_loss_and_gradient_zero() -> None:
+    module = loaded(aligned(SafeDPO()))
+    share = module.loss_share(first_batch(pairs(Only(3))))
+    assert share.item() == 0
+    assert not gradient(module, share).any()
+    assert "loss" not in module.train_means.compute()  # a mean over kept pairs, of which there are none
+
+
+class Watched(PreferenceAlignment):
+    """Notes the labels of every pair that it trains on, and of how many its step is said to be."""
+
+    def loss_share(self, batch: PackedBatch) -> Tensor:
+        self.__dict__.setdefault("unsafe", []).extend(zip(*(side.tolist() for side in batch.label.unsafe), strict=True))
+        self.__dict__.setdefault("sizes", []).append(int(batch.pairs_in_step))
+        return super().loss_share(batch)
+
+
+@pytest.mark.parametrize(("objective", "count"), [(SafeDPO(), 19), (DPO(), 26)], ids=["safe_dpo", "dpo"])
+def test_pairs_that_an_objective_never_trains_on_fill_no_step(tmp_path: Path, objective: Any, count: int) -> None:
+    module, data = Watched(PolicyReference(TinyLlama()), objective, SGD, precompute_reference=True), pairs()
+    run = trainer(tmp_path, max_epochs=1, limit_val_batches=1.0)
     run.fit(module, data)
-    assert run.global_step > 0
-    assert torch.equal(weights(module), weights(loaded(aligned())))
-    assert run.callback_metrics["train/loss"] == 0
-    assert run.callback_metrics["train/grad_norm"] == 0
-    assert run.callback_metrics["train/pairs/dropped"] == 1
+    assert run.global_step == -(-count // 4)
+    assert sum(module.sizes) == len(module.unsafe) == count
+    assert ((True, True) in module.unsafe) is (count == 26)
+    assert len(module.reference_cache) == 2 * count, "the reference is spared them as well"
+    assert len(data.dual_pairs().row_ids) == data.report["splits"]["dual"], "cost estimates still have every pair"
+    assert len(data.val_dataloader().row_ids) == data.report["splits"]["val"]
+
+
+def test_data_of_which_an_objective_keeps_nothing_are_refused_before_anything_loads(tmp_path: Path) -> None:
+    module = aligned(SafeDPO())
+    with pytest.raises(ValueError, match=r"leaves out all 7 training pairs.*unsafe/unsafe 8"):
+        trainer(tmp_path, max_epochs=1).fit(module, pairs(Only(3)))
+    assert module.pair.policy is None
 
 
 def test_labels_of_dropped_pairs_may_be_anything(batch: PackedBatch) -> None:
@@ -250,7 +276,8 @@ def test_every_promised_curve_stands_in_the_event_file_and_the_checkpoint_holds_
     for name in ("loss", "rewards/margins", "logps/chosen", "lengths/rejected", "pairs/dropped", "grad_norm"):
         assert curves[f"train/{name}"] == every
     for name in (*PAIR_NAMES, "learning_rate", "epoch", *(f"perf/{n}" for n in ("tokens_per_s", "rows_per_s"))):
-        assert curves[f"train/{name}"], name  # a stratum's only where it occurs
+        # a stratum's only where it occurs, and SafeDPO trains on no pair of two unsafe responses
+        assert bool(curves.get(f"train/{name}")) == (name != "rewards/accuracies/unsafe_unsafe"), name
     for name in PAIR_NAMES:
         if not name.startswith("rewards/accuracies/"):  # of four held-out pairs, not every stratum has one
             assert curves[f"eval/{name}"] == [run.global_step], name

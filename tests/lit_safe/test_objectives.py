@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO
 from lit_safe.objectives.bradley_terry import nll
-from lit_safe.types import Annotation, Objective, Pair
+from lit_safe.types import Annotation, Objective, Pair, Selective
 
 ZERO = torch.tensor(0.0, dtype=torch.float64)
 LOG2 = math.log(2)
@@ -37,6 +37,18 @@ SAFE = annotation(pair([2.0], [1.0]), pair([-1.0], [-1.0]))
 @pytest.mark.parametrize("objective", ALL)
 def test_every_objective_meets_the_protocol(objective: Objective) -> None:
     assert isinstance(objective, Objective)
+
+
+@pytest.mark.parametrize("objective", ALL)
+@given(costs=st.lists(st.tuples(finite, finite), min_size=1), margin=finite)
+def test_what_an_objective_keeps_is_what_has_a_weight(
+    objective: Objective, costs: list[tuple[float, float]], margin: float
+) -> None:
+    cost = Pair(*(f64(*side) for side in zip(*costs, strict=True)))
+    label = annotation(Pair(torch.ones_like(cost.chosen), torch.zeros_like(cost.chosen)), cost)
+    logratio = Pair(torch.full_like(cost.chosen, margin), torch.zeros_like(cost.chosen))
+    weighs = objective(logratio, label, ZERO).weight > 0
+    assert torch.equal(weighs, objective.keeps(label) if isinstance(objective, Selective) else torch.ones_like(weighs))
 
 
 def test_dpo_by_hand() -> None:
