@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,21 @@ from lightning import LightningDataModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lit_safe.callbacks.run_folder import SaveConfig
+from lit_safe.config_files import read_yaml_with_shipped_files, with_shipped_files
 from lit_safe.dual import DualAscent
 from lit_safe.stepping import StepModule
+from lit_safe.types import missing_members
 
-COMMANDS: tuple[str, ...] = ("doctor", "export", "compare", "annotate", "fit_scorer", "refusals", "sample")
+COMMANDS: tuple[str, ...] = (
+    "doctor",
+    "export",
+    "compare",
+    "annotate",
+    "fit_scorer",
+    "refusals",
+    "sample",
+    "configs",
+)
 """Names of functions: ``<name>`` lives in ``lit_safe/commands/<name>.py``."""
 
 BUILT = ("module", "data")  # arguments of a command that the YAML builds
@@ -48,13 +59,20 @@ class SafeCLI(LightningCLI):
             if _builds(function):
                 self._add_arguments(command_parser)
             words = _words(function)
-            for word, text in words.items():
-                command_parser.add_argument(word, nargs="+", type=str, help=text)
+            for word, (count, text) in words.items():
+                command_parser.add_argument(word, nargs=count, type=str, help=text)
             skip: set[str | int] = {*BUILT, *words}
             added = command_parser.add_function_arguments(function, skip=skip, as_group=True, sub_configs=True)
             self._subcommand_parsers[name] = command_parser
             self._subcommand_method_arguments[name] = [*words, *added]
             group.add_subcommand(name, command_parser, help=summary)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; a ``configs/...yaml`` that is not in the working directory is the shipped one."""
+        if args is None:  # the process's own words: not passed on, as LightningCLI warns of words from two places
+            self.config = parser.parse_args(with_shipped_files(sys.argv[1:]))
+        else:
+            super().parse_arguments(parser, with_shipped_files(args) if isinstance(args, list) else args)
 
     def instantiate_classes(self) -> None:
         """Build module, data and trainer; a command that takes neither builds nothing."""
@@ -63,7 +81,19 @@ class SafeCLI(LightningCLI):
             return
         super().instantiate_classes()
         self.model.save_hyperparameters(self._typed_model())  # as plain values, which a checkpoint may hold
+        if self.subcommand not in COMMANDS:  # which ask for less
+            self._check_data()
         self.datamodule.connect(self.model)
+
+    def _check_data(self) -> None:
+        asks = self.model.data_protocol
+        missing = missing_members(self.datamodule, asks)
+        if missing:
+            kind = type(self.datamodule)
+            raise SystemExit(
+                f"data: {kind.__module__}.{kind.__qualname__} has no {', '.join(missing)}, which "
+                f"{type(self.model).__name__} asks for (lit_safe.types.{asks.__name__}): use another --data or add them"
+            )
 
     @property
     def _builds_nothing(self) -> bool:
@@ -136,13 +166,14 @@ def _builds(function: Callable[..., object]) -> bool:
     return any(name in inspect.signature(function).parameters for name in BUILT)
 
 
-def _words(function: Callable[..., object]) -> dict[str, str]:
-    """Required lists of text with their help, typed as bare words: the folders of ``compare runs/*``."""
+def _words(function: Callable[..., object]) -> dict[str, tuple[str, str]]:
+    """Lists of text typed as bare words, as (nargs, help): the folders of ``compare runs/*``."""
     documented = {
         p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(function) or "").params
     }
+    counts = {list[str]: "+", Sequence[str]: "*"}  # a list needs one word at least, a sequence may be empty
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: documented[p.name] for p in parameters if p.annotation == list[str] and p.default is p.empty}
+    return {p.name: (counts[p.annotation], documented[p.name]) for p in parameters if p.annotation in counts}
 
 
 def main(args: ArgsType = None, run: bool = True) -> SafeCLI:
@@ -157,6 +188,7 @@ def main(args: ArgsType = None, run: bool = True) -> SafeCLI:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Lightning 2.6 asks torch 2.13 for a class it deprecates; nothing a user could do about it
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
+    read_yaml_with_shipped_files()
     return SafeCLI(
         StepModule,
         LightningDataModule,

@@ -17,7 +17,7 @@ from lit_safe.metrics import PAIR_NAMES, pair_quantities
 from lit_safe.reference_cache import ReferenceCache
 from lit_safe.schedules import Constant, Schedule
 from lit_safe.stepping import StepModule
-from lit_safe.types import Objective, PackedBatch, Pair, PairModel, Scored, Selective
+from lit_safe.types import Objective, PackedBatch, Pair, PairModel, PreferenceRunData, Scored, Selective
 
 
 class PreferenceAlignment(StepModule):
@@ -44,6 +44,7 @@ class PreferenceAlignment(StepModule):
 
     multiplier: Tensor
     dual_epoch: Tensor
+    data_protocol = PreferenceRunData
 
     def __init__(
         self,

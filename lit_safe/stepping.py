@@ -18,7 +18,7 @@ from lit_safe.hashing import hash64
 from lit_safe.metrics import Means
 from lit_safe.rng import isolated
 from lit_safe.schedules import Schedule
-from lit_safe.types import PackedSequences, PairModel
+from lit_safe.types import PackedSequences, PairModel, RunData
 
 
 class StepModule(LightningModule):
@@ -34,6 +34,9 @@ class StepModule(LightningModule):
         gradient_clip_norm: Bound on the gradient's 2-norm in a step; None leaves it alone.
         metric_names: Of the quantities that training and validation log.
     """
+
+    data_protocol: type = RunData
+    """What the module asks of its data module."""
 
     def __init__(
         self,

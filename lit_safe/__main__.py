@@ -1,0 +1,41 @@
+"""The one entry point of ``lit-safe``, ``python -m lit_safe`` and ``python train.py``."""
+
+import runpy
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from lit_safe import installation
+
+PROGRAMS = {"oracle": "data.oracle.run", "bench": "ops.sequence_logratio.bench"}
+"""Programs with a command line of their own, each a module."""
+
+
+def main() -> None:
+    """Run the command that the process was given."""
+    for sentence in installation.add_to_path():
+        print(f"warning: {sentence}", file=sys.stderr)
+    words = sys.argv[1:]
+    if words == ["--version"]:
+        print(f"lit-safe {_version()}")
+    elif words[:1] == ["configs"] and not any(word.startswith("-") for word in words):
+        from lit_safe.commands.configs import configs  # needs neither torch nor lightning
+
+        sys.exit(configs(words[1:]))
+    elif words and words[0] in PROGRAMS:
+        sys.argv[:2] = [f"lit-safe {words[0]}"]
+        runpy.run_module(PROGRAMS[words[0]], run_name="__main__", alter_sys=False)
+    else:
+        from lit_safe.cli import main as command_line
+
+        command_line()
+
+
+def _version() -> str:
+    try:
+        return version("lit-safe")
+    except PackageNotFoundError:
+        return "(not installed: running from a folder)"
+
+
+if __name__ == "__main__":
+    main()

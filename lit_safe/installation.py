@@ -1,0 +1,72 @@
+"""Where the parts beside ``lit_safe`` lie, in a checkout and in an installed wheel.
+
+YAML files name classes of ``models``, ``data`` and ``ops`` by path. In a checkout these folders stand beside
+``lit_safe``. A wheel holds them in ``lit_safe/_parts``, so that nothing with such a common name lies at the top of
+site-packages. :func:`add_to_path` makes the same class paths work in both.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+PACKAGES = ("models", "data", "ops")
+"""Names that class paths in YAML begin with, beside ``lit_safe`` itself."""
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def root() -> Path:
+    """The folder that holds ``models``, ``data``, ``ops`` and ``configs``.
+
+    Raises:
+        FileNotFoundError: Neither a checkout nor a complete wheel.
+    """
+    for folder in (_PACKAGE / "_parts", _PACKAGE.parent):
+        if (folder / "configs" / "base.yaml").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"{_PACKAGE} is incomplete (no models, data, ops, configs): `pip install --force-reinstall lit-safe` mends it"
+    )
+
+
+def add_to_path() -> list[str]:
+    """Make our packages importable, then those of the working directory.
+
+    Returns:
+        One sentence for each package of the working directory that ours hides.
+    """
+    ours, here = str(root()), str(Path.cwd())
+    others = [folder for folder in sys.path if Path(folder or os.curdir).resolve() not in (Path(ours), Path(here))]
+    sys.path[:] = [ours, here, *others] if here != ours else [ours, *others]
+    return [] if here == ours else [_hidden(name) for name in PACKAGES if _is_python(Path(here, name))]
+
+
+def find_config(name: str) -> str:
+    """Resolve the path of a YAML file: the file of that name, else the shipped one.
+
+    Args:
+        name: A path. ``configs/base.yaml`` means the shipped file where the working directory has no such file.
+    """
+    path = Path(name)
+    if path.parts[:1] != ("configs",) or path.suffix not in (".yaml", ".yml") or path.exists():
+        return name
+    shipped = root() / path
+    return str(shipped) if shipped.is_file() else name
+
+
+def shipped_configs() -> list[str]:
+    """Paths of all shipped YAML files, as they are typed: ``configs/base.yaml``, ..."""
+    top = root()
+    return sorted(path.relative_to(top).as_posix() for path in (top / "configs").rglob("*.yaml"))
+
+
+def _is_python(path: Path) -> bool:
+    """Whether ``import`` would find a package or module at this place (data files alone do not count)."""
+    return path.with_suffix(".py").is_file() or (path.is_dir() and any(path.glob("*.py")))
+
+
+def _hidden(name: str) -> str:
+    return (
+        f"the Python package {name!r} of the working directory is hidden: {name!r} names a part of lit_safe. "
+        "Rename yours to use it in a class path"
+    )
