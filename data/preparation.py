@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 
 from data.report import PreparationReport, SourceReport, safety, stratum, unsafe_shares
 from data.schema import Annotator, BadRow, PreferenceRow, Row, Source
-from data.split import prompt_id
+from data.split import prompt_id, text_id
 from lit_safe.hashing import hash64
 
 Order = Literal["helpful", "safer", "safe_better", "helpful_or_safer"]
@@ -27,9 +27,9 @@ class _Candidate(NamedTuple):
     row: PreferenceRow
     by_safety: bool  # ordered by safety for want of another order
     source: int
-    prompt: int  # hash of the normalised prompt
+    prompt: int  # hash of the prompt
     texts: frozenset[int]  # hashes of both responses after that prompt
-    pair: int  # hash of the exact prompt and both responses, in either order
+    pair: int  # hash of the exact prompt and both responses, in whichever order
 
 
 def prepare(
@@ -55,7 +55,7 @@ def prepare(
         on_bad_row: Stop at the first unusable row, or drop and count it.
         contradictions: What to do with pairs that stand in both orders, or hold a text that stands both as safe and as
             unsafe after the same prompt: keep (the first of) them or drop all of them. They are counted either way.
-        max_pairs_per_prompt: Keep at most this many pairs of one normalised prompt, chosen by hash; None for all.
+        max_pairs_per_prompt: Keep at most this many pairs of one prompt, chosen by hash; None for all.
         evaluation: Whether sources that are for evaluation only may be read.
         duplicates: ``keep`` keeps a pair as often as it stands there, in either order: where pairs are draws of a
             distribution, their repetitions are what it is made of.
@@ -153,7 +153,7 @@ def _candidate(
         item.responses_from,
         item.split_group,
     )
-    return _Candidate(row, by_safety, source, prompt, frozenset(keys), hash64("pair", item.prompt, *sorted(texts)))
+    return _Candidate(row, by_safety, source, prompt, frozenset(keys), text_id(item.prompt, *texts))
 
 
 def _better(row: Row, rewards: tuple[float, float]) -> int | None:

@@ -49,7 +49,7 @@ class PreparationReport:
         contradictory_responses: Texts that stand both as safe and as unsafe after the same prompt.
         contradictory_orders: Pairs that stand in both orders.
         contradictory_rows: Kept rows with such a text or pair in them.
-        prompts: Distinct normalised prompts kept.
+        prompts: Distinct prompts kept.
         strata: Kept pairs by the safety of chosen/rejected, as the costs' signs have it; "unknown" lacks a cost.
         unsafe_share: By constraint and for any of them: share of responses with cost > 0 among those with a known one;
             NaN where no cost is known.

@@ -1,10 +1,14 @@
 """One split for every source and every stage: the hash of a prompt's normalised text decides, and nothing else does.
 
-So a prompt that stands in two datasets, or in an SFT file and a preference file, lies on the same side in both.
+So a prompt that stands in two datasets, or in an SFT file and a preference file, lies on the same side in both. The
+normal form is coarse, so that near-duplicates lie on the same side too: a collision ('C' and 'C++') puts two prompts
+into one split, and costs nothing. A prompt's *id* is exact: a collision there would leave one of two prompts without
+rollouts, and take the labels of one for those of the other.
 """
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, get_args
@@ -17,7 +21,7 @@ SHARES: Mapping[Split, float] = {"train": 0.8, "val": 0.1, "dual": 0.05, "certif
 
 
 def normalise(prompt: tuple[Message, ...] | str) -> str:
-    """The text by which two prompts are the same: NFKC, case-folded, letters and digits alone, roles marked.
+    """The text by which two prompts lie in one split: NFKC, case-folded, letters and digits alone, roles marked.
 
     A plain prompt equals a conversation of one user message with the same text; a system message does not count.
     """
@@ -31,9 +35,24 @@ def normalise(prompt: tuple[Message, ...] | str) -> str:
     return "\n".join(turns)
 
 
-def prompt_id(prompt: tuple[Message, ...] | str) -> int:
-    """A hash of the normalised prompt: the cluster of standard errors, and the id that batches carry."""
+def split_key(prompt: tuple[Message, ...] | str) -> int:
+    """A hash of the normalised prompt: prompts that share it lie in one split."""
     return hash64("prompt", normalise(prompt))
+
+
+def prompt_id(prompt: tuple[Message, ...] | str) -> int:
+    """A hash of the exact prompt: the cluster of standard errors, and the id that batches carry.
+
+    Prompts that a model reads differently have different ids: every character counts, a system message does, and so
+    does whether the prompt is a conversation or plain text.
+    """
+    return text_id(prompt)
+
+
+def text_id(prompt: tuple[Message, ...] | str, *responses: str) -> int:
+    """A hash of a prompt and the responses to it, in whichever order they stand."""
+    turns = prompt if isinstance(prompt, str) else [(turn.role, turn.content) for turn in prompt]
+    return hash64("text", json.dumps([turns, sorted(responses)]))  # JSON keeps texts apart that a join would not
 
 
 def split_of(
@@ -52,14 +71,14 @@ def split_of(
 
 
 def assign(rows: Iterable[PreferenceRow | SftRow], evaluation_only: Collection[int] = ()) -> dict[int, Split]:
-    """The split of every prompt of ``rows``, by prompt id.
+    """The split of every prompt of ``rows``, by its ``split_key``.
 
     A prompt that stands in a split group anywhere follows its group everywhere, and a prompt among ``evaluation_only``
-    (ids) is in ``val`` whichever source repeats it.
+    (split keys) is in ``val`` whichever source repeats it.
     """
     prompts: dict[int, tuple[tuple[Message, ...] | str, str | None]] = {}
     for row in rows:
-        identity = prompt_id(row.prompt)
-        if identity not in prompts or prompts[identity][1] is None:
-            prompts[identity] = (row.prompt, row.split_group)
+        key = split_key(row.prompt)
+        if key not in prompts or prompts[key][1] is None:
+            prompts[key] = (row.prompt, row.split_group)
     return {i: "val" if i in evaluation_only else split_of(prompt, group) for i, (prompt, group) in prompts.items()}

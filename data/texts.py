@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from data.schema import PreferenceRow, Source
-from data.split import Split, assign, prompt_id
+from data.split import Split, assign, prompt_id, split_key
 from data.tokenised import evaluation_only
 from data.tokens import plain_text
 
@@ -39,9 +39,9 @@ def text_pairs(rows: Sequence[PreferenceRow], sources: Sequence[Source], split: 
     """The pairs of one split, or all of them, in ``rows``' order; ``sources`` say which are for evaluation only."""
     barred = evaluation_only(sources)
     splits = assign(rows, barred)
-    ids = [prompt_id(row.prompt) for row in rows]
+    keys = [split_key(row.prompt) for row in rows]
     return [
-        TextPair(identity, plain_text(row.prompt), row, identity in barred)
-        for identity, row in zip(ids, rows, strict=True)
-        if split is None or splits[identity] == split
+        TextPair(prompt_id(row.prompt), plain_text(row.prompt), row, key in barred)
+        for key, row in zip(keys, rows, strict=True)
+        if split is None or splits[key] == split
     ]

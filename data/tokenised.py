@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from data.cache import Cache, named_inputs
 from data.render import Renderer
 from data.schema import Row, SftRow, SftSource, Source
-from data.split import Split, prompt_id
+from data.split import Split, split_key
 from data.steps import Rank, StepLoader, ordered, position
 from data.tokens import SPLITS, Int64s, OnBadRow, Tokenised, Tokeniser, from_arrays, to_arrays
 from lit_safe.types import Prompt
@@ -239,6 +239,6 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
 
 
 def evaluation_only(sources: Sequence[Source | SftSource]) -> set[int]:
-    """Ids of the prompts of sources that no training may read (those that say ``evaluation_only``)."""
+    """Split keys of the prompts of sources that no training may read (those that say ``evaluation_only``)."""
     barred = [source for source in sources if getattr(source, "evaluation_only", False)]
-    return {prompt_id(row.prompt) for source in barred for row in source if isinstance(row, Row | SftRow)}
+    return {split_key(row.prompt) for source in barred for row in source if isinstance(row, Row | SftRow)}

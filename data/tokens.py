@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import track
 
 from data.render import Conversation, Renderer
-from data.schema import BadRow, Message, PreferenceRow, SftRow
-from data.split import Split, prompt_id
+from data.schema import BadRow, PreferenceRow, SftRow
+from data.split import Split, prompt_id, split_key, text_id
 from lit_safe.hashing import hash64
 from lit_safe.types import ResponsesFrom
 
@@ -158,7 +158,7 @@ class Tokeniser:
         self._prompts: dict[int, tuple[str, list[int], Split]] = {}
 
     def pairs(
-        self, rows: Sequence[PreferenceRow], splits_by_prompt: Mapping[int, Split], *, progress: bool = False
+        self, rows: Sequence[PreferenceRow], splits_by_key: Mapping[int, Split], *, progress: bool = False
     ) -> TokenisedPairs:
         """Tokenise preference rows; pairs that end up with the same ids on both sides are dropped and counted."""
         kept: list[PreferenceRow] = []
@@ -172,7 +172,7 @@ class Tokeniser:
             if chosen == rejected:
                 self.report.drop(row.id, "both responses are the same tokens (after truncation, if any)")
                 continue
-            splits.append(self._enter(row.prompt, whole, splits_by_prompt))
+            splits.append(self._enter(row.prompt, whole, splits_by_key))
             ids.append((_ids(prompt), _ids(chosen), _ids(rejected)))
             kept.append(row)
         self.report.kept = len(kept)
@@ -193,7 +193,7 @@ class Tokeniser:
         )
 
     def rows(
-        self, rows: Sequence[SftRow], splits_by_prompt: Mapping[int, Split], *, progress: bool = False
+        self, rows: Sequence[SftRow], splits_by_key: Mapping[int, Split], *, progress: bool = False
     ) -> TokenisedRows:
         """Tokenise single responses."""
         kept: list[SftRow] = []
@@ -204,7 +204,7 @@ class Tokeniser:
             if with_ids is None:
                 continue
             prompt, (response,), whole = with_ids
-            splits.append(self._enter(row.prompt, whole, splits_by_prompt))
+            splits.append(self._enter(row.prompt, whole, splits_by_key))
             ids.append((_ids(prompt), _ids(response)))
             kept.append(row)
         self.report.kept = len(kept)
@@ -240,12 +240,12 @@ class Tokeniser:
             self.report.shorten(row, "the prompt cut")
         return self.renderer.cut_prompt(whole, size), responses, whole
 
-    def _enter(self, prompt: Conversation, whole: list[int], splits_by_prompt: Mapping[int, Split]) -> Split:
+    def _enter(self, prompt: Conversation, whole: list[int], splits_by_key: Mapping[int, Split]) -> Split:
         """Note the prompt for rollouts and say which split it is in."""
         identity = prompt_id(prompt)
         if identity not in self._prompts:
             cut = self.renderer.cut_prompt(whole, self.max_length)
-            self._prompts[identity] = (plain_text(prompt), cut, splits_by_prompt[identity])
+            self._prompts[identity] = (plain_text(prompt), cut, splits_by_key[split_key(prompt)])
         return self._prompts[identity][2]
 
     def _table(self) -> Prompts:
@@ -320,17 +320,14 @@ def _codes(names: Sequence[str], values: Iterable[str]) -> npt.NDArray[np.int8]:
 def _text_ids(rows: Iterable[tuple[Conversation, *tuple[str, ...]]]) -> Int64s:
     """A hash of each row's texts; where they stand there again, of how often before as well, so that ids are distinct.
 
-    An id decides a row's place in an epoch and its coin under sampled labels: repetitions must not share them.
+    An id decides a row's place in an epoch, whether a capped evaluation has it, and its coin under sampled labels:
+    repetitions must not share them. Which response is chosen is not part of it, so that runs that order pairs in
+    different ways train on the same pairs in the same order and are evaluated on the same pairs.
     """
     seen: Counter[int] = Counter()
     ids = []
     for prompt, *responses in rows:
-        text = _text_id(prompt, *responses)
+        text = text_id(prompt, *responses)
         ids.append(hash64("again", text, seen[text]) if seen[text] else text)
         seen[text] += 1
     return np.array(ids, np.int64)
-
-
-def _text_id(prompt: Conversation, *responses: str) -> int:
-    turns = (Message("", prompt),) if isinstance(prompt, str) else prompt
-    return hash64("text", len(turns), *(part for turn in turns for part in (turn.role, turn.content)), *responses)

@@ -73,8 +73,8 @@ class PackedBatch(NamedTuple):
 
     sequences: PackedSequences
     label: Annotation
-    pair_id: Tensor  # [B] int64, a hash of the pair's text
-    prompt_id: Tensor  # [B] int64, a hash of the normalised prompt: what splits and clusters
+    pair_id: Tensor  # [B] int64, a hash of the pair's texts, whichever is chosen
+    prompt_id: Tensor  # [B] int64, a hash of the prompt: the cluster of standard errors
     response_length: Pair  # [B] int64 each: scored tokens, the stop token included
     present: Tensor  # [B] bool: False for a filler row, which counts for nothing anywhere
     pairs_in_step: Tensor  # [] int64: true pairs in this optimizer step over all micro-batches and ranks
@@ -115,7 +115,7 @@ class SequenceStats(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """One prompt to answer: its id (a hash of the normalised text), its token ids as rendered, and its plain text."""
+    """One prompt to answer: its id (a hash of it), its token ids as rendered, and its plain text."""
 
     prompt_id: int
     ids: tuple[int, ...]

@@ -88,7 +88,9 @@ def test_an_epoch_trains_on_every_train_pair_once_and_on_no_other(preference):
     seen = [batch for step in steps for batch in step]
     ids = pair_ids(seen)
     assert len(ids) == len(set(ids)) == count
-    expected = {prompt_id(f"Question {i}?") for i in range(120) if split_of(f"question {i}") == "train"}
+    expected = {
+        prompt_id((Message("user", f"Question {i}?"),)) for i in range(120) if split_of(f"question {i}") == "train"
+    }
     assert {i for batch in seen for i in batch.prompt_id.tolist()} == expected
 
 
@@ -358,3 +360,53 @@ def test_with_nothing_held_out_every_split_is_everything_and_the_report_says_so(
 def test_rows_for_evaluation_alone_are_held_out_or_refused(preference):
     with pytest.raises(ValueError, match="held_out: false would train on a source that is for evaluation only"):
         preference(Toy(evaluation_only=True), held_out=False)
+
+
+class Alike(Toy):
+    """Two prompts that normalise alike, each with one and the same pair of responses."""
+
+    def __iter__(self):
+        for name in ("C", "C++"):
+            prompt = (Message("user", f"What is {name}?"),)
+            yield Row(f"alike:{name}", prompt, (Response("no", True), Response("yes", name == "C")), better=1)
+
+
+def test_prompts_that_normalise_alike_are_both_rolled_out_and_contradict_nothing(preference):
+    data = ready(preference(Alike(), contradictions="drop", held_out=False))
+    assert {prompt.text for prompt in data.prompts("train")} == {"What is C?", "What is C++?"}
+    assert data.report["preparation"]["contradictory_responses"] == 0
+    assert len(data.rows_of("train")) == 2
+
+
+def test_runs_that_order_pairs_in_two_ways_train_and_are_evaluated_on_the_same_pairs(preference):
+    options = {"max_eval_pairs": 4, "pairs_per_step": 8, "micro_batch_pairs": 3}
+    one, other = ready(preference(**options)), ready(preference(Turned(), **options))
+    assert pair_ids(one.val_dataloader()) == pair_ids(other.val_dataloader())
+    steps = [[pair_ids(step) for step in data.train_dataloader()] for data in (one, other)]
+    assert steps[0] == steps[1]
+    ours, theirs = next(iter(one.val_dataloader())), next(iter(other.val_dataloader()))
+    assert ours.response_length.chosen.tolist() == theirs.response_length.rejected.tolist()
+
+
+class Turned(Toy):
+    """The rows of ``Toy`` with the other response preferred."""
+
+    def __iter__(self):
+        return (dataclasses.replace(row, better=0) for row in super().__iter__())
+
+
+class Barred(Toy):
+    """A prompt of ``Toy``'s train split for evaluation alone, spelt and framed in another way."""
+
+    def __iter__(self):
+        prompt = (Message("system", "Be kind"), Message("user", "  question 3"))
+        yield Row("barred:0", prompt, (Response("x", True), Response("y", True)), better=1)
+
+
+def test_a_prompt_for_evaluation_alone_is_never_trained_on_however_another_source_spells_it(preference, make_tokenizer):
+    assert split_of("Question 3?") == "train"
+    data = PreferenceData([Toy(), Barred(evaluation_only=True)], Flags(), max_length=128)
+    data.connect(Model(make_tokenizer()))
+    data.setup("fit")
+    val = {data.tokenised.name[i] for i in data.rows_of("val")}
+    assert {"toy:3", "barred:0"} <= val

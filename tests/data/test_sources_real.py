@@ -20,7 +20,7 @@ from data.sources.pku_saferlhf import PKUSafeRLHF
 from data.sources.pyrit import PyRIT
 from data.sources.trl import TRL
 from data.sources.xstest import XSTest
-from data.split import prompt_id, split_of
+from data.split import prompt_id, split_key, split_of
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 XSTEST = str(SHARED / "xstest" / "xstest_prompts.csv")
@@ -132,14 +132,14 @@ def test_neither_a_focus_word_nor_a_prompt_and_its_contrast_straddles_the_sides_
     for side in ("train", "evaluation"):
         for row in rows_of(XSTest(XSTEST, COMPLETIONS, side)):  # type: ignore[arg-type]
             assert isinstance(row.prompt, tuple)
-            side_of[prompt_id(row.prompt)] = (side, row.split_group)
+            side_of[split_key(row.prompt)] = (side, row.split_group)
     together: dict[tuple[str, str], set[tuple[str, str | None]]] = defaultdict(set)
     places: Counter[str] = Counter()
     with open(XSTEST, newline="") as file:
         for record in csv.DictReader(file):
             kind, place = record["type"], places[record["type"]]
             places[kind] += 1
-            seen = side_of.get(prompt_id(record["prompt"]))  # one prompt is worded differently among the completions
+            seen = side_of.get(split_key(record["prompt"]))  # one prompt is worded differently among the completions
             if seen and record["focus"]:
                 together["focus", record["focus"]].add(seen)
             if seen and kind.removeprefix("contrast_") in places and "privacy" not in kind and "discr" not in kind:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.schema import Message, SftRow
-from data.split import SHARES, assign, normalise, prompt_id, split_of
+from data.split import SHARES, assign, normalise, prompt_id, split_key, split_of, text_id
 
 texts = st.text(st.characters(codec="utf-8"))
 
@@ -15,10 +15,71 @@ def conversation(text, system=()):
 
 
 @given(texts)
-def test_a_prompt_is_the_same_prompt_in_every_source(text):
+def test_a_prompt_lies_in_one_split_in_whichever_form_a_source_has_it(text):
     forms = [text, conversation(text), conversation(text, (Message("system", "Be kind"),))]
-    assert len({prompt_id(form) for form in forms}) == 1
+    assert len({split_key(form) for form in forms}) == 1
     assert len({split_of(form) for form in forms}) == 1
+    assert len({prompt_id(form) for form in forms}) == 3, "a model reads three prompts"
+
+
+@given(texts, texts)
+def test_different_texts_have_different_ids(one, other):
+    assert (prompt_id(one) == prompt_id(other)) == (one == other)
+    assert (prompt_id(conversation(one)) == prompt_id(conversation(other))) == (one == other)
+
+
+ALIKE = [
+    ("C", "C++"),
+    ("2+2?", "2-2?"),
+    ("f(x)", "f[x]"),
+    ("\N{DOG FACE}", "\N{CAT FACE}"),
+    ("?!", "..."),
+    ("\N{DEVANAGARI LETTER KA}\N{DEVANAGARI VOWEL SIGN I}", "\N{DEVANAGARI LETTER KA}\N{DEVANAGARI VOWEL SIGN U}"),
+    ("a\x1fb", "a\x1f\x1fb"),
+]
+
+
+@pytest.mark.parametrize("pair", ALIKE, ids=ascii)
+def test_prompts_that_normalise_alike_are_two_prompts_of_one_split(pair):
+    assert len({prompt_id(conversation(text)) for text in pair}) == 2
+    assert len({split_of(conversation(text)) for text in pair}) == 1
+
+
+@given(texts, texts, texts)
+def test_a_pairs_id_is_free_of_its_order_and_of_nothing_else(prompt, one, other):
+    assert text_id(prompt, one, other) == text_id(prompt, other, one)
+    assert (text_id(prompt, one, other) == text_id(prompt, one, one)) == (one == other)
+
+
+def test_the_split_of_a_prompt_is_pinned():
+    """A change of the hash would move prompts from train to val under every checkpoint that there is."""
+    names = ["train", "val", "dual", "certify"]
+    assert [names.index(split_of(f"Which fruit is number {i}?")) for i in range(24)] == [
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        1,
+        0,
+        0,
+        0,
+        0,
+        0,
+        1,
+        0,
+        0,
+        0,
+        2,
+        0,
+        0,
+        1,
+        0,
+    ]
 
 
 WIDE = "\N{FULLWIDTH LATIN CAPITAL LETTER H}ow do I bake bread"
@@ -55,7 +116,7 @@ def test_a_group_stays_together_and_takes_its_prompts_along_wherever_they_stand(
 
 def test_prompts_for_evaluation_alone_are_never_in_train_dual_or_certify():
     rows = [SftRow(f"a:{i}", f"prompt {i}", "r", split_group="g" if i % 2 else None) for i in range(100)]
-    barred = {prompt_id(row.prompt) for row in rows[:40]}
+    barred = {split_key(row.prompt) for row in rows[:40]}
     splits = assign(rows, barred)
     assert {splits[i] for i in barred} == {"val"}
     assert "train" in {split for i, split in splits.items() if i not in barred}
