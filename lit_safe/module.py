@@ -13,7 +13,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from lit_safe.anchors import Anchor
+from lit_safe.costs.quiet import quiet
 from lit_safe.metrics import PAIR_NAMES, pair_quantities
+from lit_safe.precision import compute_dtype
 from lit_safe.reference_cache import ReferenceCache
 from lit_safe.schedules import Constant, Schedule
 from lit_safe.stepping import StepModule
@@ -35,7 +37,7 @@ class PreferenceAlignment(StepModule):
             ``precompute_ref_log_probs``), instead of at every step: less time where training sees a response more than
             once, over epochs or in several pairs.
         reference_cache_dir: Where to keep what ``precompute_reference`` scored, for later runs that have the same
-            reference, to the bit, and the same precision: a study of objectives scores it once. Their last
+            reference, to the bit, and the same type of products: a study of objectives scores it once. Their last
             bits are those of the run that scored them first, in batches that may have been others.
 
     Raises:
@@ -110,7 +112,8 @@ class PreferenceAlignment(StepModule):
         """Reference log-probs of the training pairs: from the disk where they lie there, and to it."""
         path = None
         if self._reference_cache_dir is not None:
-            computed = f"{self.pair.reference_digest()} {self.trainer.precision}"
+            with quiet(self, seed=0):
+                computed = f"{self.pair.reference_digest()}, products in {compute_dtype(self.device)}"
             name = hashlib.sha256(computed.encode()).hexdigest()[:32]
             path = Path(self._reference_cache_dir).expanduser() / f"reference-{name}.npz"
             cache.load(path)

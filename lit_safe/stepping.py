@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lit_safe.hashing import hash64
 from lit_safe.metrics import Means
+from lit_safe.precision import check_trainable, check_trainer_precision
 from lit_safe.rng import isolated
 from lit_safe.schedules import Schedule
 from lit_safe.types import PackedSequences, PairModel, RunData
@@ -58,6 +60,21 @@ class StepModule(LightningModule):
         self._window_tokens = 0
         self._window_rows = 0
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Add none; refuse settings of the trainer under which training would go wrong, before anything is read.
+
+        Raises:
+            ValueError: If the trainer's precision or a callback is not supported.
+        """
+        check_trainer_precision(str(self.trainer.precision))
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, StochasticWeightAveraging):
+                raise ValueError(
+                    "StochasticWeightAveraging replaces the schedule in the middle of a run, which a run could not "
+                    "resume: use --dual.ship average"
+                )
+        return []
+
     def configure_model(self) -> None:
         """Load policy and reference, once."""
         self.pair.load()
@@ -66,8 +83,9 @@ class StepModule(LightningModule):
         """The optimizer over what trains, with the schedule stepped once an optimizer step.
 
         Raises:
-            ValueError: If nothing bounds the run.
+            ValueError: If nothing bounds the run, or a weight below fp32 trains that nobody asked for.
         """
+        check_trainable(self.named_parameters(), getattr(self.pair, "trainable_dtype", "float32"))
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
         estimated = self.trainer.estimated_stepping_batches
         if math.isinf(estimated):
@@ -97,7 +115,10 @@ class StepModule(LightningModule):
             for index, share in enumerate(shares):
                 with contextlib.nullcontext() if index == len(shares) - 1 else self._no_sync():
                     # ranks average their gradients, a step's loss is a sum over ranks
-                    self.manual_backward(share() * self.trainer.world_size)
+                    loss = share() * self.trainer.world_size
+                    # the trainer's autocast surrounds all of this, and would round products of fp32 gradients too
+                    with torch.autocast(self.device.type, enabled=False):
+                        self.manual_backward(loss)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         bound = float("inf") if self.gradient_clip_norm is None else self.gradient_clip_norm
         norm = torch.nn.utils.clip_grad_norm_(parameters, bound)

@@ -9,13 +9,14 @@ import hashlib
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lit_safe.precision import TrainableDtype, hold
 from lit_safe.types import MemoryEstimate, ModelFacts, PackedSequences, SequenceLogp, SequenceStats
 from models.adaptation import Adaptation, Full
 from models.backbone import Backbone, Layout, no_dropout
@@ -46,6 +47,8 @@ class PolicyReference(nn.Module):
         layout: ``padded`` batches, or ``packed`` rows without padding.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
         disable_dropout: Set the dropout of the model (not of a LoRA adapter) to 0.
+        trainable_dtype: In which type the weights that train are held, whatever the checkpoint's own. ``bfloat16`` is
+            for an optimizer that rounds stochastically or keeps masters: plain AdamW at 1e-6 would move 1 % of them.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class PolicyReference(nn.Module):
         layout: Layout = "padded",
         gradient_checkpointing: bool = False,
         disable_dropout: bool = True,
+        trainable_dtype: TrainableDtype = "float32",
     ) -> None:
         super().__init__()
         self.source = source
@@ -66,21 +70,38 @@ class PolicyReference(nn.Module):
         self._layout: Layout = layout
         self.gradient_checkpointing = gradient_checkpointing
         self.disable_dropout = disable_dropout
+        if trainable_dtype not in get_args(TrainableDtype):
+            raise ValueError(f"trainable_dtype must be one of {get_args(TrainableDtype)}, got {trainable_dtype!r}")
+        self.trainable_dtype = trainable_dtype
         self.policy: Backbone | None = None
+        self._verified: set[Layout] = set()
         self._open_reference: OpenReference | None = None
         self._tokenizer: transformers.PreTrainedTokenizerBase | None = None
         self._fingerprint = ""
 
     @property
     def layout(self) -> Layout:
-        """How sequences are laid out for the model; may be set at any time."""
+        """How sequences are laid out for the model; may be set at any time, and the reference goes with it.
+
+        Raises:
+            ValueError: On setting one that is unknown, or that the loaded model cannot tell sequences apart in.
+        """
         return self._layout
 
     @layout.setter
     def layout(self, layout: Layout) -> None:
-        self._layout = layout
+        if layout not in get_args(Layout):
+            raise ValueError(f"layout must be one of {get_args(Layout)}, got {layout!r}")
         if self.policy is not None:
             self.policy.layout = layout
+            if layout not in self._verified:
+                try:
+                    self.policy.verify()
+                except ValueError:
+                    self.policy.layout = self._layout
+                    raise
+                self._verified.add(layout)
+        self._layout = layout
 
     def load(self) -> None:
         """Read the policy, mark what trains, and make the reference. Idempotent."""
@@ -91,7 +112,9 @@ class PolicyReference(nn.Module):
             no_dropout(model)
         self._fingerprint = _fingerprint(model)
         policy = Backbone(self.adaptation.apply(model), backend=self.backend, layout=self._layout)
-        policy.verify()
+        hold(policy.parameters(), self.trainable_dtype)
+        policy.verify(training=self.disable_dropout)
+        self._verified = {self._layout}
         if self.gradient_checkpointing:
             policy.checkpoint_activations()
         policy.train()  # models are read in evaluation mode, in which checkpointing is silently off
@@ -135,7 +158,7 @@ class PolicyReference(nn.Module):
     ) -> Tensor:
         """[P, R] float64: what ``<which>_logp`` gives of every response to every prompt (``tree_logp``)."""
         policy, open_reference = self._both()
-        with open_reference() if which == "reference" else nullcontext(policy) as backbone:
+        with open_reference() if which == "reference" else nullcontext(policy) as backbone, backbone.computing():
             return tree_logp(backbone, prompts, responses, rows)
 
     @torch.no_grad()
@@ -145,9 +168,7 @@ class PolicyReference(nn.Module):
         mine_RD, target_R, bounds_N1 = policy.response_hidden(sequences)
         with open_reference() as reference:
             theirs_RD, _, _ = reference.response_hidden(sequences)
-            heads = policy.at_head(mine_RD), reference.at_head(theirs_RD)
-        with torch.autocast(mine_RD.device.type, enabled=False):
-            stats = token_stats(*heads, target_R)
+            stats = token_stats(policy.at_head(mine_RD), reference.at_head(theirs_RD), target_R)
         return SequenceStats(*(_sums(value_R, bounds_N1) for value_R in stats))
 
     def support_logratio(self, sequences: PackedSequences, floor: float) -> Tensor:
@@ -174,7 +195,7 @@ class PolicyReference(nn.Module):
     ) -> list[list[int]]:
         """Sample a response to each prompt, from the policy or the reference; see ``models.sampling.generate``."""
         policy, open_reference = self._both()
-        with open_reference() if reference else nullcontext(policy) as backbone:
+        with open_reference() if reference else nullcontext(policy) as backbone, backbone.computing():
             model = backbone.causal_lm
             return generate(model, prompts, uniforms, temperature=temperature, stop_ids=self._stop_ids(model))
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+import transformers
+from torch import Tensor, nn
 
 from models.backbone import Backbone, no_dropout
 from models.sources import ModelSource
@@ -34,6 +35,9 @@ class Reference(Protocol):
 class FrozenCopy:
     """The policy as it was when loaded. Tensors that do not train are shared with the policy, not copied.
 
+    Margins at step 0 are exactly 0. Matrices that a bf16 checkpoint holds are kept in bf16 while products are made in
+    bf16 anyway (``trainer.precision: bf16-mixed``), which is exact; norms and embeddings are in the policy's type.
+
     Args:
         dtype: Type of the copy's weights: the policy's own, or a smaller one that saves memory and makes margins at
             step 0 merely close to 0. Nothing is shared across types.
@@ -45,12 +49,13 @@ class FrozenCopy:
         same = self.dtype == "policy"
         shared = [p for p in policy.parameters() if not p.requires_grad] if same else []
         frozen = _freeze(copy.deepcopy(policy, {id(p): p for p in shared}))
+        small = _in_bf16(frozen, shared) if same else frozenset()
         if not same:
             frozen.to(getattr(torch, self.dtype))
 
         @contextmanager
         def opened() -> Iterator[Backbone]:
-            _follow(frozen, policy, dtype=same)
+            _follow(frozen, policy, small, dtype=same)
             yield frozen
 
         return opened
@@ -69,8 +74,15 @@ class AdapterOff:
 
         @contextmanager
         def opened() -> Iterator[Backbone]:
-            with policy.model.disable_adapter():
-                yield policy
+            # a reference draws nothing, whatever the policy's dropout or router does in training mode
+            training = [module for module in policy.modules() if module.training]
+            policy.eval()
+            try:
+                with policy.model.disable_adapter():
+                    yield policy
+            finally:
+                for module in training:
+                    module.training = True
 
         return opened
 
@@ -81,6 +93,8 @@ class AdapterOff:
 @dataclass(frozen=True)
 class Checkpoint:
     """Another model, such as the export of a previous stage. Margins at step 0 are then not 0.
+
+    It computes in the policy's types, so that a checkpoint compared with itself has margins of 0.
 
     Args:
         source: Where it comes from. Its vocabulary must be the policy's.
@@ -97,10 +111,15 @@ class Checkpoint:
             raise ValueError(f"the reference has a vocabulary of {theirs} tokens, the policy one of {mine}")
         frozen.verify()
         _freeze(frozen)
+        embedding = policy.causal_lm.get_input_embeddings().weight
+        small: frozenset[int] = frozenset()
+        if embedding.dtype == torch.float32:  # as it is for a policy that trains all its weights
+            frozen.float()
+            small = _in_bf16(frozen, [])
 
         @contextmanager
         def opened() -> Iterator[Backbone]:
-            _follow(frozen, policy, dtype=False)
+            _follow(frozen, policy, small, dtype=False)
             yield frozen
 
         return opened
@@ -113,11 +132,45 @@ def _freeze(backbone: Backbone) -> Backbone:
     return backbone.eval().requires_grad_(False)
 
 
-def _follow(frozen: Backbone, policy: Backbone, *, dtype: bool) -> None:
-    """Bring ``frozen`` to the policy's device, and to its types: a precision plugin may have moved or cast it."""
-    if not dtype:
-        frozen.to(policy.device)
-        return
+@torch.no_grad()
+def _in_bf16(frozen: Backbone, shared: Iterable[nn.Parameter]) -> frozenset[int]:
+    """Hold in bf16 what a product under autocast rounds to the same numbers; ids of the parameters so held.
+
+    That is the weight of a linear layer whose numbers bf16 holds exactly, and which nothing but the product reads.
+    """
+    kept = {id(p) for p in shared}
+    kept |= {id(m.weight) for m in frozen.modules() if isinstance(m, nn.Embedding)}  # a tied head is read as both
+    small: set[int] = set()
+    for module in frozen.modules():
+        if not isinstance(module, nn.Linear | transformers.pytorch_utils.Conv1D):
+            continue
+        weight = module.weight
+        if weight.dtype != torch.float32 or id(weight) in kept | small:
+            continue
+        rounded = weight.bfloat16()
+        if torch.equal(rounded.float(), weight):
+            weight.data = rounded
+            small.add(id(weight))
+    return frozenset(small)
+
+
+def _follow(frozen: Backbone, policy: Backbone, small: Collection[int], *, dtype: bool) -> None:
+    """Bring ``frozen`` to the policy's device and layout, and with ``dtype`` to its types: a plugin may have cast it.
+
+    Parameters in ``small`` stay in bf16 for products in bf16, and become fp32 when others are asked for.
+    """
+    frozen.layout = policy.layout
+    device = policy.device
+    rounds = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.bfloat16
     copies: Iterator[Tensor] = chain(frozen.parameters(), frozen.buffers())
-    for mine, theirs in zip(copies, chain(policy.parameters(), policy.buffers()), strict=True):
-        mine.data = mine.data.to(device=theirs.device, dtype=theirs.dtype)
+    theirs = chain(policy.parameters(), policy.buffers()) if dtype else None
+    for mine in copies:
+        like = None if theirs is None else next(theirs)
+        place, wanted = (device, mine.dtype) if like is None else (like.device, like.dtype)
+        if id(mine) in small:
+            if mine.dtype == torch.bfloat16 and rounds:
+                wanted = mine.dtype
+            elif like is None:
+                wanted = torch.float32
+        if mine.device != place or mine.dtype != wanted:
+            mine.data = mine.data.to(device=place, dtype=wanted)

@@ -1,4 +1,4 @@
-"""An evaluation pass that training cannot notice, and how ranks share one."""
+"""The one way to run models outside a training step, which training cannot notice; and how ranks share a pass."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lit_safe.costs import Aligned
+from lit_safe.precision import run_precision
 from lit_safe.rng import isolated
 
 T = TypeVar("T")
@@ -16,12 +17,16 @@ T = TypeVar("T")
 
 @contextmanager
 def quiet(module: Aligned, seed: int) -> Iterator[None]:
-    """No gradient, eval mode, random state seeded with ``seed``; flags and states are put back afterwards."""
+    """The run's precision, no gradient, eval mode, random state seeded with ``seed``; all put back afterwards.
+
+    What is compared with training's own log-probs is computed as they are: where ``module`` belongs to a trainer, under
+    the trainer's autocast.
+    """
     pair = _network(module)
     training = {part: part.training for part in pair.modules()}
     pair.eval()
     try:
-        with torch.no_grad(), isolated(seed):
+        with torch.no_grad(), isolated(seed), run_precision(module):
             yield
     finally:
         for part, flag in training.items():

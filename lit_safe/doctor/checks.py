@@ -86,14 +86,17 @@ def padding_invariance(patient: Patient) -> Finding:
 
 
 def packing_invariance(patient: Patient) -> Finding:
-    """The padded and the packed layout give the same log-probs."""
+    """The padded and the packed layout give the same log-probs, where the model takes both."""
     pair = patient.module.pair
     layout = getattr(pair, "layout", None)
     if layout is None:
         return Finding("packing", True, "this pair knows one layout")
     scores = {}
     for name in ("padded", "packed"):
-        pair.layout = name  # type: ignore[attr-defined]
+        try:
+            pair.layout = name  # type: ignore[attr-defined]
+        except ValueError as refused:
+            return Finding("packing", True, f"layout {name!r} is not used here, and refused: {refused}")
         scores[name] = _policy(patient, patient.batch.sequences)
     pair.layout = layout  # type: ignore[attr-defined]
     return _within("packing", patient, _gap(scores["padded"], scores["packed"]))

@@ -91,7 +91,9 @@ def gradient(module: PreferenceAlignment, batches: Sequence[PackedBatch]) -> Ten
     for batch in batches:
         with torch.enable_grad():
             share = module.loss_share(batch)
-        for sum_, grad in zip(total, torch.autograd.grad(share, parameters, allow_unused=True), strict=True):
+        with torch.autocast(module.device.type, enabled=False):
+            grads = torch.autograd.grad(share, parameters, allow_unused=True)
+        for sum_, grad in zip(total, grads, strict=True):
             if grad is not None:
                 sum_ += grad.detach().float().cpu()
     return torch.cat([g.flatten() for g in total])

@@ -272,6 +272,11 @@ def packed_without_bounds(self: Backbone, sequences: PackedSequences, scored_T: 
 def test_packed_sequences_that_see_each_other(failed: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     module = aligned()
     module.configure_model()
+    with monkeypatch.context() as planted:
+        planted.setattr(Backbone, "_packed", packed_without_bounds)
+        assert failed(module) == (0, set()), "a layout that the model cannot take, and that this run does not use"
+    module.pair.layout = "packed"
+    module.pair.layout = "padded"
     monkeypatch.setattr(Backbone, "_packed", packed_without_bounds)
     assert failed(module) == (1, {"packing"})
 

@@ -37,6 +37,47 @@ def test_an_architecture_whose_logits_are_made_otherwise_is_refused_by_name(layo
         Backbone(model, layout=layout).verify()
 
 
+class Otherwise(transformers.LlamaForCausalLM):
+    """Its logits go through ``turn``."""
+
+    def forward(self, **given):
+        out = super().forward(**given)
+        out.logits = self.turn(out.logits)
+        return out
+
+
+@pytest.mark.parametrize("turn", [lambda z: 0.97 * z, lambda z: 30 * (z / 30).tanh()], ids=["factor 0.97", "cap 30"])
+def test_in_bf16_too_what_is_done_to_logits_is_found(turn, layout, random_model):
+    plain = random_model("llama")
+    with torch.no_grad():
+        plain.lm_head.weight *= 4  # logits up to about 20, as of trained models
+    model = Otherwise(plain.config).bfloat16()
+    model.load_state_dict(plain.state_dict())
+    model.turn = lambda z: z
+    Backbone(model, layout=layout).verify(training=True)
+    model.turn = turn
+    with pytest.raises(ValueError, match=r"Otherwise.* alone, in layout"):
+        Backbone(model, layout=layout).verify()
+
+
+class Restless(transformers.LlamaForCausalLM):
+    """Draws in training mode, as routers with jitter do; no dropout probability says so."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.norm.register_forward_hook(lambda m, _, out: out + 0.5 * torch.rand_like(out) if m.training else out)
+
+
+def test_a_model_that_computes_otherwise_in_training_mode_is_refused(layout, random_model):
+    backbone = Backbone(Restless(random_model("llama").config), layout=layout).eval()
+    backbone.verify()
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"Restless.*in training mode"):
+        backbone.verify(training=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not backbone.training
+
+
 def test_an_architecture_that_cannot_tell_packed_sequences_apart_is_refused_when_packed(layout):
     config = transformers.BloomConfig(vocab_size=97, hidden_size=16, n_layer=2, n_head=2, initializer_range=0.3)
     backbone = Backbone(transformers.BloomForCausalLM(config), layout=layout)
@@ -69,6 +110,20 @@ def test_autocast_rounds_the_layers_and_leaves_the_log_probs_in_fp32(layout, ran
         rounded = backbone(pack(*sequences))
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+def test_under_autocast_the_head_is_not_copied_and_its_gradient_is_not_rounded(
+    layout, backend, random_model, pack, sequences, monkeypatch
+):
+    backbone = Backbone(random_model("llama").eval(), layout=layout, backend=backend)
+    weight_VD = backbone.head.weight_VD
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert backbone.at_head(backbone.response_hidden(pack(*sequences)).hidden_RD).weight_VD is weight_VD
+        logp = backbone(pack(*sequences)).sum()
+    logp.backward()
+    rounded = weight_VD.grad.bfloat16().float() == weight_VD.grad
+    assert rounded.float().mean() < 0.1, "a gradient made in bf16 has only numbers that bf16 holds"
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])

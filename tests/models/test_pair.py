@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -289,6 +290,47 @@ def test_gradient_checkpointing_runs_layers_twice_and_changes_no_gradient(kind, 
     plain_calls, plain_grads = gradients(False)
     assert (calls, plain_calls) == (2, 1)
     assert all(torch.equal(a, b) for a, b in zip(grads, plain_grads, strict=True))
+
+
+def test_a_reference_that_shares_the_policys_layers_draws_nothing_where_dropout_is_kept(random_source, pack, sequences):
+    pair = load(random_source("gpt2-positions"), LoRA(r=2, dropout=0.5), AdapterOff(), disable_dropout=False)
+    batch = pack(*sequences)
+    assert torch.equal(pair.reference_logp(batch), pair.reference_logp(batch))
+    assert pair.policy.training
+    assert not torch.equal(pair.policy_logp(batch), pair.policy_logp(batch))
+    pair.eval()
+    pair.reference_logp(batch)
+    assert not any(module.training for module in pair.modules())
+
+
+@pytest.mark.parametrize("reference", [FrozenCopy(), Checkpoint], ids=["copy", "checkpoint"])
+def test_a_new_layout_is_checked_and_the_reference_goes_with_it(reference, random_source, pack, sequences):
+    reference = reference if reference == FrozenCopy() else reference(random_source())
+    pair, packed = load(random_source(), reference=reference), load(random_source(), layout="packed")
+    pair.layout = "packed"
+    assert pair.layout == pair.policy.layout == "packed"
+    assert torch.equal(pair.reference_logp(pack(*sequences)), packed.policy_logp(pack(*sequences)))
+    with pair._open_reference() as opened:
+        assert opened.layout == "packed"
+
+
+def test_a_layout_that_the_model_cannot_tell_sequences_apart_in_is_refused_and_not_taken(pack, sequences):
+    pair = load(TinyBloom())
+    before = pair.policy_logp(pack(*sequences))
+    with pytest.raises(ValueError, match="BloomForCausalLM"):
+        pair.layout = "packed"
+    assert pair.layout == pair.policy.layout == "padded"
+    assert torch.equal(pair.policy_logp(pack(*sequences)), before)
+    with pytest.raises(ValueError, match="layout must be one of"):
+        pair.layout = "ragged"
+
+
+class TinyBloom(TinyLlama):
+    def load_model(self):
+        config = transformers.BloomConfig(vocab_size=97, hidden_size=16, n_layer=2, n_head=2, initializer_range=0.3)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return transformers.BloomForCausalLM(config)
 
 
 def test_dropout_can_be_kept(random_source, pack, sequences):
