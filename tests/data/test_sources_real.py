@@ -20,7 +20,7 @@ from data.sources.pku_saferlhf import PKUSafeRLHF
 from data.sources.pyrit import PyRIT
 from data.sources.trl import TRL
 from data.sources.xstest import XSTest
-from data.split import prompt_id, split_key, split_of
+from data.split import split_key, split_of
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 XSTEST = str(SHARED / "xstest" / "xstest_prompts.csv")
@@ -70,9 +70,9 @@ def test_no_one_safe_pair_has_a_helpfulness_order() -> None:
 
 @needs_shared
 def test_a_prompt_of_the_pairs_that_recurs_among_the_instructions_lies_in_the_same_split() -> None:
-    pairs = {prompt_id(row.prompt): split_of(row.prompt) for row in rows_of(pku("one_safe_pairs.jsonl"))}
+    pairs = {split_key(row.prompt): split_of(row.prompt) for row in rows_of(pku("one_safe_pairs.jsonl"))}
     instructions = Instructions(str(SHARED / "pku_saferlhf" / "safe_responses.jsonl"))
-    tuning = {prompt_id(row.prompt): split_of(row.prompt) for row in instructions if not isinstance(row, BadRow)}
+    tuning = {split_key(row.prompt): split_of(row.prompt) for row in instructions if not isinstance(row, BadRow)}
     shared = pairs.keys() & tuning.keys()
     assert (len(pairs), len(tuning), len(shared)) == (700, 3255, 182)
     assert all(pairs[prompt] == tuning[prompt] for prompt in shared)
