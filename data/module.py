@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from data.pack import annotation, pack_pairs
 from data.preparation import Order, prepare
+from data.render import TODAY
 from data.report import PreparationReport
 from data.schema import Annotator, PreferenceRow, Source
 from data.split import Split, assign
@@ -44,6 +45,11 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         max_eval_pairs: Pairs of the val split that are evaluated, at most, chosen by hash; null takes all.
         on_bad_row: ``error`` stops at a row that cannot be used and names it, ``skip`` counts it in the report.
         tokenizer: Name or folder of a tokenizer; null takes the model's.
+        template: Chat template in place of the tokenizer's own, or where it has none: safe_rlhf, human_assistant, or a
+            .jinja file; null takes the tokenizer's.
+        template_date: What a chat template that prints today's date prints, on whichever day it runs.
+        rendered: true says that prompts are plain text that a chat template made already: special tokens in it are
+            special. false reads them as quoted text.
         cache_dir: Where tokenised rows are kept between runs; null keeps none.
         seed: Of the order of rows and of the coins of ``labels: sampled``.
         held_out: false puts every prompt into every split, for a world whose prompts are the whole population. Then no
@@ -70,8 +76,12 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         cache_dir: str | None = None,
         seed: int = 0,
         held_out: bool = True,
+        template: str | None = None,
+        template_date: str = TODAY.isoformat(),
+        rendered: bool = False,
     ) -> None:
-        super().__init__(sources, max_length, on_bad_row, tokenizer, cache_dir, seed, held_out)
+        rendering = (template, template_date, rendered)
+        super().__init__(sources, max_length, on_bad_row, tokenizer, cache_dir, seed, held_out, *rendering)
         self.annotator, self.order = annotator, order
         self.pairs_per_step, self.micro_batch_pairs = pairs_per_step, micro_batch_pairs
         self.eval_batch_pairs, self.max_eval_pairs = eval_batch_pairs, max_eval_pairs

@@ -6,12 +6,16 @@ template puts after an assistant's turn (the tokenizer's eos where it puts none)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from datetime import date
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from data.schema import BadRow, Message
+from data.templates import TEMPLATES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,6 +25,24 @@ Conversation = tuple[Message, ...] | str
 # Stands inside a special token's string that a text merely quotes, so that the tokenizer does not read it as the token.
 BREAK = "\ue0f0"
 PROBE = "zebra"
+# What chat templates write around turns: a text that holds one was rendered before
+MARKS: tuple[str, ...] = (
+    "<|im_start|>",
+    "<|start_header_id|>",
+    "<start_of_turn>",
+    "<|start_of_role|>",
+    "[INST]",
+    "<|user|>",
+    "<|assistant|>",
+    "<|turn>",
+    "<\uff5cUser\uff5c>",
+    "<\uff5cAssistant\uff5c>",
+)
+DATE_CALL = re.compile(r"""\bstrftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
+ANCHORS = ("\n", "|", "x")  # text that stands before a piece while it is tokenised, so that it is no text's start
+
+
+TODAY = date(2025, 1, 1)
 
 
 class Renderer:
@@ -31,6 +53,10 @@ class Renderer:
 
     Args:
         tokenizer: Any Hugging Face tokenizer that has an eos token.
+        today: What a template that prints the date prints, the same on every day: so a run that is resumed on another
+            day goes on with the same tokens.
+        rendered: Prompts are plain text that a chat template made already: special tokens in it are special, and a
+            response ends as the tokenizer's own template would end it.
 
     Attributes:
         stop_id: The token that ends a response in a conversation, where the tokenizer has a chat template, and the
@@ -41,10 +67,10 @@ class Renderer:
         ValueError: The tokenizer has no eos token, or its template does not begin a conversation with the prompt.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, today: date = TODAY, *, rendered: bool = False) -> None:
         if tokenizer.eos_token_id is None:
             raise ValueError(f"{type(tokenizer).__name__} has no eos token: a response could never end")
-        self.tokenizer = tokenizer
+        self.tokenizer, self.today, self.rendered = tokenizer, today, rendered
         self.stop_id = self.eos_id = int(tokenizer.eos_token_id)
         self.opening = 1
         added = tokenizer.added_tokens_decoder
@@ -57,13 +83,28 @@ class Renderer:
         if tokenizer.chat_template is not None:
             self._read_template()
 
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """Every token that ends a response: one in conversations, one in plain text; often the same."""
+        return frozenset({self.stop_id, self.eos_id})
+
+    def mark_in(self, prompt: Conversation) -> str | None:
+        """What in a prompt shows that a chat template made its text already, or None; None where that is declared."""
+        if self.rendered:
+            return None
+        texts = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
+        return next((mark for mark in MARKS for text in texts if mark in text), None)
+
     def prompt(self, row: str, prompt: Conversation) -> list[int]:
         """The prompt's ids, up to and with the opening of the assistant's turn.
 
         Raises:
-            BadRow: The template refuses the conversation, or the text holds U+E0F0, which is used inside.
+            BadRow: The template refuses the conversation, or the text holds U+E0F0, which is used inside, or prompts
+                are declared to be rendered and this one is a conversation.
             ValueError: A conversation, and the tokenizer has no chat template.
         """
+        if self.rendered and not isinstance(prompt, str):
+            raise BadRow(row, "prompt", "is a conversation, and rendered: true reads plain text (user_turn: false)")
         ids = self._head_of(prompt) + self._encode(self._opened(row, prompt))
         if not ids:
             raise BadRow(row, "prompt", "has no tokens")
@@ -83,9 +124,11 @@ class Renderer:
             BadRow: The template does not keep the prompt, or ends this turn unlike others, or the response has no
                 tokens or a stop token inside.
         """
+        if self.rendered:
+            text = self._without_stop(text)
         guarded, start = self._guard(row, column, text), self._opened(row, prompt)
         if isinstance(prompt, str):
-            body, stop_id = guarded, self.eos_id
+            body, stop_id = guarded, self.stop_id if self.rendered else self.eos_id
         else:
             messages = self._guarded(row, prompt)
             whole = self._template(row, [*messages, {"role": "assistant", "content": guarded}], opened=False)
@@ -99,7 +142,7 @@ class Renderer:
         # tokenizer that puts a space before every text would put one here. Where it merges over the seam, it may not.
         joint = self._head_of(prompt) + self._encode(start + body)
         size = len(prompt_ids)
-        ids = joint[size:] if joint[:size] == list(prompt_ids) else self._encode(body)
+        ids = joint[size:] if joint[:size] == list(prompt_ids) else self._encode(body, first=False)
         if not ids:
             raise BadRow(row, column, "has no tokens")
         if stop_id in ids:
@@ -151,11 +194,13 @@ class Renderer:
     def _template(self, row: str, messages: list[dict[str, str]], *, opened: bool) -> str:
         if self.tokenizer.chat_template is None:
             raise ValueError(
-                f"row {row}: the prompt is a conversation, and {type(self.tokenizer).__name__} has no chat template; "
-                "name a tokenizer that has one, or give prompts as plain strings"
+                f"row {row}: the prompt is a conversation, and the tokenizer has no chat template; set "
+                f"data.init_args.template to {', '.join(TEMPLATES)} or a .jinja file"
             )
         try:
-            text: Any = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened)
+            text: Any = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=opened, chat_template=self._dated_template
+            )
         except TemplateError as error:
             raise BadRow(row, "prompt", f"the chat template refuses it ({error})") from error
         return str(text)
@@ -164,13 +209,22 @@ class Renderer:
         """The prompt's guarded text, as rendered, up to the opening of the assistant's turn."""
         if self._last is None or self._last[0] != prompt:  # a pair asks for its prompt three times
             if isinstance(prompt, str):
-                self._last = prompt, self._guard(row, "prompt", prompt)
+                self._last = prompt, prompt if self.rendered else self._guard(row, "prompt", prompt)
             else:
                 self._last = prompt, self._template(row, self._guarded(row, prompt), opened=True)
         return self._last[1]
 
     def _head_of(self, prompt: Conversation) -> list[int]:
-        return self._head if isinstance(prompt, str) else []
+        if not isinstance(prompt, str):
+            return []
+        begun = self.rendered and bool(self.tokenizer.bos_token) and prompt.startswith(str(self.tokenizer.bos_token))
+        return [] if begun else self._head
+
+    def _without_stop(self, text: str) -> str:
+        """A rendered response without what closes its turn."""
+        stop = str(self.tokenizer.convert_ids_to_tokens(self.stop_id))
+        bare = text.rstrip()
+        return bare[: -len(stop)] if bare.endswith(stop) else text
 
     def _guarded(self, row: str, prompt: tuple[Message, ...]) -> list[dict[str, str]]:
         return [{"role": turn.role, "content": self._guard(row, "prompt", turn.content)} for turn in prompt]
@@ -184,9 +238,35 @@ class Renderer:
                 text = text.replace(special, special[0] + BREAK + special[1:])
         return text
 
-    def _encode(self, guarded: str) -> list[int]:
-        """Ids of a guarded text: the pieces between breaks one by one, and nothing added."""
-        return [i for piece in guarded.split(BREAK) if piece for i in self._ids(piece)]
+    def _encode(self, guarded: str, *, first: bool = True) -> list[int]:
+        """Ids of a guarded text: the pieces between breaks one by one, and nothing added.
+
+        ``first`` is False where other text stands before it, as it does before every piece but the first.
+        """
+        pieces = [piece for piece in guarded.split(BREAK) if piece]
+        ids = [self._ids(piece) if first and not i else self._ids_within(piece) for i, piece in enumerate(pieces)]
+        return [token for part in ids for token in part]
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _ids_within(self, text: str) -> list[int]:
+        """Ids of a text that other text stands before: without the space that some tokenizers put before all text."""
+        if self._space_first:
+            for anchor in ANCHORS:
+                alone, whole = self._ids(anchor), self._ids(anchor + text)
+                if whole[: len(alone)] == alone:
+                    return whole[len(alone) :]
+        return self._ids(text)
+
+    @cached_property
+    def _dated_template(self) -> str:
+        """The chat template with ``today`` in the place of its calls for the date."""
+        template = str(self.tokenizer.get_chat_template())
+        return DATE_CALL.sub(lambda call: repr(self.today.strftime(call[2])), template)
+
+    @cached_property
+    def _space_first(self) -> bool:
+        """Whether the tokenizer reads a text's start unlike the same text after other text."""
+        alone = self._ids(ANCHORS[0])
+        return self._ids(ANCHORS[0] + PROBE)[len(alone) :] != self._ids(PROBE)

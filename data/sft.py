@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data.pack import pack_rows
+from data.render import TODAY
 from data.schema import BadRow, SftRow, SftSource
 from data.split import assign
 from data.steps import EvalLoader, MicroBatch, StepLoader, ordered
@@ -28,6 +29,11 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
         max_eval_rows: Rows of the val split that are evaluated, at most, chosen by hash; null takes all.
         on_bad_row: ``error`` stops at a row that cannot be used and names it, ``skip`` counts it in the report.
         tokenizer: Name or folder of a tokenizer; null takes the model's.
+        template: Chat template in place of the tokenizer's own, or where it has none: safe_rlhf, human_assistant, or a
+            .jinja file; null takes the tokenizer's.
+        template_date: What a chat template that prints today's date prints, on whichever day it runs.
+        rendered: true says that prompts are plain text that a chat template made already: special tokens in it are
+            special. false reads them as quoted text.
         cache_dir: Where tokenised rows are kept between runs; null keeps none.
         seed: Of the order of rows.
         duplicates: ``drop`` keeps a prompt with the same response once; ``keep`` keeps every one of them, for samples
@@ -52,8 +58,12 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
         seed: int = 0,
         duplicates: Literal["drop", "keep"] = "drop",
         held_out: bool = True,
+        template: str | None = None,
+        template_date: str = TODAY.isoformat(),
+        rendered: bool = False,
     ) -> None:
-        super().__init__(sources, max_length, on_bad_row, tokenizer, cache_dir, seed, held_out)
+        rendering = (template, template_date, rendered)
+        super().__init__(sources, max_length, on_bad_row, tokenizer, cache_dir, seed, held_out, *rendering)
         self.duplicates = duplicates
         self.rows_per_step, self.micro_batch_rows = rows_per_step, micro_batch_rows
         self.eval_batch_rows, self.max_eval_rows = eval_batch_rows, max_eval_rows

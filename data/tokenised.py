@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from datetime import date
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data.cache import Cache, named_inputs
-from data.render import Renderer
+from data.render import TODAY, Renderer
 from data.schema import Row, SftRow, SftSource, Source
 from data.split import Split, split_key
 from data.steps import Rank, StepLoader, ordered, position
+from data.templates import template_text
 from data.tokens import SPLITS, Int64s, OnBadRow, Tokenised, Tokeniser, from_arrays, to_arrays
 from lit_safe.types import Prompt
 
@@ -47,6 +50,9 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         cache_dir: str | None,
         seed: int,
         held_out: bool = True,
+        template: str | None = None,
+        template_date: str = TODAY.isoformat(),
+        rendered: bool = False,
     ) -> None:
         super().__init__()
         if not sources:
@@ -57,12 +63,15 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         self.max_length, self.on_bad_row, self.seed = max_length, on_bad_row, seed
         self.held_out = held_out
         self.tokenizer_name = tokenizer
+        self.template = None if template is None else template_text(template)
+        self.today, self.rendered = _day(template_date), rendered
         self.cache = None if cache_dir is None else Cache(cache_dir)
         self._model: Any = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._tokenised: Tokenised | None = None
         self._facts: dict[str, Any] = {}
         self._told = False
+        self._tokens_hash: int | None = None
 
     @abstractmethod
     def _tokenise(self, tokeniser: Tokeniser, *, progress: bool) -> tuple[Tokenised, dict[str, Any], list[str]]:
@@ -78,7 +87,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must agree on, for every checkpoint."""
-        return {} if self._tokenised is None else self.train_dataloader().state_dict()
+        return {} if self._tokenised is None else {**self.train_dataloader().state_dict(), "tokens": self._tokens()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Check that the run that goes on has the data that it began with.
@@ -86,10 +95,27 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         Lightning asks the loader itself only inside an epoch; this catches the checkpoints between two as well.
 
         Raises:
-            ValueError: Rows, seed or step size are others.
+            ValueError: Rows, their tokens, seed or step size are others.
         """
-        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            self.train_dataloader().load_state_dict(state_dict)
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        self.train_dataloader().load_state_dict(state_dict)
+        if state_dict.get("tokens") != self._tokens():
+            raise ValueError(
+                "the checkpoint was trained on the same rows in other tokens: tokenizer, chat template, template_date, "
+                "rendered or max_length changed; resume with the run's own, or start a new run from its weights"
+            )
+
+    def _tokens(self) -> int:
+        """A hash of every row's token ids, whatever made them."""
+        if self._tokens_hash is None:
+            arrays, _ = to_arrays(self.tokenised)
+            digest = hashlib.sha256()
+            for name in sorted(arrays):
+                if name.endswith((".values", ".offsets")):
+                    digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
+            self._tokens_hash = int.from_bytes(digest.digest()[:7], "big")
+        return self._tokens_hash
 
     def connect(self, model: Any) -> None:
         """Take the tokenizer of ``model`` (a pair, or a module with a ``pair``), unless ``tokenizer`` names another."""
@@ -105,6 +131,8 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
                 self._tokenizer = self._model.load_tokenizer()
             else:
                 raise ValueError("no tokenizer: set data.init_args.tokenizer, or connect(model) first")
+            if self.template is not None:
+                self._tokenizer.chat_template = self.template  # so an export of the model holds it as well
         return self._tokenizer
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -124,6 +152,8 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
             self._told = True
             for line in self.report_lines:
                 rank_zero_info(f"data: {line}")
+            for warning in self._facts["warnings"]:
+                rank_zero_warn(f"data: {warning}")
 
     @property
     def tokenised(self) -> Tokenised:
@@ -163,8 +193,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
     @property
     def stop_ids(self) -> frozenset[int]:
         """The tokens that end a response: one in conversations, one in plain text; often the same."""
-        renderer = Renderer(self.tokenizer)
-        return frozenset({renderer.stop_id, renderer.eos_id})
+        return self._renderer().stop_tokens
 
     @property
     @abstractmethod
@@ -219,6 +248,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
             self._tokenised, self._facts = self._read()
             return
         options = {"max_length": self.max_length, "on_bad_row": self.on_bad_row, **self._options()}
+        options |= {"template_date": self.today.isoformat(), "rendered": self.rendered}
         inputs = named_inputs(self.sources, self.tokenizer, rows=self.kind.__name__, **options)
         stored = self.cache.read(inputs)
         if stored is None:
@@ -230,12 +260,22 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
             self._facts = facts
             self._tokenised = from_arrays(self.kind, arrays, facts.pop("texts"))
 
+    def _renderer(self) -> Renderer:
+        return Renderer(self.tokenizer, self.today, rendered=self.rendered)
+
     def _read(self) -> tuple[Tokenised, dict[str, Any]]:
-        tokeniser = Tokeniser(Renderer(self.tokenizer), self.max_length, self.on_bad_row)
+        tokeniser = Tokeniser(self._renderer(), self.max_length, self.on_bad_row)
         tokenised, preparation, lines = self._tokenise(tokeniser, progress=getattr(rank_zero_only, "rank", 0) == 0)
         report = {"preparation": preparation, "tokenisation": tokeniser.report.to_dict()}
-        facts = {"report": report, "lines": [*lines, *tokeniser.report.lines()]}
+        facts = {"report": report, "lines": [*lines, *tokeniser.report.lines()], "warnings": tokeniser.report.warnings}
         return tokenised, json.loads(json.dumps(facts))  # the same, whether it comes from the cache or not
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"template_date must be a day such as 2025-01-01, got {text!r}") from None
 
 
 def evaluation_only(sources: Sequence[Source | SftSource]) -> set[int]:

@@ -98,11 +98,12 @@ class TokenisedRows:
 
 @dataclass
 class TokenReport:
-    """What tokenising did to the rows: ``dropped`` rows left, ``cut`` rows stayed and lost tokens."""
+    """What tokenising did to the rows: ``dropped`` rows left, ``cut`` rows lost tokens, ``noted`` rows look wrong."""
 
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     cut: Counter[str] = field(default_factory=Counter)
+    noted: Counter[str] = field(default_factory=Counter)
     named: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, row: str, reason: str) -> None:
@@ -115,6 +116,16 @@ class TokenReport:
         self.cut[what] += 1
         self._name(row, what)
 
+    def note(self, row: str, what: str) -> None:
+        """Count a row that stayed as it is, and about which its owner should know."""
+        self.noted[what] += 1
+        self._name(row, what)
+
+    @property
+    def warnings(self) -> list[str]:
+        """A line for each kind of row that looks wrong."""
+        return [f"{n:,} rows (the first is {self.named[what][0]}) have {what}" for what, n in self.noted.items()]
+
     def _name(self, row: str, key: str) -> None:
         rows = self.named.setdefault(key, [])
         if len(rows) < NAMED_ROWS:
@@ -122,7 +133,8 @@ class TokenReport:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        return {"kept": self.kept, "dropped": dict(self.dropped), "cut": dict(self.cut), "named": self.named}
+        counts = {"dropped": dict(self.dropped), "cut": dict(self.cut), "noted": dict(self.noted)}
+        return {"kept": self.kept, **counts, "named": self.named}
 
     def lines(self) -> list[str]:
         """A line for each thing that happened, with some of the rows it happened to."""
@@ -231,6 +243,13 @@ class Tokeniser:
                 raise
             self.report.drop(row, f"column {bad.column!r} {bad.reason}")
             return None
+        mark = self.renderer.mark_in(prompt)
+        if mark is not None:
+            self.report.note(
+                row,
+                f"a prompt with {mark!r} in it, as if a chat template had made it; it is read as quoted text, and "
+                "data.init_args.rendered: true reads it as a template's output",
+            )
         room = self.max_length - min(len(whole), self.renderer.opening)
         if any(len(response) > room for response in responses):
             self.report.shorten(row, "a response cut (no stop token is scored there)")

@@ -48,13 +48,13 @@ def export(
     folder = Path(out)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{out} exists and is not empty")
+    data.setup("validate")  # first: a fault of the data leaves no folder, and the data may set the chat template
     module.configure_model()
     module.eval()  # an adapter's dropout would score the checkpoint's log-probs at random
     checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
     module.pair.save_pretrained(str(folder), adapter_only=adapter_only)
-    data.setup("validate")
     (folder / "README.md").write_text(model_card(module, data, checkpoint))
     log.info("wrote %s (optimizer step %d of %s)", folder, checkpoint["global_step"], ckpt_path)
     if adapter_only or not check_pairs:

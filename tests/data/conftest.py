@@ -44,6 +44,35 @@ def byte_tokenizer(
     return tokenizer
 
 
+def llama_tokenizer(words=("red", "blue", "is", "sky", "The")):
+    """Shaped like Llama 2's: every text gets a space in front, spaces join words, a BOS by habit, no chat template."""
+    letters = [chr(code) for code in range(33, 127)] + ["\u2581"]
+    vocab = {
+        token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *letters])
+    }
+    merges = []
+    for word in words:
+        for whole in (word, "\u2581" + word):
+            for end in range(2, len(whole) + 1):
+                merge = (whole[: end - 1], whole[end - 1])
+                if merge not in merges and whole[:end] not in vocab:
+                    vocab[whole[:end]] = len(vocab)
+                    merges.append(merge)
+    backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="session")
+def make_llama_tokenizer():
+    return llama_tokenizer
+
+
 @pytest.fixture(scope="session")
 def make_tokenizer():
     return byte_tokenizer

@@ -119,7 +119,7 @@ def test_inputs_lie_beside_the_arrays_and_name_everything(run, tmp_path):
     inputs = json.loads((entry / "inputs.json").read_text())
     assert set(inputs) == {
         "sources", "tokenizer", "template", "code", "rows", "annotator", "order", "contradictions",
-        "duplicates", "max_pairs_per_prompt", "max_length", "on_bad_row",
+        "duplicates", "max_pairs_per_prompt", "max_length", "on_bad_row", "template_date", "rendered",
     }  # fmt: skip
     assert inputs["sources"] == [{"class": "Toy", "content": "a"}]
     assert inputs["annotator"] == repr(Flags())

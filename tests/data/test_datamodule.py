@@ -1,16 +1,19 @@
 import dataclasses
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from data.annotators.flags import Flags
 from data.module import PreferenceData
 from data.schema import BadRow, Message, Response, Row, SftRow
 from data.sft import SftData
 from data.split import prompt_id, split_of
+from data.templates import TEMPLATES
 from lit_safe.types import IGNORE
 
 NAN = math.nan
@@ -410,3 +413,49 @@ def test_a_prompt_for_evaluation_alone_is_never_trained_on_however_another_sourc
     data.setup("fit")
     val = {data.tokenised.name[i] for i in data.rows_of("val")}
     assert {"toy:3", "barred:0"} <= val
+
+
+DATED = "{{ '<s>' + strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+def test_a_run_is_not_resumed_on_other_tokens_of_the_same_rows(preference):
+    def state(**options):
+        data = preference(template=DATED, **options)
+        data.trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING), global_rank=0, world_size=1)
+        return ready(data)
+
+    begun = state().state_dict()
+    state().load_state_dict(begun)
+    for change in ({"template_date": "2024-07-26"}, {"max_length": 40}):
+        with pytest.raises(ValueError, match="the same rows in other tokens: tokenizer, chat template"):
+            state(**change).load_state_dict(begun)
+    with pytest.raises(ValueError, match="template_date must be a day such as 2025-01-01, got 'today'"):
+        preference(template_date="today")
+
+
+class Rendered(Toy):
+    """Every fourth prompt of ``Toy`` as a chat template renders it."""
+
+    def __iter__(self):
+        for i, row in enumerate(super().__iter__()):
+            text = f"<|im_start|>user\nQuestion {i}?<|im_end|>\n<|im_start|>assistant\n"
+            yield dataclasses.replace(row, prompt=text) if i % 4 == 2 else row
+
+
+def test_rows_that_a_template_made_already_are_counted_and_the_first_is_named(preference, tmp_path):
+    for _ in range(2):  # tokenised, and from the cache
+        with pytest.warns(
+            UserWarning, match=r"30 rows \(the first is toy:2\) have a prompt with '<\|im_start\|>' in it"
+        ):
+            data = ready(preference(Rendered(), cache_dir=str(tmp_path)))
+        assert sum(data.report["tokenisation"]["noted"].values()) == 30
+
+
+def test_a_named_template_takes_the_place_of_a_missing_one_and_stays_with_the_tokenizer(preference, make_tokenizer):
+    tokenizer = make_tokenizer(None)
+    data = PreferenceData([Toy()], Flags(), max_length=128, template="safe_rlhf")
+    data.connect(Model(tokenizer))
+    data.setup("fit")
+    assert data.decode(data.tokenised.prompt.at(0)) == "BEGINNING OF CONVERSATION: USER: Question 0? ASSISTANT:"
+    assert tokenizer.chat_template == TEMPLATES["safe_rlhf"], "an export of the model writes it"
+    assert data.stop_ids == {tokenizer.eos_token_id}

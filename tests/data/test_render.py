@@ -1,3 +1,4 @@
+from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from transformers import AutoTokenizer
 
 from data.render import BREAK, Renderer
 from data.schema import BadRow, Message
+from data.templates import TEMPLATES, template_text
 
 ASK = (Message("user", "What is red?"),)
 TEMPLATED = ["chatml", "system", "bare", "llama", "two_ends"]
@@ -80,7 +82,7 @@ def test_a_plain_prompt_is_not_templated_and_gets_the_tokenizers_own_bos_once(ma
 def test_a_plain_prompt_needs_no_template_and_a_conversation_does(make_tokenizer):
     renderer = Renderer(make_tokenizer(None))
     assert both(renderer, "The sky", " is blue.")
-    with pytest.raises(ValueError, match=r"row: the prompt is a conversation.*has no chat template"):
+    with pytest.raises(ValueError, match=r"row: the prompt is a conv.*set data.init_args.template to safe_rlhf"):
         renderer.prompt("row", ASK)
 
 
@@ -132,3 +134,109 @@ def test_the_embedded_model_ends_a_response_with_its_turn_end_which_is_also_its_
     assert tokenizer.decode(prompt).startswith("<|im_start|>system\nYou are a helpful AI assistant")
     assert tokenizer.decode(prompt).endswith("What is red?<|im_end|>\n<|im_start|>assistant\n")
     assert tokenizer.decode(prompt[-Renderer(tokenizer).opening :]) == "<|im_start|>assistant\n"
+
+
+# -- named templates
+
+TALK = (*ASK, Message("assistant", "A colour."), Message("user", "And blue?"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "safe_rlhf",
+            "<s>BEGINNING OF CONVERSATION: USER: What is red? ASSISTANT:A colour.</s>"
+            "USER: And blue? ASSISTANT:Too.</s>",
+        ),
+        (
+            "human_assistant",
+            "<s>\n\nHuman: What is red?\n\nAssistant: A colour.</s>\n\nHuman: And blue?\n\nAssistant: Too.</s>",
+        ),
+    ],
+)
+def test_a_named_template_renders_what_its_code_base_does(make_tokenizer, name, text):
+    tokenizer = make_tokenizer(template_text(name))
+    renderer = Renderer(tokenizer)
+    prompt, response = both(renderer, TALK, "Too.")
+    assert tokenizer.decode(prompt + response) == text
+    assert tokenizer.decode(prompt).endswith("Assistant:" if name == "human_assistant" else " ASSISTANT:")
+    assert response.count(tokenizer.eos_token_id) == 1
+    with pytest.raises(BadRow, match="it has no place for a turn of role system"):
+        renderer.prompt("row", (Message("system", "Be kind"), *ASK))
+    assert renderer.stop_tokens == {tokenizer.eos_token_id}
+
+
+def test_a_template_without_a_bos_token_has_none(make_tokenizer):
+    tokenizer = make_tokenizer(TEMPLATES["safe_rlhf"])
+    tokenizer.bos_token = None
+    assert tokenizer.decode(Renderer(tokenizer).prompt("row", ASK)).startswith("BEGINNING")
+
+
+def test_a_template_is_a_name_or_a_jinja_file(tmp_path):
+    (tmp_path / "mine.jinja").write_text("{{ messages }}")
+    assert template_text(str(tmp_path / "mine.jinja")) == "{{ messages }}"
+    for wrong in ("alpaka", str(tmp_path / "none.jinja")):
+        with pytest.raises(ValueError, match="template: "):
+            template_text(wrong)
+
+
+def test_the_stop_tokens_are_the_templates_and_the_tokenizers_own(make_tokenizer):
+    tokenizer = make_tokenizer("chatml")
+    assert {tokenizer.decode(i) for i in Renderer(tokenizer).stop_tokens} == {"<|im_end|>", "</s>"}
+
+
+# -- the same ids on every day, and for text that is given as it is
+
+
+DATED = "{{ '<s>' + strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+def test_a_template_that_prints_the_date_prints_the_same_on_every_day(make_tokenizer):
+    tokenizer = make_tokenizer(DATED)
+    assert tokenizer.decode(Renderer(tokenizer).prompt("row", ASK)) == "<s>01 Jan 2025What is red?"
+    there = Renderer(tokenizer, date(2024, 7, 26)).prompt("row", ASK)
+    assert tokenizer.decode(there) == "<s>26 Jul 2024What is red?"
+
+
+RENDERED = "<s><|im_start|>user\nWhat is red?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("ending", ["", "<|im_end|>", "<|im_end|>\n"])
+def test_rendered_prompts_are_read_as_the_template_would_have_them(make_tokenizer, ending):
+    tokenizer = make_tokenizer(bos_habit=True)
+    raw, whole = Renderer(tokenizer, rendered=True), Renderer(tokenizer)
+    prompt, response = both(raw, RENDERED, "A colour." + ending)
+    expected = both(whole, ASK, "A colour.")
+    assert prompt == [tokenizer.bos_token_id, *expected[0]], "the BOS stands in the text and is not put there again"
+    assert response == expected[1]
+    assert raw.prompt("row", RENDERED.removeprefix("<s>")) == prompt
+    with pytest.raises(BadRow, match="rendered: true reads plain text"):
+        raw.prompt("row", ASK)
+
+
+def test_a_prompt_that_a_template_made_is_noticed_unless_it_is_declared(make_tokenizer):
+    tokenizer = make_tokenizer()
+    for prompt in (RENDERED, (Message("user", "[INST] What is red? [/INST]"),)):
+        assert Renderer(tokenizer).mark_in(prompt) in ("<|im_start|>", "[INST]")
+        assert Renderer(tokenizer, rendered=True).mark_in(prompt) is None
+    assert Renderer(tokenizer).mark_in(ASK) is None
+
+
+# -- tokenizers that put a space before every text
+
+
+@pytest.mark.parametrize("prompt", ["The sky ", "The sky", "The sky\n", "The  "])
+@pytest.mark.parametrize("answer", ["is blue.", " is blue.", "blue", "\nis"])
+def test_a_llama_tokenizer_puts_no_space_between_a_plain_prompt_and_its_response(make_llama_tokenizer, prompt, answer):
+    tokenizer = make_llama_tokenizer()
+    ids, response = both(Renderer(tokenizer), prompt, answer)
+    assert tokenizer.decode(ids + response) == f"<s>{prompt}{answer}</s>".replace("<s>", "<s> ", 1)
+
+
+def test_a_llama_tokenizer_puts_no_space_inside_a_quoted_special_token(make_llama_tokenizer):
+    tokenizer = make_llama_tokenizer()
+    ids, response = both(Renderer(tokenizer), "The tag <s>is", " red</s>blue")
+    assert tokenizer.decode(ids[1:], skip_special_tokens=True) == "The tag <s>is"
+    assert tokenizer.decode(ids + response).endswith(" red</s>blue</s>")
+    assert response.count(tokenizer.eos_token_id) == 1
