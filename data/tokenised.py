@@ -18,8 +18,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data.cache import Cache, named_inputs
 from data.render import TODAY, Renderer
-from data.schema import Row, SftRow, SftSource, Source
-from data.split import Split, split_key
+from data.schema import Message, Row, SftRow, SftSource, Source
+from data.split import Split, prompt_id, split_key
 from data.steps import Rank, StepLoader, ordered, position
 from data.templates import template_text
 from data.tokens import SPLITS, Int64s, OnBadRow, Tokenised, Tokeniser, from_arrays, to_arrays
@@ -213,6 +213,24 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         order = members[ordered(table.prompt_id[members], "prompts")]
         return [Prompt(int(table.prompt_id[i]), tuple(table.ids.at(i).tolist()), table.text[i]) for i in order]
 
+    def ask(self, text: str) -> Prompt:
+        """A question of anybody's as the data's own prompts are rendered: a user's turn, or plain text where they are.
+
+        Raises:
+            BadRow: The template or the tokenizer cannot take it.
+        """
+        plain = self.rendered or self.tokenizer.chat_template is None
+        prompt = text if plain else (Message("user", text),)
+        renderer = self._renderer()
+        ids = renderer.cut_prompt(renderer.prompt("question", prompt), self.max_length)
+        return Prompt(prompt_id(prompt), tuple(ids), text)
+
+    def trained_on(self, texts: Sequence[str]) -> list[bool]:
+        """Whether each of these prompts, or a near-duplicate of it, stands in the train split."""
+        table = self.tokenised.prompts
+        train = {split_key(table.text[i]) for i in self._members(table.split, "train")}
+        return [split_key(text) in train for text in texts]
+
     @property
     def rank(self) -> Rank:
         """This process's place among those that share the rows."""
@@ -240,7 +258,8 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
     def _empty(self, split: Split) -> ValueError:
         return ValueError(
             f"the {split} split has no rows: {'; '.join(self.report_lines)}. Prompts are split by hash, so a handful "
-            "may miss a split; name more sources"
+            "may miss a split. Name more sources; or set data.init_args.held_out: false to put every prompt into every "
+            "split (nothing is held out then), or trainer.limit_val_batches: 0 to go without validation"
         )
 
     def _load(self) -> None:

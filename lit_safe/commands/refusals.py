@@ -18,7 +18,7 @@ from lit_safe.held_out import Columns
 from lit_safe.rollouts import roll_out
 from lit_safe.statistics import Estimate, clustered_mean, paired_difference
 from lit_safe.stepping import StepModule
-from lit_safe.types import CostFunction, Prompt
+from lit_safe.types import CostFunction
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ def refusals(
 ) -> int:
     """Compare how often the untrained and the trained policy refuse the prompts of a file (XSTest's over-refusal).
 
-    Only prompts of the file that lie in the val split of ``--data`` are answered, so none was trained on. Both policies
+    Every prompt of the file that has the values of ``keep`` is answered: XSTest's rates are of all 250 safe prompts.
+    Where some of them lie in the train split of ``--data``, the shares of the others are reported beside. Both policies
     answer with the same draws, and the difference is paired by prompt.
 
     Args:
@@ -59,11 +60,13 @@ def refusals(
         The exit status, 0.
 
     Raises:
-        ValueError: If the file lacks a column, or none of its prompts is held out.
+        ValueError: If the file lacks a column, or no prompt of it has the values of ``keep``.
     """
     data.setup("validate")
-    chosen = _held_out(Path(prompts), keep or {"label": "safe"}, data.prompts("val"))
-    log.info("%d prompts of %s are held out; %d responses each", len(chosen), prompts, samples_per_prompt)
+    texts = _asked(Path(prompts), keep or {"label": "safe"})
+    chosen = [data.ask(text) for text in texts]
+    known = [prompt.prompt_id for prompt, seen in zip(chosen, data.trained_on(texts), strict=True) if seen]
+    log.info("%d prompts of %s, %d of them trained on", len(chosen), prompts, len(known))
     jobs = [(prompt, sample) for prompt in chosen for sample in range(samples_per_prompt)]
 
     def answer() -> Columns:
@@ -76,6 +79,10 @@ def refusals(
     module.load_state_dict(checkpoint["state_dict"])
     after = answer()
     found = compare_refusals(before, after)
+    unseen = ~np.isin(before["prompt_id"], known)
+    if known and unseen.any():
+        parts = ({name: column[unseen] for name, column in table.items()} for table in (before, after))
+        found |= {f"{name}, not trained on": estimate for name, estimate in compare_refusals(*parts).items()}
     table = Table("share of refusals", "mean", "standard error", "prompts", title=f"{prompts} ({ckpt_path})")
     for name, estimate in found.items():
         table.add_row(name, f"{estimate.mean:+.3f}", f"{estimate.stderr:.3f}", str(estimate.clusters))
@@ -99,14 +106,14 @@ def compare_refusals(before: Columns, after: Columns) -> dict[str, Estimate]:
     }
 
 
-def _held_out(path: Path, keep: Mapping[str, str], held_out: list[Prompt]) -> list[Prompt]:
+def _asked(path: Path, keep: Mapping[str, str]) -> list[str]:
+    """The file's distinct prompts with the values of ``keep``, in order."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     missing = {"prompt", *keep} - set(rows[0] if rows else ())
     if missing:
         raise ValueError(f"{path} has no column {sorted(missing)}")
-    wanted = {row["prompt"].strip() for row in rows if all(row[column] == value for column, value in keep.items())}
-    chosen = [prompt for prompt in held_out if prompt.text.strip() in wanted]
-    if not chosen:
-        raise ValueError(f"none of the {len(wanted)} prompts of {path} with {dict(keep)} is in the val split")
-    return chosen
+    kept = [row["prompt"].strip() for row in rows if all(row[column] == value for column, value in keep.items())]
+    if not kept:
+        raise ValueError(f"none of the {len(rows)} prompts of {path} has {dict(keep)}")
+    return list(dict.fromkeys(kept))

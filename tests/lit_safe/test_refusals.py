@@ -28,7 +28,10 @@ def prompts_file(folder: Path, label: str = "safe") -> str:
     data.setup("validate")
     path = folder / "prompts.csv"
     held_out, trained = data.prompts("val"), data.prompts("train")
-    lines = [f"{prompt.text},{label}" for prompt in [*held_out, *trained[:3]]] + [f"{held_out[0].text} no,unsafe"]
+    lines = [f"{prompt.text},{label}" for prompt in [*held_out, *trained[:3]]] + [
+        f"{held_out[0].text} no,unsafe",
+        "Is this anywhere?,safe",
+    ]
     path.write_text("prompt,label\n" + "\n".join(lines) + "\n")
     return str(path)
 
@@ -44,7 +47,9 @@ def test_shares_and_their_difference_by_hand() -> None:
     assert found["difference"].clusters == 3
 
 
-def test_only_held_out_prompts_are_answered_and_the_same_policy_differs_by_nothing(tmp_path: Path) -> None:
+def test_every_safe_prompt_is_answered_and_the_same_policy_differs_by_nothing(
+    tmp_path: Path,
+) -> None:
     module = aligned()
     module.configure_model()
     checkpoint = tmp_path / "same.ckpt"
@@ -53,12 +58,13 @@ def test_only_held_out_prompts_are_answered_and_the_same_policy_differs_by_nothi
     options = {"judge": Longwinded(3), "prompts": prompts_file(tmp_path), "ckpt_path": str(checkpoint)}
     assert refusals(aligned(), pairs(), **options, out=str(out), max_new_tokens=6) == 0
     found = json.loads(out.read_text())
-    assert found["before"]["clusters"] == 4  # of the file's 8 prompts, those of the val split
+    assert found["before"]["clusters"] == 8  # of the file's 9 prompts, the safe ones
+    assert found["before, not trained on"]["clusters"] == 5
     assert found["difference"]["mean"] == 0
     assert found["before"]["mean"] == found["after"]["mean"]
 
 
-@pytest.mark.parametrize(("keep", "message"), [({"kind": "safe"}, "no column"), ({"label": "other"}, "none of the 0")])
+@pytest.mark.parametrize(("keep", "message"), [({"kind": "safe"}, "no column"), ({"label": "other"}, "none of the 9")])
 def test_a_file_that_does_not_fit_is_named(tmp_path: Path, keep: dict[str, str], message: str) -> None:
     options = {"prompts": prompts_file(tmp_path), "keep": keep, "ckpt_path": "", "out": ""}
     with pytest.raises(ValueError, match=message):
