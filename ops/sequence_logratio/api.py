@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ops.sequence_logratio import chunked, fused, reference
+from ops.sequence_logratio import chunked, evidence, fused, reference
 from ops.sequence_logratio.checks import check_dtypes, check_head, check_ids, check_targets, under_autocast
 from ops.sequence_logratio.reference import IGNORE
 
@@ -56,7 +56,8 @@ def token_logp(
         bias_V: Head bias, if the head has one.
         scale: Factor on the logits (Cohere's ``logit_scale``, the inverse of Granite's ``logits_scaling``).
         softcap: Bound of ``cap * tanh(logit / cap)`` (Gemma 2's ``final_logit_softcapping``).
-        backend: ``auto``, or the name of a backend, which then must be able to run.
+        backend: ``auto``, or the name of a backend, which then must be able to run. On a GPU, ``auto`` takes ``fused``
+            only where ``evidence.py`` says that it compiles without register spills.
 
     Returns:
         [T] nats, fp32 (float64 for float64 inputs), always <= 0.
@@ -222,6 +223,8 @@ def _backend(name: str, hidden_TD: Tensor, weight_VD: Tensor) -> ModuleType:
     passed_over: list[str] = []
     for candidate, module in BACKENDS.items():
         reason = module.unsupported(hidden_TD, weight_VD)
+        if reason is None and module is fused:  # a backend that runs but is slow there
+            reason = evidence.unproven(hidden_TD)
         if reason is None:
             _say_once(candidate, "; ".join(passed_over))
             return module

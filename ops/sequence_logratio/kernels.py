@@ -14,16 +14,28 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _formed(z, bias, columns, V, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """softcap(scale * (z + bias)) of columns of the vocabulary."""
+def _scaled(z, bias, columns, V, SCALE: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """Columns of the vocabulary as scale * (z + bias)."""
     if HAS_BIAS:
         z += tl.load(bias + columns, mask=columns < V, other=0.0).to(tl.float32)
     if SCALE != 1.0:
         z *= SCALE
+    return z
+
+
+@triton.jit
+def _capped(z, SOFTCAP: tl.constexpr):
+    """The softcap of z; it never falls as z rises."""
     if SOFTCAP is not None:
         # tanh(x) = 2 sigmoid(2x) - 1; the libdevice one does not exist under the interpreter
         z = SOFTCAP * (2.0 * tl.sigmoid(2.0 * (z / SOFTCAP)) - 1.0)
     return z
+
+
+@triton.jit
+def _formed(z, bias, columns, V, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """softcap(scale * (z + bias)) of columns of the vocabulary."""
+    return _capped(_scaled(z, bias, columns, V, SCALE, HAS_BIAS), SOFTCAP)
 
 
 @triton.jit(do_not_specialize=["T", "TILES"])  # both change from step to step
@@ -104,16 +116,14 @@ def absorb_kernel(
     row = tl.program_id(0).to(tl.int64)
     goal = tl.load(target + row)
     old_top = tl.load(max_state + row)
-    picked = tl.load(target_state + row)
     top = tl.full([BLOCK_S], -float("inf"), tl.float32)
-    found = tl.full([BLOCK_S], -float("inf"), tl.float32)
     for first in range(0, S, BLOCK_S):
         columns = first + tl.arange(0, BLOCK_S)
         z = tl.load(product + row * stride + columns, mask=columns < S, other=-float("inf"))
-        z = _formed(z, bias, columns, S, SCALE, SOFTCAP, HAS_BIAS)
-        found = tl.maximum(found, tl.where(columns == goal, z, -float("inf")))
+        z = _scaled(z, bias, columns, S, SCALE, HAS_BIAS)
         top = tl.maximum(top, tl.where((columns == goal) | (columns >= S), -float("inf"), z))
-    new_top = tl.maximum(old_top, tl.max(top, 0))
+    # one softcap a row, not one a column; of no column it gives -SOFTCAP, below which no logit lies
+    new_top = tl.maximum(old_top, _capped(tl.max(top, 0), SOFTCAP))
     shift = tl.where(new_top == -float("inf"), 0.0, new_top)
     total = tl.zeros([BLOCK_S], tl.float32)
     for first in range(0, S, BLOCK_S):
@@ -129,7 +139,9 @@ def absorb_kernel(
     tl.store(decay_out + row, decay)
     tl.store(sum_state + row, tl.load(sum_state + row) * decay + tl.sum(total, 0))
     tl.store(max_state + row, new_top)
-    tl.store(target_state + row, tl.maximum(picked, tl.max(found, 0)))
+    if (goal >= 0) & (goal < S):
+        z = tl.load(product + row * stride + goal)
+        tl.store(target_state + row, _formed(z, bias, goal, S, SCALE, SOFTCAP, HAS_BIAS))
 
 
 @triton.jit

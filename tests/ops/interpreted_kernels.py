@@ -6,7 +6,7 @@ Letters: T positions, D hidden width, V vocabulary.
 import pytest
 import torch
 
-from ops.sequence_logratio import Head, sequence_logratio, slabs, token_logp
+from ops.sequence_logratio import Head, fused, sequence_logratio, slabs, token_logp
 from ops.sequence_logratio.fused import INTERPRETED
 
 assert INTERPRETED, "run by test_fused_interpreted.py, which switches the interpreter on"
@@ -35,18 +35,23 @@ def many_blocks(monkeypatch):
     monkeypatch.setitem(slabs.BLOCK_BYTES, "cpu", 4 * 128 * 50)  # 50 rows of 128 columns
 
 
-def run(backend, shape, learns, bias=False, dtype=torch.float32, **form):
+def run(backend, shape, learns, bias=False, dtype=torch.float32, wide=False, **form):
+    """Log-probs and gradients of fixed draws in ``dtype``; ``wide`` computes with the same numbers in float64."""
     tokens, width, vocabulary = shape
     random = torch.Generator().manual_seed(0)
-    hidden_TD = torch.randn(tokens, width, generator=random).to(dtype).requires_grad_("hidden" in learns)
-    weight_VD = torch.randn(vocabulary, width, generator=random).to(dtype).requires_grad_("weight" in learns)
-    bias_V = torch.randn(vocabulary, generator=random).to(dtype).requires_grad_("bias" in learns) if bias else None
+    drawn = [torch.randn(*size, generator=random) for size in ((tokens, width), (vocabulary, width), (vocabulary,))]
+    drawn = [number.to(dtype).to(torch.float64 if wide else dtype) for number in drawn]
+    hidden_TD, weight_VD, bias_V = (
+        tensor.requires_grad_(name in learns) for name, tensor in zip(("hidden", "weight", "bias"), drawn, strict=True)
+    )
+    bias_V = bias_V if bias else None
     target_T = torch.randint(vocabulary, (tokens,), generator=random)
     if tokens > 3:
         target_T[:3] = torch.tensor([0, vocabulary - 1, -100])
     logp_T = token_logp(hidden_TD, weight_VD, target_T, bias_V=bias_V, backend=backend, **form)
     leaves = [x for x in (hidden_TD, weight_VD, bias_V) if x is not None and x.requires_grad]
-    grads = torch.autograd.grad(logp_T, leaves, torch.randn(tokens, generator=random)) if leaves else ()
+    grad_T = torch.randn(tokens, generator=random).to(logp_T.dtype)
+    grads = torch.autograd.grad(logp_T, leaves, grad_T) if leaves else ()
     return [logp_T.detach(), *grads]
 
 
@@ -61,6 +66,34 @@ def test_the_kernels_agree_with_the_definition(learns, form, shape, many_blocks)
     for got, want in zip(mine, definition, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     assert (mine[0] <= 0).all()
+
+
+@pytest.mark.parametrize("programs", [1, 6, 10])  # of two row blocks: 1, 3 and 5 splits, of 5, 2 and 1 tiles
+@pytest.mark.parametrize("form", FORMS)
+def test_a_program_gathers_several_tiles_of_the_vocabulary(programs, form, monkeypatch):
+    monkeypatch.setattr(fused, "PROGRAMS", programs)
+    agrees_with_float64((33, 24, 300), "", form)
+
+
+@pytest.mark.parametrize("learns", ["hidden", "hidden weight bias"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_gathers_several_blocks_of_several_slabs(learns, form, many_blocks, monkeypatch):
+    monkeypatch.setitem(slabs.BLOCK_BYTES, "cpu", 4 * 128 * 24)  # slabs of 128, 128 and 44 columns
+    monkeypatch.setattr(fused, "ROW_COLUMNS", 32)
+    agrees_with_float64((7, 24, 300), learns, form)
+
+
+@pytest.mark.parametrize("learns", ["", "hidden", "hidden weight bias"])
+@pytest.mark.parametrize("form", ["bare", "all"])
+def test_the_one_token_of_a_vocabulary_is_certain(learns, form):
+    assert all((number == 0).all() for number in run("fused", (5, 8, 1), learns, **FORMS[form]))
+
+
+def agrees_with_float64(shape, learns, form):
+    mine = run("fused", shape, learns, **FORMS[form])
+    truth = run("reference", shape, learns, wide=True, **FORMS[form])
+    for got, want in zip(mine, truth, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=2e-5)
 
 
 def test_rows_a_descriptor_cannot_address_are_refused():

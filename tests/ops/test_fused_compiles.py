@@ -1,8 +1,10 @@
-"""The Triton kernels compiled ahead of time for sm_90: no GPU is needed to see tensor-core code and register spills.
+"""The Triton kernels compiled ahead of time: tensor-core code without register spills, and the table in evidence.py.
 
 In a process of its own, because whether kernels are interpreted is decided where they are decorated.
 """
 
+import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -10,80 +12,104 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch._subclasses import FakeTensorMode
 
+from ops.sequence_logratio import api, chunked, fused
+from ops.sequence_logratio.evidence import COMPILED, TRITON
 from ops.sequence_logratio.fused import HAVE_TRITON
 
-COMPILE = """
-import itertools, json, re, subprocess, sys, tempfile
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from ops.sequence_logratio import fused, kernels
-
-FORMS = {
-    "bare": dict(SCALE=1.0, SOFTCAP=None, HAS_BIAS=False),
-    "scaled": dict(SCALE=0.5, SOFTCAP=None, HAS_BIAS=False),
-    "biased": dict(SCALE=1.0, SOFTCAP=None, HAS_BIAS=True),
-    "capped": dict(SCALE=1.0, SOFTCAP=30.0, HAS_BIAS=False),
-    "all": dict(SCALE=0.5, SOFTCAP=30.0, HAS_BIAS=True),
-}
-
-def built(kernel, types, constants, warps, stages):
-    signature = types | dict.fromkeys(constants, "constexpr")
-    ordered = {name: signature[name] for name in kernel.arg_names}
-    source = ASTSource(kernel, ordered, constants)
-    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-    cubin = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        tool = triton.knobs.nvidia.cuobjdump.path
-        sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
-    count = lambda name: len(re.findall(rf"\\b{name}", sass))
-    return {"tensor cores": count("HGMMA"), "copy engine": count("UTMALDG"), "spills": count("LDL") + count("STL")}
-
-found = {}
-for name in sys.argv[1:]:
-    form = FORMS[name]
-    tile = fused.tiling(True if form["HAS_BIAS"] else None, form["SOFTCAP"])
-    for dtype in ("bf16", "fp16"):
-        states = dict.fromkeys(("max_out", "sum_out", "target_out"), "*fp32")
-        pointers = {"bias": f"*{dtype}", "target": "*i32"} | states
-        blocks = {
-            "hidden": f"tensordesc<{dtype}[{tile.rows}, {tile.width}]>",
-            "weight": f"tensordesc<{dtype}[{tile.columns}, {tile.width}]>",
-        }
-        sizes = dict(V=128256, D=4096, BLOCK_T=tile.rows, BLOCK_V=tile.columns, BLOCK_D=tile.width, UPCAST=False)
-        types = blocks | pointers | {"T": "i32", "TILES": "i32"}
-        key = f"stream {name} {dtype}"
-        found[key] = built(kernels.stream_kernel, types, form | sizes, tile.warps, tile.stages)
-    row = {"product": "*fp32", "bias": "*bf16", "target": "*i32", "S": "i32", "stride": "i32"}
-    constants = form | {"BLOCK_S": fused.ROW_COLUMNS}
-    states = dict.fromkeys(("max_state", "sum_state", "target_state", "decay_out"), "*fp32") | {"exp_out": "*bf16"}
-    found[f"absorb {name}"] = built(kernels.absorb_kernel, row | states, constants, 8, 3)
-    states = dict.fromkeys(("factor", "miss", "shift", "log_sum"), "*fp32") | {"residual_out": "*bf16"}
-    found[f"residual {name}"] = built(kernels.residual_kernel, row | states, constants, 8, 3)
-json.dump(found, sys.stdout)
-"""
-
-
-@pytest.mark.skipif(not HAVE_TRITON, reason="triton is not installed")
-@pytest.mark.parametrize(
-    "forms", [["bare"], pytest.param(["scaled", "biased", "capped", "all"], marks=pytest.mark.slow)], ids=str
+VERSION = importlib.import_module("triton").__version__ if HAVE_TRITON else "not installed"
+needs_triton = pytest.mark.skipif(not HAVE_TRITON, reason="triton is not installed")
+needs_that_triton = pytest.mark.skipif(
+    VERSION != TRITON, reason=f"the table and the tiles are of Triton {TRITON}, here it is {VERSION}"
 )
-def test_sm_90_code_multiplies_on_tensor_cores_and_spills_nothing(forms, tmp_path):
+FORMS = ["bare", "scaled", "biased", "capped", "all"]
+
+
+def compiled(cases, cache):
+    """What each case (architecture, form of a head, dtype, aligned) compiles to, by kernel."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE, *forms],
-        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+        [sys.executable, "-m", "tests.ops.compiled_kernels", json.dumps(cases)],
+        env=environment | {"TRITON_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
         check=False,
         cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert {name: code for name, code in found.items() if code["spills"]} == {}
-    streams = [code for name, code in found.items() if name.startswith("stream")]
-    assert len(streams) == 2 * len(forms)
-    assert all(code["tensor cores"] and code["copy engine"] for code in streams)
+    return json.loads(done.stdout)
+
+
+def spilling(cases, found):
+    return {
+        (*case, kernel): code["spills"]
+        for case, kernels in zip(cases, found, strict=True)
+        for kernel, code in kernels.items()
+        if code["spills"]
+    }
+
+
+def spills_nothing_on_sm_90(forms, dtypes, aligned, cache):
+    cases = list(itertools.product([90], forms, dtypes, aligned))
+    found = compiled(cases, cache)
+    assert spilling(cases, found) == {}
+    streams = [kernels["stream"] for kernels in found]
+    assert all(code["products"] == ["HGMMA"] and code["copy engine"] for code in streams)
+
+
+@needs_triton
+def test_sm_90_code_of_a_bare_head_multiplies_on_tensor_cores_and_spills_nothing(tmp_path):
+    spills_nothing_on_sm_90(FORMS[:1], ["bf16"], [True], tmp_path)
+
+
+@needs_that_triton
+@pytest.mark.slow
+def test_sm_90_code_of_every_form_multiplies_on_tensor_cores_and_spills_nothing(tmp_path):
+    spills_nothing_on_sm_90(FORMS, ["bf16", "fp16"], [True, False], tmp_path)
+
+
+@needs_that_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", COMPILED, ids=str)
+def test_the_table_says_what_the_compiler_makes(capability, tmp_path):
+    said = COMPILED[capability]
+    forms = FORMS[:1] if said.spills else FORMS
+    cases = [(10 * capability[0] + capability[1], form, "bf16", True) for form in forms]
+    found = compiled(cases, tmp_path)
+    assert found[0]["stream"]["products"] == [said.product]
+    assert found[0]["stream"]["spills"] == said.spills
+    assert bool(spilling(cases, found)) == bool(said.spills)
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected", "why"),
+    [
+        ((9, 0), fused, ""),
+        ((12, 0), fused, ""),
+        ((8, 0), chunked, "not fused: its code for compute capability 8.0 spills registers"),
+        ((13, 0), chunked, "not fused: its kernels were not compiled for compute capability 13.0"),
+    ],
+    ids=["9.0", "12.0", "8.0", "13.0"],
+)
+def test_auto_takes_the_fused_kernels_only_where_they_compile_without_spills(capability, expected, why, monkeypatch):
+    said = []
+    monkeypatch.setattr(fused, "HAVE_TRITON", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(api, "_say_once", lambda name, reasons: said.append(reasons))
+    with FakeTensorMode():
+        head = [torch.empty(rows, 64, dtype=torch.bfloat16, device="cuda") for rows in (5, 70)]
+        assert api._backend("auto", *head) is expected
+        assert api._backend("fused", *head) is fused  # named, it runs where it can
+    assert said[0].startswith(why)
+    assert bool(said[0]) == bool(why)
+
+
+def test_auto_leaves_the_fused_kernels_alone_on_an_amd_gpu_whose_number_is_that_of_another(monkeypatch):
+    monkeypatch.setattr(fused, "HAVE_TRITON", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    with FakeTensorMode():
+        head = [torch.empty(rows, 64, dtype=torch.bfloat16, device="cuda") for rows in (5, 70)]
+        assert api._backend("auto", *head) is chunked
