@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -22,6 +23,7 @@ from explain import FULL, explain
 
 OLDEST, NEWEST = (3, 11), (3, 13)  # pyproject.toml says the same
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PLATFORMS = ("linux x86_64", "linux aarch64", "darwin arm64")  # as [tool.uv] environments in pyproject.toml
 INPUTS = ("lock.txt", "triton.txt", "torch.txt")
 
 # Run by the Python that has torch: where torch and triton lie, and the folders that hold its packages
@@ -108,6 +110,13 @@ def check_python(version: tuple, executable: str) -> None:
         raise Refusal(
             f"{executable} is Python {mine}; Python {oldest} to {newest} is needed. Next: make setup PYTHON=python3.12"
         )
+
+
+def check_platform() -> None:
+    """Refuse a platform for which the lock has no packages: pip would skip every line and say nothing."""
+    here = f"{sys.platform} {platform.machine()}"
+    if here not in PLATFORMS:
+        raise Refusal(f"the lock is for {', '.join(PLATFORMS)}, and this is {here}. Next: pip install -e '.[dev]'")
 
 
 def run(command: list, **options: object) -> subprocess.CompletedProcess:
@@ -327,6 +336,7 @@ def set_up(arguments: argparse.Namespace) -> str:
     if not environment.python_chosen and caller not in ("", sys.executable) and os.path.exists(caller):
         os.execv(caller, [caller, os.path.abspath(__file__), *sys.argv[1:], "--python-chosen"])
     check_python(sys.version_info, sys.executable)
+    check_platform()
     if environment.keep and environment.inside:
         advice = "make setup TORCH=keep PYTHON=/path/to/python"
         raise Refusal(f"TORCH=keep: {sys.executable} is {name}'s own Python. Next: {advice}")

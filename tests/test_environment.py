@@ -217,6 +217,12 @@ def test_the_bounds_include_both_ends(scripts, version, refused):
         scripts.environment.check_python((*version, 1), "python")
 
 
+def test_a_platform_outside_the_lock_is_refused(world, monkeypatch):
+    monkeypatch.setattr(world.module.platform, "machine", lambda: "riscv64")
+    with pytest.raises(world.module.Refusal, match=r"this is \w+ riscv64\. Next: pip install -e"):
+        world.set_up()
+
+
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_failure_of_pip_becomes_one_line_with_the_next_command(scripts, failure):
     output, parts = FAILURES[failure]
