@@ -70,7 +70,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._tokenised: Tokenised | None = None
         self._facts: dict[str, Any] = {}
-        self._told = False
+        self._told = self._readable = False
         self._tokens_hash: int | None = None
 
     @abstractmethod
@@ -244,12 +244,37 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         """Indices of a split's rows.
 
         Raises:
-            ValueError: It has none.
+            ValueError: It has none, or the connected model is loaded and cannot read them.
         """
+        self._check_model()
         index = self._members(self.tokenised.split, split)
         if not len(index):
             raise self._empty(split)
         return index
+
+    def _check_model(self) -> None:
+        """Refuse rows that the model cannot read, as soon as it is loaded and before it reads one."""
+        limits = getattr(self._model, "limits", lambda: None)()
+        if limits is None or self._readable:
+            return
+        rows = self.tokenised
+        sides = [getattr(rows, side) for side in ("chosen", "rejected", "response") if hasattr(rows, side)]
+        sizes = rows.prompt.sizes + np.max([side.sizes for side in sides], axis=0)
+        if limits.positions is not None and len(sizes) and sizes.max() > limits.positions:
+            raise ValueError(
+                f"row {rows.name[int(sizes.argmax())]} has {int(sizes.max()):,} tokens, and the model has "
+                f"{limits.positions:,} positions: set data.init_args.max_length to at most {limits.positions}"
+            )
+        for ids in (rows.prompt, *sides):
+            beyond = np.flatnonzero(ids.values >= limits.vocabulary)
+            if len(beyond):
+                row = int(np.searchsorted(ids.offsets, beyond[0], side="right")) - 1
+                raise ValueError(
+                    f"row {rows.name[row]} has token {int(ids.values[beyond[0]]):,}, and the model's embedding has "
+                    f"{limits.vocabulary:,} rows for a tokenizer of {len(self.tokenizer):,} tokens: name the model's "
+                    "own tokenizer, or save the model with its embedding resized (resize_token_embeddings)"
+                )
+        self._readable = True
 
     def _members(self, codes: npt.NDArray[np.int8], split: Split) -> Int64s:
         """Which of the rows or prompts with these ``codes`` are in a split: all of them where nothing is held out."""

@@ -193,6 +193,13 @@ class ModelFacts:
     licence: str = "unknown"
 
 
+class ModelLimits(NamedTuple):
+    """What a model can read: ids below ``vocabulary``, sequences of at most ``positions`` (None is any length)."""
+
+    vocabulary: int
+    positions: int | None
+
+
 class MemoryEstimate(NamedTuple):
     """Bytes of a training step. The first four are exact for AdamW in the weights' own dtype, the last two rough."""
 

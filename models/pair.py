@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lit_safe.precision import TrainableDtype, hold
-from lit_safe.types import MemoryEstimate, ModelFacts, PackedSequences, SequenceLogp, SequenceStats
+from lit_safe.types import MemoryEstimate, ModelFacts, ModelLimits, PackedSequences, SequenceLogp, SequenceStats
 from models.adaptation import Adaptation, Full
 from models.backbone import Backbone, Layout, no_dropout
 from models.digest import digest
@@ -236,6 +236,14 @@ class PolicyReference(nn.Module):
         trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         with open_reference() as reference:
             return digest(reference, trainable)
+
+    def limits(self) -> ModelLimits | None:
+        """What the policy can read; None before it is loaded."""
+        if self.policy is None:
+            return None
+        lm = self.policy.causal_lm
+        positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+        return ModelLimits(lm.get_input_embeddings().weight.shape[0], positions)
 
     def get_extra_state(self) -> dict[str, str]:
         return {"base_fingerprint": self._fingerprint}

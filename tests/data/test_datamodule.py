@@ -14,7 +14,7 @@ from data.schema import BadRow, Message, Response, Row, SftRow
 from data.sft import SftData
 from data.split import prompt_id, split_of
 from data.templates import TEMPLATES
-from lit_safe.types import IGNORE
+from lit_safe.types import IGNORE, ModelLimits
 
 NAN = math.nan
 
@@ -459,3 +459,38 @@ def test_a_named_template_takes_the_place_of_a_missing_one_and_stays_with_the_to
     assert data.decode(data.tokenised.prompt.at(0)) == "BEGINNING OF CONVERSATION: USER: Question 0? ASSISTANT:"
     assert tokenizer.chat_template == TEMPLATES["safe_rlhf"], "an export of the model writes it"
     assert data.stop_ids == {tokenizer.eos_token_id}
+
+
+class Limited(Model):
+    """A model that reads ``limits`` once it is loaded."""
+
+    def __init__(self, tokenizer, limits):
+        super().__init__(tokenizer)
+        self.known, self.loaded = limits, False
+
+    def limits(self):
+        return self.known if self.loaded else None
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (ModelLimits(258, None), r"row toy:0 has token 258, and the model's embedding has 258 rows for a token"),
+        (ModelLimits(260, 30), r"row toy:103 has 71 tokens, and the model has 30 positions: set data.init_args.max"),
+        (ModelLimits(260, 128), None),
+    ],
+)
+@pytest.mark.parametrize("cls", [PreferenceData, SftData])
+def test_rows_that_the_model_cannot_read_are_refused_before_it_reads_one(make_tokenizer, cls, limits, message):
+    source = {PreferenceData: Toy, SftData: ToySft}[cls]()
+    labels = [Flags()] if cls is PreferenceData else []
+    data, model = cls([source], *labels, max_length=128), Limited(make_tokenizer(), limits)
+    data.connect(model)
+    data.setup("fit")
+    data.train_dataloader()  # nothing is known of a model that is not loaded
+    model.loaded = True
+    if message is None:
+        data.train_dataloader()
+        return
+    with pytest.raises(ValueError, match=message if cls is PreferenceData else message[:3]):
+        data.train_dataloader()

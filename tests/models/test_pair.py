@@ -419,3 +419,11 @@ def test_one_changed_bit_of_the_reference_is_another_digest(random_source):
     with pair._open_reference() as reference, torch.no_grad():
         next(reference.parameters())[-1, -1].nextafter_(torch.tensor(torch.inf))
     assert pair.reference_digest() != before
+
+
+def test_a_loaded_pair_says_what_it_can_read():
+    source = TinyLlama(positions=77)
+    pair = PolicyReference(source)
+    assert pair.limits() is None
+    pair.load()
+    assert pair.limits() == (len(source.load_tokenizer()), 77)
