@@ -9,6 +9,8 @@ import torch
 import transformers
 from torch import nn
 
+from models.extras import require
+
 
 @runtime_checkable
 class Adaptation(Protocol):
@@ -73,7 +75,7 @@ class LoRA:
     seed: int = 0
 
     def apply(self, model: transformers.PreTrainedModel) -> nn.Module:
-        import peft
+        peft = require("peft", extra="lora", reason="LoRA")
 
         config = peft.LoraConfig(
             task_type="CAUSAL_LM",

@@ -6,17 +6,17 @@ Letters: n texts, F features.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from lit_safe.hashing import hash64
+from models.extras import require
 
 Matrix: TypeAlias = csr_matrix | NDArray[np.float64]
 """[n, F] features of n texts, sparse or dense."""
@@ -98,8 +98,9 @@ def fit_logistic_head(
     return head, torch.from_numpy(calibrated)
 
 
-def _regression(features: Matrix, label: NDArray[np.bool_], strength: float) -> LogisticRegression:
+def _regression(features: Matrix, label: NDArray[np.bool_], strength: float) -> Any:
     if len(set(label.tolist())) < 2:
         raise ValueError(f"{len(label)} texts of one label cannot be fitted: both labels are needed, in every fold")
     # liblinear: deterministic, and quick on wide sparse features
-    return LogisticRegression(C=strength, solver="liblinear", max_iter=1000, random_state=0).fit(features, label)
+    linear = require("sklearn.linear_model", extra="eval", reason="fitting a scorer")
+    return linear.LogisticRegression(C=strength, solver="liblinear", max_iter=1000, random_state=0).fit(features, label)

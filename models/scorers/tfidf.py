@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from scipy.sparse import csr_matrix, hstack  # type: ignore[import-untyped]
-from sklearn.feature_extraction.text import TfidfVectorizer
 
+from models.extras import require
 from models.scorers.linear_harm import LinearHarm
 
 BLOCKS: dict[str, dict[str, Any]] = {
@@ -37,7 +37,7 @@ class TfidfFeatures:
 
     def __init__(self, maximum: int = 60_000) -> None:
         self.maximum = maximum
-        self._vectorizers: dict[str, TfidfVectorizer] = {}
+        self._vectorizers: dict[str, Any] = {}
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "tfidf", "maximum": self.maximum, "weights": WEIGHTS}
@@ -70,8 +70,9 @@ class TfidfFeatures:
             self._vectorizers[name] = self._vectorizer(name, vocabulary=terms[name])
             self._vectorizers[name].idf_ = idf[name].numpy()
 
-    def _vectorizer(self, name: str, **known: Any) -> TfidfVectorizer:
-        return TfidfVectorizer(
+    def _vectorizer(self, name: str, **known: Any) -> Any:
+        text = require("sklearn.feature_extraction.text", extra="eval", reason="TfidfHarm")
+        return text.TfidfVectorizer(
             **BLOCKS[name],
             **known,
             max_features=self.maximum,

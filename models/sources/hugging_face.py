@@ -10,6 +10,7 @@ import transformers
 import yaml
 from transformers.utils import cached_file, find_adapter_config_file
 
+from models.extras import require
 from models.sources.source import Description
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -40,6 +41,7 @@ class HuggingFace:
         if self.attn_implementation is not None:
             options["attn_implementation"] = self.attn_implementation
         if self.gguf_file is not None:
+            require("gguf", extra="gguf", reason=f"the GGUF file {self.gguf_file}")
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 self.name_or_path, gguf_file=self.gguf_file, **options
             )
@@ -47,7 +49,7 @@ class HuggingFace:
         options["use_safetensors"] = True
         if find_adapter_config_file(self.name_or_path, revision=self.revision) is None:
             return transformers.AutoModelForCausalLM.from_pretrained(self.name_or_path, **options)
-        import peft
+        peft = require("peft", extra="lora", reason=f"the adapter {self.name_or_path}")
 
         # not peft's auto class, which resizes the embeddings to the length of the tokenizer
         adapter = peft.PeftConfig.from_pretrained(self.name_or_path, revision=self.revision)
