@@ -1,7 +1,7 @@
 """The command line: LightningCLI's fit | validate | test | predict, and our own commands beside them.
 
-A command is a plain function of ``lit_safe.commands`` with typed keyword arguments; those named ``module`` and ``data``
-are built from the same YAML as for ``fit``, the others are its options. No Trainer is subclassed.
+A command is a plain function of ``lit_safe.commands`` with typed keyword arguments; those named ``module``, ``data``
+and ``trainer`` are built from the same YAML as for ``fit``, the others are its options. No Trainer is subclassed.
 """
 
 import importlib
@@ -37,7 +37,7 @@ COMMANDS: tuple[str, ...] = (
 )
 """Names of functions: ``<name>`` lives in ``lit_safe/commands/<name>.py``."""
 
-BUILT = ("module", "data")  # arguments of a command that the YAML builds
+BUILT = ("module", "data", "trainer")  # arguments of a command that the YAML builds
 
 
 class SafeCLI(LightningCLI):
@@ -110,6 +110,7 @@ class SafeCLI(LightningCLI):
         function = _command(subcommand)
         options = {k: self.config_init[subcommand][k] for k in self._subcommand_method_arguments[subcommand]}
         built = {"module": getattr(self, "model", None), "data": getattr(self, "datamodule", None)}
+        built["trainer"] = getattr(self, "trainer", None)
         wanted = inspect.signature(function).parameters
         status = function(**{k: v for k, v in built.items() if k in wanted}, **options)
         if status:

@@ -11,13 +11,14 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lit_safe.averaging import IterateAverage
-from lit_safe.costs import CostEstimator
+from lit_safe.costs import Checkable, CostEstimator
 from lit_safe.costs.quiet import gather
 from lit_safe.module import PreferenceAlignment
 from lit_safe.schedules import Constant, Schedule
@@ -138,29 +139,58 @@ class DualAscent(Callback):
     # -- Lightning's hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what could only fail epochs later."""
+        """Refuse what could only fail epochs later.
+
+        Raises:
+            ValueError: On what ``check`` raises, and for a strategy or a callback that would alter what is kept.
+        """
         if stage != "fit" or self._idle(pl_module):
             return
-        module = _aligned(pl_module)
-        if self.limit.ndim and self.limit.shape != module.multiplier.shape:
-            raise ValueError(
-                f"limit has shape {list(self.limit.shape)}, the module's multiplier {list(module.multiplier.shape)}"
-            )
-        constraints = trainer.datamodule.constraints  # type: ignore[attr-defined]
-        if module.multiplier.ndim and len(module.multiplier) != len(constraints):
-            raise ValueError(f"{len(module.multiplier)} multipliers for the data's constraints {list(constraints)}")
-        if self.lr > 0 and bool((module.multiplier > self.maximum).any()):
-            raise ValueError(f"multiplier {module.multiplier.tolist()} starts above its maximum {self.maximum}")
+        self.check(trainer, _aligned(pl_module), trainer.datamodule)  # type: ignore[attr-defined]
         if self.ship == "average" and not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
             raise ValueError(
                 f"ship: average needs whole parameters on every rank, not {type(trainer.strategy).__name__}"
             )
+
+    def check(self, trainer: Trainer, module: PreferenceAlignment, data: Any) -> None:
+        """Compare limit, multiplier, constraints and cost function, before anything is trained.
+
+        Raises:
+            ValueError: If shapes differ, a callback averages the multiplier, or the estimator cannot work.
+        """
+        averaging = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+        if self.lr > 0 and averaging:
+            raise ValueError(
+                f"{type(averaging[0]).__name__} averages buffers, the multiplier among them, and a resumed run would "
+                "take its step twice: use --dual.ship average, or --dual.lr 0"
+            )
+        if self.limit.ndim and self.limit.shape != module.multiplier.shape:
+            raise ValueError(
+                f"limit has shape {list(self.limit.shape)}, the module's multiplier {list(module.multiplier.shape)}"
+            )
+        constraints = data.constraints
+        if module.multiplier.ndim and len(module.multiplier) != len(constraints):
+            raise ValueError(f"{len(module.multiplier)} multipliers for the data's constraints {list(constraints)}")
+        if self.lr > 0 and bool((module.multiplier > self.maximum).any()):
+            raise ValueError(f"multiplier {module.multiplier.tolist()} starts above its maximum {self.maximum}")
+        if self.estimator is None:
+            return
+        shape = [] if len(constraints) == 1 else [len(constraints)]
+        if list(module.multiplier.shape) != shape:
+            raise ValueError(
+                f"model.multiplier has shape {list(module.multiplier.shape)} and the data have {len(constraints)} "
+                f"constraints, {', '.join(constraints)}: give {'one number' if not shape else f'a list of {shape[0]}'}"
+            )
+        if isinstance(self.estimator, Checkable) and not _fitted_later(self.estimator, trainer):
+            self.estimator.check(data, len(constraints))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the curve, look ahead for steps that no policy will follow, and catch up on one a resume skipped."""
         if self._idle(pl_module):
             return
         module = _aligned(pl_module)
+        if module.multiplier.dtype.itemsize < 4:
+            raise ValueError(f"the multiplier is in {module.multiplier.dtype}, which loses its steps: keep it in fp32")
         if (self.freeze_last_epochs or self.schedule != Constant()) and _epochs(trainer) is None:
             raise ValueError(
                 "freeze_last_epochs and a schedule count from the end: set trainer.max_epochs or trainer.max_steps"
@@ -327,6 +357,13 @@ def _aligned(module: LightningModule) -> PreferenceAlignment:
     if not isinstance(module, PreferenceAlignment):
         raise TypeError(f"DualAscent moves the multiplier of a PreferenceAlignment, {type(module).__name__} has none")
     return module
+
+
+def _fitted_later(estimator: CostEstimator, trainer: Trainer) -> bool:
+    """Whether a callback fits the estimator's scorer after training has started."""
+    folder = getattr(getattr(estimator, "cost", None), "folder", None)
+    fitting = [c.cost for c in trainer.callbacks if getattr(c, "fit_cost", False)]  # type: ignore[attr-defined]
+    return folder is not None and any(getattr(cost, "folder", None) == folder for cost in fitting)
 
 
 def _iterate(module: PreferenceAlignment) -> dict[str, Tensor]:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Trainer
 from rich.console import Console
 from rich.table import Table
 
 from lit_safe.doctor.checks import examine
 from lit_safe.doctor.patient import Patient, take_pairs
 from lit_safe.module import PreferenceAlignment
+from lit_safe.precision import check_trainer_precision, compute_dtype, run_precision
 from lit_safe.types import PackedBatch
 
 log = logging.getLogger(__name__)
@@ -24,37 +26,63 @@ def doctor(
     module: PreferenceAlignment,
     data: Any,
     *,
+    trainer: Trainer | None = None,
     pairs: int = 4,
     tolerance: float | None = None,
-    device: str = "cpu",
+    device: str | None = None,
 ) -> int:
     """Check your model and data before a run: step-0 loss, padding, packing, accumulation, stop tokens, reference.
+
+    Everything is computed in the precision of ``--trainer``, and the ``dual`` group is checked as ``fit`` does.
 
     Args:
         module: From ``--model``.
         data: From ``--data``.
+        trainer: From ``--trainer``: its precision, its device and its callbacks.
         pairs: Training pairs to look at; an accumulation check holds their gradient once more in memory.
-        tolerance: Largest difference in nats that counts as rounding; by the model's dtype if not given.
-        device: Where to run, e.g. ``cuda``.
+        tolerance: Largest difference in nats that counts as rounding; by the type of products if not given.
+        device: Where to run, e.g. ``cuda``; the trainer's own if not given.
 
     Returns:
         The exit status: 0 if every check passed, 1 otherwise.
     """
+    place = torch.device(device or ("cpu" if trainer is None else trainer.strategy.root_device))
+    if trainer is not None:
+        check_trainer_precision(str(trainer.precision))
+        module.trainer = trainer
     module.configure_model()
-    module.to(device)
+    if trainer is not None:
+        trainer.precision_plugin.convert_module(module)
+    module.to(place)
     module.train()
     data.setup("fit")
+    with run_precision(module):
+        return _examine(module, data, trainer, place, pairs, tolerance)
+
+
+def _examine(
+    module: PreferenceAlignment,
+    data: Any,
+    trainer: Trainer | None,
+    device: torch.device,
+    pairs: int,
+    tolerance: float | None,
+) -> int:
     facts = module.pair.facts()
     log.info("model %s, reference %s, %.1f M parameters (%.1f M train), %s, log-probs by %s", facts.source,
              facts.reference, facts.parameters / 1e6, facts.trainable / 1e6, facts.dtype, facts.backend)  # fmt: skip
-    dtype = next(module.parameters()).dtype
+    products = compute_dtype(device)
+    dtype = next(module.parameters()).dtype if products == "weights" else getattr(torch, products)
+    batch = _first_pairs(data, pairs, device)
     patient = Patient(
         module,
-        _first_pairs(data, pairs, torch.device(device)),
+        batch if trainer is None else trainer.precision_plugin.convert_input(batch),
         data.stop_ids,
         TOLERANCE.get(dtype, 1e-3) if tolerance is None else tolerance,
         module.pair.memory_estimate(*data.largest_micro_batch),
-        _available(torch.device(device)),
+        _available(device),
+        data,
+        trainer,
     )
     table = Table("check", "", "seen", title="doctor")
     failed = 0

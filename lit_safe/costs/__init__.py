@@ -30,6 +30,18 @@ class HeldOut(Protocol):
 
 
 @runtime_checkable
+class Checkable(Protocol):
+    """An estimator that can say before the first step whether it will work."""
+
+    def check(self, data: HeldOut, constraints: int) -> None:
+        """Try it on one response of the data.
+
+        Raises:
+            ValueError: If the data cannot support the estimate, or costs are not finite or of another shape.
+        """
+
+
+@runtime_checkable
 class CostEstimator(Protocol):
     """Estimates E[cost] under the policy of ``module`` as it stands.
 

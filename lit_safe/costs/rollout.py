@@ -8,8 +8,9 @@ from lit_safe.costs import Aligned, HeldOut
 from lit_safe.costs.mean import mean_cost
 from lit_safe.costs.quiet import device_of, merge, quiet, rank_and_world
 from lit_safe.hashing import hash64, uniforms
+from lit_safe.rng import isolated
 from lit_safe.sequences import pack_sequences
-from lit_safe.types import CostEstimate, CostFunction, Prompt, ScoredResponse
+from lit_safe.types import IGNORE, CostEstimate, CostFunction, Prompt, ScoredResponse
 
 SHOWN = 8  # samples handed on for people to read
 
@@ -121,6 +122,27 @@ class RolloutCost:
             },
             tuple(samples[:SHOWN]),
         )
+
+    def check(self, data: HeldOut, constraints: int) -> None:
+        """Score one labelled response of the dual split, so that what can only fail does so before the first step.
+
+        Raises:
+            ValueError: If there are fewer than two dual prompts, or the cost is not finite or not of the constraints'
+                shape. What the cost function itself raises, such as a missing file, is passed on.
+        """
+        prompts = data.prompts("dual")
+        if len(prompts) < 2:
+            raise ValueError(f"the dual split has {len(prompts)} prompts, and an estimate needs two: add data")
+        sequences = next(iter(data.dual_pairs())).sequences
+        target_S = sequences.target[: int(sequences.cu_seqlens[1])]
+        with torch.no_grad(), isolated(0):
+            cost = self.cost([prompts[0].text], [data.decode(target_S[target_S != IGNORE].tolist())])
+        expected = [1] if constraints == 1 else [1, constraints]
+        if list(cost.shape) != expected or not bool(cost.isfinite().all()):
+            raise ValueError(
+                f"the cost function {type(self.cost).__name__} gave {cost.tolist()} for one response: it must give "
+                f"finite costs of shape {expected}, for {constraints} constraint{'s' if constraints > 1 else ''}"
+            )
 
     def _choose(self, data: HeldOut, seed: int, epoch: int) -> list[Prompt]:
         draw = epoch if self.fresh_prompts else "every"

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from lit_safe.doctor.patient import Finding, Patient, gradient, take, take_ends, take_pairs
+from lit_safe.dual import DualAscent
 from lit_safe.objectives import DPO
 from lit_safe.types import IGNORE, PackedSequences, Pair
 
+MOVED = 0.5  # share of weights that a step must change; in bf16 one at 1e-6 changes about 1 %
 STEP_ZERO = 1e-3  # nats: a larger margin of an untouched policy is no rounding
 
 
@@ -126,7 +128,7 @@ def accumulation(patient: Patient) -> Finding:
     parts = gradient(patient.module, [take_pairs(batch, [i]) for i in range(len(batch.present))])
     # a tied or all-dropped batch has none to compare; its parts must have none either
     off = float((whole - parts).norm() / whole.norm().clamp(min=1e-12)) if bool(whole.any() or parts.any()) else 0.0
-    bound = max(1e-3, patient.tolerance)
+    bound = min(0.1, max(1e-3, patient.tolerance))
     return Finding("accumulation", off <= bound, f"gradients differ by {off:.1e} of their norm (at most {bound:.0e})")
 
 
@@ -152,6 +154,43 @@ def reference_identity(patient: Patient) -> Finding:
     return Finding("reference", good, seen + ("" if not before.requires_grad else ", but it carries a gradient"))
 
 
+def step(patient: Patient) -> Finding:
+    """A step of the run's optimizer, at its learning rate, changes the weights that train."""
+    module = patient.module
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    kept = [p.detach().clone() for p in parameters]
+    optimizer = module.optimizer(parameters)
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+        p.grad.view(-1)[::2] = -1  # of size 1, up and down: AdamW's step is then of the size of the learning rate
+    optimizer.step()
+    moved = sum(int((p != old).sum()) for p, old in zip(parameters, kept, strict=True))
+    with torch.no_grad():
+        for p, old in zip(parameters, kept, strict=True):
+            p.copy_(old)
+            p.grad = None
+    share, lr = moved / sum(p.numel() for p in parameters), optimizer.param_groups[0]["lr"]
+    held = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
+    seen = f"at lr {lr:g} one step changes {share:.1%} of the weights that train, which are held in {', '.join(held)}"
+    return Finding("step", share >= MOVED or lr == 0, seen)
+
+
+def dual(patient: Patient) -> Finding:
+    """Limit, multiplier, constraints and cost function fit together."""
+    trainer = patient.trainer
+    callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
+    found = [callback for callback in callbacks if isinstance(callback, DualAscent)]
+    if trainer is None or not found:
+        return Finding("dual", True, "no dual group")
+    try:
+        found[0].check(trainer, patient.module, patient.data)
+    except Exception as fault:  # a cost function is a user's own, and may raise anything
+        return Finding("dual", False, f"{type(fault).__name__}: {fault}")
+    shape = list(patient.module.multiplier.shape)
+    estimator = type(found[0].estimator).__name__ if found[0].estimator is not None else "no estimator"
+    return Finding("dual", True, f"multiplier of shape {shape} in {patient.module.multiplier.dtype}, {estimator}")
+
+
 def memory(patient: Patient) -> Finding:
     """The largest training step fits into memory."""
     needed, available = patient.needed, patient.available
@@ -171,6 +210,8 @@ CHECKS: tuple[Callable[[Patient], Finding], ...] = (
     packing_invariance,
     accumulation,
     reference_identity,
+    step,
+    dual,
     memory,
 )
 

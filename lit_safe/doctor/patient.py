@@ -4,9 +4,10 @@ Letters: B pairs, N = 2B sequences, T packed tokens.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from lightning import Trainer
 from torch import Tensor
 
 from lit_safe.module import PreferenceAlignment
@@ -18,6 +19,7 @@ class Patient(NamedTuple):
 
     ``stop_ids`` are the tokens that may end a response, ``tolerance`` the largest difference in nats that counts as
     rounding; ``needed`` and ``available`` are bytes of memory for a training step.
+    ``trainer`` brings the run's precision and its callbacks, where there is one.
     """
 
     module: PreferenceAlignment
@@ -26,6 +28,8 @@ class Patient(NamedTuple):
     tolerance: float
     needed: MemoryEstimate
     available: int
+    data: Any = None
+    trainer: Trainer | None = None
 
 
 class Finding(NamedTuple):

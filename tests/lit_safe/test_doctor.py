@@ -13,16 +13,19 @@ from torch import Tensor
 from data.annotators.scores import Score, Scores
 from data.module import PreferenceData
 from lit_safe.commands.doctor import doctor
+from lit_safe.costs.rollout import RolloutCost
 from lit_safe.doctor.checks import CHECKS
+from lit_safe.dual import DualAscent
 from lit_safe.module import PreferenceAlignment
 from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO
+from lit_safe.precision import compute_dtype
 from lit_safe.types import Annotation, PackedBatch, PackedSequences, Pair, Scored
 from models.adaptation import LastLayers, LoRA
 from models.backbone import Backbone
 from models.pair import PolicyReference
 from models.reference import AdapterOff, FrozenCopy
 from models.sources import TinyLlama
-from tests.lit_safe.pair_world import Fruit, adamw, aligned, pairs
+from tests.lit_safe.pair_world import Fruit, adamw, aligned, pairs, trainer
 
 Examine = Callable[..., tuple[int, set[str]]]
 
@@ -327,6 +330,72 @@ class Stuck(PolicyReference):
 )
 def test_a_reference_that_is_none(pair: Any, failed: Examine) -> None:
     assert failed(aligned_with(pair())) == (1, {"reference"})
+
+
+# -- precision and steps
+
+
+class InBf16(TinyLlama):
+    def load_model(self) -> transformers.PreTrainedModel:
+        return super().load_model().bfloat16()
+
+
+def test_a_step_that_rounds_to_nothing(failed: Examine) -> None:
+    rounds = PolicyReference(InBf16(), trainable_dtype="bfloat16")
+    assert failed(aligned(lr=1e-6, pair=rounds), trainer=trainer(precision="bf16-mixed")) == (1, {"step"})
+    held = PolicyReference(InBf16())
+    assert failed(aligned(lr=1e-6, pair=held), trainer=trainer(precision="bf16-mixed")) == (0, set())
+
+
+class Precise(PolicyReference):
+    """Notes the type of products of each of the policy's passes."""
+
+    def policy_logp(self, sequences: PackedSequences) -> Tensor:
+        self.seen = {*getattr(self, "seen", ()), compute_dtype(torch.device("cpu"))}
+        return super().policy_logp(sequences)
+
+
+@pytest.mark.parametrize(
+    ("precision", "products"), [("32-true", "weights"), ("bf16-mixed", "bfloat16"), ("64-true", "weights")]
+)
+def test_checks_run_in_the_precision_of_the_run(precision: Any, products: str, failed: Examine) -> None:
+    pair = Precise(TinyLlama(), LoRA(r=2))  # its last part is scored apart
+    module = aligned(pair=pair)
+    assert failed(module, trainer=trainer(precision=precision)) == (0, set())
+    assert pair.seen == {products}
+    assert next(module.parameters()).dtype == (torch.float64 if precision == "64-true" else torch.float32)
+
+
+def test_a_precision_that_fit_refuses_is_refused_here() -> None:
+    with pytest.raises(ValueError, match="'bf16-true' is not supported"):
+        doctor(aligned(), pairs(), trainer=trainer(precision="bf16-true"))
+
+
+# -- the dual group
+
+
+def per_letter(prompts: Any, responses: Any) -> Tensor:
+    return torch.tensor([len(text) / 10 - 1 for text in responses])
+
+
+def missing(prompts: Any, responses: Any) -> Tensor:
+    raise FileNotFoundError("scorers/mine/card.json")
+
+
+@pytest.mark.parametrize(
+    ("dual", "multiplier", "names"),
+    [
+        (lambda: DualAscent(lr=0.1, estimator=RolloutCost(per_letter)), 1.0, set()),
+        (lambda: DualAscent(lr=0.1, estimator=RolloutCost(missing)), 1.0, {"dual"}),
+        (lambda: DualAscent(lr=0.1, estimator=RolloutCost(lambda p, r: per_letter(p, r)[:, None])), 1.0, {"dual"}),
+        (lambda: DualAscent(limit=[0.0, 1.0]), 1.0, {"dual"}),
+        (lambda: DualAscent(estimator=RolloutCost(per_letter)), [1.0], {"dual"}),
+    ],
+    ids=["fits", "no scorer", "costs of another shape", "two limits", "a list for one constraint"],
+)
+def test_a_dual_group_that_could_only_fail_later(dual: Any, multiplier: Any, names: set[str], failed: Examine) -> None:
+    module = aligned(multiplier=multiplier)
+    assert failed(module, trainer=trainer(callbacks=[dual()])) == (int(bool(names)), names)
 
 
 # -- memory

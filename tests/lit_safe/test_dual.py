@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, LambdaCallback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
@@ -223,6 +223,12 @@ def test_two_constraints_have_two_curves_by_their_names(tmp_path: Path) -> None:
         (module([0.0, 0.0]), DualAscent(estimator=ExactCost()), "estimated cost has shape"),
         (module([0.0, 0.0, 0.0]), DualAscent(), "3 multipliers for the data's constraints"),
         (module(11.0), DualAscent(lr=0.1, estimator=ExactCost()), "above its maximum"),
+        (
+            module(1.0),
+            DualAscent(lr=0.1, estimator=RolloutCost(TableCost())),
+            r"2 constraints, harm, dullness",
+        ),
+        (module([1.0, 1.0]), DualAscent(estimator=RolloutCost(TableCost())), r"TableCost gave .* of shape \[1, 2\]"),
     ],
 )
 def test_shapes_and_starts_that_do_not_fit_are_refused(
@@ -231,6 +237,48 @@ def test_shapes_and_starts_that_do_not_fit_are_refused(
     two = torch.stack((COST, COST), dim=-1) if model.multiplier.ndim else COST
     with pytest.raises(ValueError, match=said):
         trainer(tmp_path, dual).fit(model, datamodule=Toy(1, two, ("harm", "dullness")))
+
+
+class Reads:
+    """A cost function whose scorer cannot be read."""
+
+    folder = "scorers/mine"
+
+    def __call__(self, prompts: list[str], responses: list[str]) -> Tensor:
+        raise FileNotFoundError("scorers/mine/card.json")
+
+
+class Fits(Callback):
+    fit_cost, cost = True, Reads()
+
+
+class Unmoved(RolloutCost):
+    def __call__(self, module: Any, data: Any, *, seed: int, epoch: int) -> Any:
+        return ExactCost()(module, data, seed=seed, epoch=epoch)
+
+
+def test_a_scorer_that_cannot_be_read_stops_the_run_before_its_first_step(tmp_path: Path) -> None:
+    estimator = Unmoved(Reads())
+    steps: list[int] = []
+    counting = LambdaCallback(on_train_batch_end=lambda *_: steps.append(1))
+    with pytest.raises(FileNotFoundError, match=r"scorers/mine/card\.json"):
+        trainer(tmp_path, DualAscent(estimator=estimator), counting).fit(module(), datamodule=Toy())
+    assert not steps
+    # unless a callback fits that very scorer first
+    trainer(tmp_path, DualAscent(estimator=estimator), counting, Fits()).fit(module(), datamodule=Toy())
+    assert steps
+
+
+def test_a_callback_that_averages_buffers_is_refused_beside_a_moving_multiplier(tmp_path: Path) -> None:
+    dual = DualAscent(lr=0.1, estimator=ExactCost())
+    with pytest.raises(ValueError, match=r"EMAWeightAveraging averages buffers.*ship average"):
+        DualAscent.setup(dual, trainer(tmp_path, dual, EMAWeightAveraging()), module(), "fit")
+
+
+def test_a_multiplier_that_something_cast_is_refused(tmp_path: Path) -> None:
+    cast = LambdaCallback(on_fit_start=lambda _, model: setattr(model, "multiplier", model.multiplier.bfloat16()))
+    with pytest.raises(ValueError, match=r"multiplier is in torch\.bfloat16"):
+        trainer(tmp_path, DualAscent(lr=0.1, estimator=ExactCost()), cast).fit(module(), datamodule=Toy())
 
 
 # -- resume
