@@ -198,7 +198,7 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         pairs = self.tokenised
         longer = np.maximum(pairs.chosen.sizes, pairs.rejected.sizes)
         sequences = 2 * self.micro_batch_pairs
-        return MicroBatchSize(sequences * int((pairs.prompt.sizes + longer).max()), sequences * int(longer.max()))
+        return MicroBatchSize(sequences * int(np.max(pairs.prompt.sizes + longer)), sequences * int(np.max(longer)))
 
     def _tokenise(self, tokeniser: Tokeniser, *, progress: bool) -> tuple[TokenisedPairs, dict[str, Any], list[str]]:
         rows, report = self._prepared()

@@ -94,8 +94,8 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
     def largest_micro_batch(self) -> MicroBatchSize:
         """A bound on what one training forward pass holds: every row as long as the longest."""
         rows = self.tokenised
-        longest = int((rows.prompt.sizes + rows.response.sizes).max())
-        return MicroBatchSize(self.micro_batch_rows * longest, self.micro_batch_rows * int(rows.response.sizes.max()))
+        longest = int(np.max(rows.prompt.sizes + rows.response.sizes))
+        return MicroBatchSize(self.micro_batch_rows * longest, self.micro_batch_rows * int(np.max(rows.response.sizes)))
 
     def _packer(self, index: Int64s) -> Any:
         sizes = self.tokenised.response.sizes[index]

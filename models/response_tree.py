@@ -6,6 +6,7 @@ of what is cached, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -136,9 +137,10 @@ def _forward(
     before_N1 = (seen_NW.sum(1) - valid_NS.sum(1))[:, None]
     position_NS = before_N1 + (valid_NS.cumsum(1) - 1).clamp(min=0)
     decoder = backbone.causal_lm.base_model
-    out = decoder(
-        input_ids=ids_NS, attention_mask=seen_NW, position_ids=position_NS, past_key_values=cache, use_cache=True
-    )
+    # transformers 5.24 renames the argument, an architecture at a time; 5.40 drops the old name
+    accepted = inspect.signature(decoder.forward).parameters
+    held = {"cache" if "cache" in accepted else "past_key_values": cache}
+    out = decoder(input_ids=ids_NS, attention_mask=seen_NW, position_ids=position_NS, use_cache=True, **held)
     return out.last_hidden_state
 
 

@@ -138,7 +138,7 @@ def importance_bias(
             mean_D, effective_D, bounds_D2 = np.empty(draws), np.empty(draws), np.empty((draws, 2))
             for d, (p_n, cell_n) in enumerate(_responses(reference_PK, prompts, samples, draws, random, replace=True)):
                 logweight_n = policy_PK[p_n, cell_n] - reference_PK[p_n, cell_n]
-                weight_n = np.exp(logweight_n - logweight_n.max())
+                weight_n = np.exp(logweight_n - np.max(logweight_n))
                 weight_n /= weight_n.sum()
                 cost_n = cost_PK[p_n, cell_n]
                 mean_D[d], effective_D[d] = weight_n @ cost_n, 1 / np.square(weight_n).sum()
