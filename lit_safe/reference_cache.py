@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from lightning.fabric.utilities import move_data_to_device
 
 from lit_safe.costs import Aligned
@@ -101,11 +102,8 @@ def _write(path: Path, known: dict[int, float]) -> None:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """No other process is in here for the same file; a lock that its process leaves behind is free again."""
-    import fcntl  # not on Windows, where all but this must import
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.stem}.lock"), "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+    with FileLock(path.with_name(f".{path.stem}.lock")):
         yield
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from lit_safe.hashing import hash64
 from lit_safe.metrics import Means
 from lit_safe.precision import check_trainable, check_trainer_precision
+from lit_safe.process_memory import peak_bytes
 from lit_safe.rng import isolated
 from lit_safe.schedules import Schedule
 from lit_safe.types import PackedSequences, PairModel, RunData
@@ -202,6 +203,4 @@ class StepModule(LightningModule):
 def _peak_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource  # Unix alone; a CPU run elsewhere is not supported
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak_bytes() / 2**30

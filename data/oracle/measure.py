@@ -251,7 +251,7 @@ class OracleMeasure(Callback):
                 "cost": drawn.cost_MC.tolist(),
             },
             "seconds": dict(self._seconds),
-            "command": shlex.join(["python", *sys.argv]),
+            "command": shlex.join(["lit-safe", *sys.argv[1:]]),
             "machine": {
                 "cpus": os.cpu_count(),
                 "threads": torch.get_num_threads(),

@@ -1,8 +1,8 @@
 """Run the oracle world: a reference, its samples, one training for each objective, anchor and seed, and the report.
 
-    python -m data.oracle.run --seeds 0 1 --objectives c_dpo_dual safe_dpo_soft --anchors none reference_support
+    lit-safe oracle --seeds 0 1 --objectives c_dpo_dual safe_dpo_soft --anchors none reference_support
 
-Every step is a command of ``train.py`` and stands in the log, so that any of them can be repeated by hand. An objective
+Every step is a command of ``lit-safe`` and stands in the log, so that any of them can be repeated by hand. An objective
 is a file ``configs/oracle/<objective>.yaml``, an anchor ``configs/oracle/anchor/<anchor>.yaml``, perhaps with another
 weight as in ``reference_support=0.3``, or ``none``. Runs are single-threaded, several at a time.
 

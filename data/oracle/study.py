@@ -21,6 +21,7 @@ from data.oracle.reference_table import read_reference
 from data.oracle.report import read_runs
 from data.oracle.workers import run, start
 from data.oracle.world import oracle_world
+from lit_safe.installation import find_config
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Job:
     @property
     def missing(self) -> list[Path]:
         """Those of its files that are not there."""
-        return [path for path in (self.path, self.anchor_path) if path is not None and not path.exists()]
+        return [path for path in (self.path, self.anchor_path) if path is not None and not _shipped(path).exists()]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -178,7 +179,7 @@ class Study:
             for process in drawing:
                 process.join()
             if any(process.exitcode for process in drawing):
-                raise RuntimeError(f"train.py sample failed: see {self.folder / 'sample_*.log'}")
+                raise RuntimeError(f"lit-safe sample failed: see {self.folder / 'sample_*.log'}")
 
     def _draw(self, seed: int, checkpoint: Path) -> BaseProcess:
         """Start drawing a seed's samples of the reference; the file has its name once it is whole."""
@@ -344,8 +345,13 @@ class Study:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    content: dict[str, Any] = yaml.safe_load(_shipped(path).read_text(encoding="utf-8"))
     return content
+
+
+def _shipped(path: Path) -> Path:
+    """The file that the command line reads for this path: in another folder than a checkout, the shipped one."""
+    return Path(find_config(path.as_posix()))
 
 
 def _ours(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""``python train.py <words>`` in processes that share one import, which by itself takes as long as many steps do."""
+"""``lit-safe <words>`` in processes that share one import, which by itself takes as long as many steps do."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import os
 import runpy
 import shlex
 import sys
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
+
+from lit_safe.installation import root
 
 log = logging.getLogger(__name__)
 
@@ -17,12 +21,13 @@ IMPORTED_ONCE = ["lit_safe.cli", "models.pair", "data.module", "data.sft", "data
 
 
 def start(*words: str, log_to: Path) -> BaseProcess:
-    """``python train.py <words>`` on one thread, its output in a file."""
-    log.info("%s > %s", shlex.join(["python", "train.py", *words]), log_to)
-    os.environ["OMP_NUM_THREADS"] = "1"  # read when the server that the processes come from imports torch
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(IMPORTED_ONCE)
-    process = server.Process(target=_train, args=(words, str(log_to)))
+    """``lit-safe <words>`` on one thread, its output in a file."""
+    log.info("%s > %s", shlex.join(["lit-safe", *words]), log_to)
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when the process, or the server that it comes from, imports torch
+    # a process is given our sys.path; the server of Python 3.11 is not, and skips in silence what it does not find
+    others = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(root()), *others]))
+    process = _process(target=_train, args=(words, str(log_to)))
     process.start()
     return process
 
@@ -36,12 +41,21 @@ def run(*words: str, log_to: Path) -> None:
     process = start(*words, log_to=log_to)
     process.join()
     if process.exitcode:
-        raise RuntimeError(f"train.py {words[0]} failed: see {log_to}")
+        raise RuntimeError(f"lit-safe {words[0]} failed: see {log_to}")
+
+
+def _process(target: Callable[..., None], args: tuple[Any, ...]) -> BaseProcess:
+    """One that is not forked from this one, and where the system can, comes from a server that has imported."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+        return multiprocessing.get_context("spawn").Process(target=target, args=args)
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(IMPORTED_ONCE)
+    return server.Process(target=target, args=args)
 
 
 def _train(words: tuple[str, ...], log_to: str) -> None:
     output = os.open(log_to, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(output, stream)
-    sys.argv = ["train.py", *words]
-    runpy.run_path("train.py", run_name="__main__")
+    sys.argv = ["lit-safe", *words]
+    runpy.run_module("lit_safe", run_name="__main__", alter_sys=False)

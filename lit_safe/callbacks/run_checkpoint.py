@@ -86,7 +86,7 @@ class RunCheckpoint(Checkpoint):
         trainer.save_checkpoint(new, weights_only=False)  # on every rank: gathering sharded weights takes all of them
         if trainer.is_global_zero:
             _check(new)
-            with new.open("rb") as file:
+            with new.open("r+b") as file:  # Windows syncs no handle that cannot write
                 os.fsync(file.fileno())
             os.replace(new, path)
             if self.keep_epochs and ended is not None:

@@ -1,8 +1,6 @@
 """Check a model and its data before training them."""
 
 import logging
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from lit_safe.doctor.checks import examine
 from lit_safe.doctor.patient import Patient, take_pairs
 from lit_safe.module import PreferenceAlignment
 from lit_safe.precision import check_trainer_precision, compute_dtype, run_precision
+from lit_safe.process_memory import limit_bytes
 from lit_safe.types import PackedBatch
 
 log = logging.getLogger(__name__)
@@ -107,10 +106,7 @@ def _first_pairs(data: Any, pairs: int, device: torch.device) -> PackedBatch:
 def _available(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container's own
-    text = limit.read_text().strip() if limit.exists() else "max"
-    return physical if text == "max" else min(physical, int(text))
+    return limit_bytes()
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -4,7 +4,6 @@ Letters: T scored positions, N sequences (the first half chosen, the second reje
 """
 
 import argparse
-import ctypes
 import math
 import statistics
 import subprocess
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ops.sequence_logratio import api
+from ops.sequence_logratio import api, peak_memory
 from ops.sequence_logratio.bench_cases import (
     FLOOR,
     PLAIN,
@@ -75,12 +74,17 @@ def error_nats(case: Case, provider: Provider, truth_N: Tensor) -> float:
 
 
 def peak_mib(arguments: argparse.Namespace, case: Case, name: str, mode: str) -> float:
-    """MiB over the inputs at the peak of one step, gradients included. A CPU's is read in a process of its own."""
+    """MiB over the inputs at the peak of one step, gradients included; nan where none can be read.
+
+    A CPU's is read in a process of its own.
+    """
     if case.hidden_TD.is_cuda:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step(case, providers([name])[name], mode)()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
+    if peak_memory.missing():
+        return math.nan
     command = [sys.executable, "-m", __spec__.name, "--shape", arguments.shape, "--threads", str(arguments.threads)]
     done = subprocess.run([*command, "--peak", name, mode], capture_output=True, text=True, check=True)
     return float(done.stdout)
@@ -89,15 +93,10 @@ def peak_mib(arguments: argparse.Namespace, case: Case, name: str, mode: str) ->
 def _print_peak(case: Case, name: str, mode: str) -> None:
     provider = providers([name])[name]
     step(make_case("tiny", "cpu"), provider, mode)()  # libraries load and set their buffers aside
-    ctypes.CDLL(None).malloc_trim(0)  # what making the case left free would serve the step unseen
-    Path("/proc/self/clear_refs").write_text("5")  # the peak falls to what is held now
-    before = _peak_kib()
+    peak_memory.lower()  # what making the case left free would serve the step unseen
+    before = peak_memory.peak_mib()
     step(case, provider, mode)()
-    print((_peak_kib() - before) / 1024)
-
-
-def _peak_kib() -> int:
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+    print(peak_memory.peak_mib() - before)
 
 
 def gradient_mib(case: Case, mode: str) -> float:
@@ -122,6 +121,8 @@ def measure(arguments: argparse.Namespace, case: Case) -> list[dict[str, Any]]:
             failed[name] = _first_line(error)
     for name, why in failed.items():
         print(f"left out: {name}: {why}")
+    if not case.hidden_TD.is_cuda and (why_no_peak := peak_memory.missing()):
+        print(f"left out: peaks: {why_no_peak}")
     operations = 2 * len(case.target_T) * case.weight_VD.numel() / 2  # TDV
     rows = []
     peaks: dict[tuple[str, str], float] = {}  # by provider and kind of step, which modes share

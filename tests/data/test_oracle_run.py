@@ -54,8 +54,9 @@ def study(folder, *words):
 
 
 @pytest.fixture
-def hasty(monkeypatch):
-    """A barely trained reference, which is as good a reference as any."""
+def hasty(monkeypatch, tmp_path):
+    """A barely trained reference, which is as good a reference as any, in a folder that is no checkout."""
+    monkeypatch.chdir(tmp_path)
     short = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "20")
     monkeypatch.setattr("data.oracle.study.SFT", (*SFT, *short))
 

@@ -2,16 +2,19 @@
 
 import csv
 import json
+import math
 import subprocess
 import sys
+from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
-from ops.sequence_logratio.bench import take_turns
-from ops.sequence_logratio.bench_cases import FLOOR
+from ops.sequence_logratio import peak_memory
+from ops.sequence_logratio.bench import peak_mib, take_turns
+from ops.sequence_logratio.bench_cases import FLOOR, make_case
 
 OPTIONAL = {  # provider: module, package
     "TRL selective_log_softmax": ("trl", "trl"),
@@ -22,7 +25,7 @@ OPTIONAL = {  # provider: module, package
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads a CPU's peak from /proc")
+@pytest.mark.skipif(peak_memory.missing() is not None, reason=str(peak_memory.missing()))
 def test_one_call_measures_every_mode_names_what_is_not_installed_and_writes(tmp_path):
     command = [
         sys.executable,
@@ -52,6 +55,11 @@ def test_one_call_measures_every_mode_names_what_is_not_installed_and_writes(tmp
     assert all(row["over_prompted"] == "nan" for row in rows)  # plain torch over prompts too took no part
     assert "torch" in json.loads((tmp_path / "tiny.json").read_text())["versions"]
     assert (tmp_path / "tiny.png").stat().st_size > 1000
+
+
+def test_a_cpu_without_a_readable_peak_has_no_number_for_it(monkeypatch):
+    monkeypatch.setattr(peak_memory, "CLEAR", Path("/nowhere/clear_refs"))
+    assert math.isnan(peak_mib(Namespace(shape="tiny", threads=1), make_case("tiny", "cpu"), "chunked", "full"))
 
 
 def test_a_step_that_runs_out_of_memory_leaves_and_the_others_go_on():

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ops.sequence_logratio import logits_token_logp, logits_token_stats, slabs, vocab_parallel_token_logp
+from ops.sequence_logratio import logits_token_logp, logits_token_stats, peak_memory, slabs, vocab_parallel_token_logp
 
 
 @pytest.fixture(autouse=True)
@@ -78,10 +78,9 @@ def test_heads_and_targets_that_do_not_fit_a_part_of_the_head_are_named():
 MEASURE = """
 import json, torch
 from ops.sequence_logratio import Head, both_sequence_logp, token_stats
+from ops.sequence_logratio.peak_memory import peak_mib
 torch.set_num_threads(1)
 T, D, V = 512, 32, 151_936
-def peak_mib():
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
 def stats(tokens, vocabulary):
     heads = (Head(torch.randn(tokens, D), torch.randn(vocabulary, D)) for _ in range(2))
     token_stats(*heads, torch.arange(tokens))
@@ -99,7 +98,7 @@ print(json.dumps(peaks))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+@pytest.mark.skipif(peak_memory.missing() is not None, reason=str(peak_memory.missing()))
 def test_neither_statistics_nor_two_models_at_once_hold_the_logits():
     command = [sys.executable, "-c", MEASURE]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
