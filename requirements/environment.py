@@ -314,7 +314,7 @@ def replace(environment: Environment) -> None:
 
 def alone() -> object:
     """Refuse where another call is at work in this checkout; the lock lasts as long as the process."""
-    file = open(os.path.abspath(__file__))  # noqa: SIM115
+    file = open(os.path.abspath(__file__), encoding="utf-8")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

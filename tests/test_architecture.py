@@ -18,7 +18,7 @@ SOURCES = [path for folder in ALLOWED for path in sorted((ROOT / folder).rglob("
 
 def imported_modules(path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -40,13 +40,13 @@ def test_imports_point_one_way(path: Path) -> None:
 
 def test_the_types_load_without_lightning_or_transformers() -> None:
     code = "import sys, lit_safe.types; print(sorted({'lightning', 'transformers', 'datasets'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_importing_the_package_imports_nothing() -> None:
     code = "import sys; before = set(sys.modules); import lit_safe; print(sorted(set(sys.modules) - before))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.strip() == "['lit_safe']"
 
 

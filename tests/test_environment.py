@@ -17,7 +17,7 @@ import pytest
 
 CHECKOUT = Path(__file__).parents[1]
 SCRIPTS = CHECKOUT / "requirements"
-PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 BACKEND = """
 import zipfile
 
@@ -145,13 +145,13 @@ def checkout(tmp_path):
     root = tmp_path / "a checkout with spaces"
     shutil.copytree(SCRIPTS, root / "requirements", ignore=shutil.ignore_patterns("*.txt", "__pycache__"))
     shutil.copy(CHECKOUT / "Makefile", root)
-    (root / "backend.py").write_text(BACKEND)
-    (root / "pyproject.toml").write_text(PYPROJECT.format(floor="2.11"))
+    (root / "backend.py").write_text(BACKEND, encoding="utf-8")
+    (root / "pyproject.toml").write_text(PYPROJECT.format(floor="2.11"), encoding="utf-8")
     (root / "wheels").mkdir()
     leaf, stem = (pinned(root / "wheels", name) for name in ("leaf", "stem"))
-    (root / "requirements" / "lock.txt").write_text(leaf)
-    (root / "requirements" / "torch.txt").write_text("# the default\ntorch==2.13.0\n")
-    (root / "requirements" / "triton.txt").write_text(stem)
+    (root / "requirements" / "lock.txt").write_text(leaf, encoding="utf-8")
+    (root / "requirements" / "torch.txt").write_text("# the default\ntorch==2.13.0\n", encoding="utf-8")
+    (root / "requirements" / "triton.txt").write_text(stem, encoding="utf-8")
     return root
 
 
@@ -167,13 +167,13 @@ def world(scripts, checkout, monkeypatch):
         (venv / "bin").mkdir(parents=True)
         (venv / "bin" / "python").symlink_to(sys.executable)
         built.append((self.torch, self.index))
-        (venv / "number").write_text(str(len(built)))
+        (venv / "number").write_text(str(len(built)), encoding="utf-8")
         record = {
             "path": self.path, "digest": module.digest(), "torch": self.torch, "index": self.index,
             "prefix": sys.prefix,
             "python": list(sys.version_info[:2]), "caller": sys.executable, "torch_file": __file__,
         }  # fmt: skip
-        Path(self.marker).write_text(json.dumps(record))
+        Path(self.marker).write_text(json.dumps(record), encoding="utf-8")
 
     monkeypatch.setattr(module.Environment, "build", build)
     venv = checkout / ".venv"
@@ -199,7 +199,7 @@ def test_an_old_python_is_refused_in_one_line_and_leaves_nothing(version, checko
     python = str(found[0]) if found else shutil.which(f"python{version}")
     if python is None:
         pytest.skip(f"no Python {version} here")
-    done = subprocess.run([python, "requirements/environment.py"], cwd=checkout, capture_output=True, text=True)
+    done = subprocess.run([python, "requirements/environment.py"], cwd=checkout, capture_output=True, encoding="utf-8")
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
@@ -248,7 +248,7 @@ def test_a_good_environment_is_kept_and_remembers_the_choice(world):
 @pytest.mark.parametrize("name", ["lock.txt", "triton.txt", "torch.txt"])
 def test_a_change_of_requirements_rebuilds(world, name):
     world.set_up()
-    with open(world.root / "requirements" / name, "a") as file:
+    with open(world.root / "requirements" / name, "a", encoding="utf-8") as file:
         file.write("# more\n")
     world.set_up()
     assert len(world.built) == 2
@@ -263,10 +263,12 @@ def test_a_requirement_file_that_is_missing_is_named(world):
 def test_a_change_of_the_projects_tables_rebuilds_and_one_of_a_linters_table_does_not(world):
     project = world.root / "pyproject.toml"
     world.set_up()
-    project.write_text(project.read_text().replace("line-length = 99", "line-length = 98"))
+    project.write_text(
+        project.read_text(encoding="utf-8").replace("line-length = 99", "line-length = 98"), encoding="utf-8"
+    )
     world.set_up()
     assert len(world.built) == 1
-    project.write_text(project.read_text().replace("torch>=2.11", "torch>=2.12"))
+    project.write_text(project.read_text(encoding="utf-8").replace("torch>=2.11", "torch>=2.12"), encoding="utf-8")
     world.set_up()
     assert len(world.built) == 2
 
@@ -309,11 +311,11 @@ def damage_marker(world, record):
 def test_a_stale_or_half_made_environment_is_rebuilt(world, damage):
     world.set_up()
     marker = world.venv / ".ready"
-    record, asked = damage(world, json.loads(marker.read_text()))
-    marker.write_text(json.dumps(record)) if record else marker.unlink()
+    record, asked = damage(world, json.loads(marker.read_text(encoding="utf-8")))
+    marker.write_text(json.dumps(record), encoding="utf-8") if record else marker.unlink()
     world.set_up(**asked)
     assert len(world.built) == 2
-    assert (world.venv / "number").read_text() == "2"
+    assert (world.venv / "number").read_text(encoding="utf-8") == "2"
     assert not world.venv.with_name(".venv.old").exists()
 
 
@@ -329,21 +331,21 @@ def test_a_failed_rebuild_puts_the_old_environment_back(world, monkeypatch, erro
     expected = world.module.Refusal if isinstance(error, OSError) else type(error)
     with pytest.raises(expected):
         world.set_up("torch==2.12.0")
-    assert (world.venv / "number").read_text() == "1"
+    assert (world.venv / "number").read_text(encoding="utf-8") == "1"
     assert world.set_up() == ".venv is ready"
 
 
 def test_a_failed_first_build_leaves_no_environment(world, monkeypatch):
     def fail(self, log):
         Path(self.path).mkdir()
-        Path(log).write_text("what pip said")
+        Path(log).write_text("what pip said", encoding="utf-8")
         raise world.module.Refusal("no. Next: make setup")
 
     monkeypatch.setattr(world.module.Environment, "build", fail)
     with pytest.raises(world.module.Refusal, match="pip's output: ") as refusal:
         world.set_up()
     log = Path(str(refusal.value).split("pip's output: ")[1].rstrip(")"))
-    assert log.read_text() == "what pip said"
+    assert log.read_text(encoding="utf-8") == "what pip said"
     log.unlink()
     assert not world.venv.exists()
 
@@ -354,7 +356,7 @@ def test_a_build_that_was_killed_gives_the_old_environment_back(world):
     world.venv.mkdir()
     world.set_up()
     assert len(world.built) == 1
-    assert (world.venv / "number").read_text() == "1"
+    assert (world.venv / "number").read_text(encoding="utf-8") == "1"
 
 
 def test_a_checkout_that_cannot_be_written_is_named(world, monkeypatch):
@@ -410,7 +412,7 @@ def test_make_passes_on_whether_a_python_was_chosen(checkout):
             cwd=checkout,
             env=environment,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=True,
         ).stdout
 
@@ -430,16 +432,16 @@ def test_a_target_that_needs_the_environment_is_not_made_again_while_it_is_kept(
     os.utime(marker, (2, 2))
     os.utime(embedded, (3, 3))
     make = ["make", "embedded", "PYTHON=true"]
-    kept = subprocess.run(make, cwd=checkout, capture_output=True, text=True)
+    kept = subprocess.run(make, cwd=checkout, capture_output=True, encoding="utf-8")
     assert (kept.returncode, kept.stdout) == (0, "")
     os.utime(marker, (4, 4))
-    assert subprocess.run(make, cwd=checkout, capture_output=True, text=True).returncode
+    assert subprocess.run(make, cwd=checkout, capture_output=True, encoding="utf-8").returncode
 
 
 def run(checkout, *arguments, python=sys.executable):
     command = [python, "requirements/environment.py", "--python-chosen", *arguments]
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "wheels", "PIP_CONFIG_FILE": os.devnull}
-    return subprocess.run(command, cwd=checkout, env=os.environ | offline, capture_output=True, text=True)
+    return subprocess.run(command, cwd=checkout, env=os.environ | offline, capture_output=True, encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -449,7 +451,7 @@ def test_the_callers_torch_is_used_and_its_environment_is_left_alone(checkout):
     assert done.returncode == 0, done.stderr
     python = checkout / ".venv" / "bin" / "python"
     ask = "import json, leaf, torch, triton; print(json.dumps([leaf.__file__, torch.__file__, triton.__file__]))"
-    seen = subprocess.run([python, "-I", "-c", ask], capture_output=True, text=True, check=True)
+    seen = subprocess.run([python, "-I", "-c", ask], capture_output=True, encoding="utf-8", check=True)
     leaf, torch, triton = json.loads(seen.stdout)
     assert Path(leaf).is_relative_to(checkout / ".venv")
     assert torch == importlib.import_module("torch").__file__
@@ -458,7 +460,7 @@ def test_the_callers_torch_is_used_and_its_environment_is_left_alone(checkout):
     again = run(checkout)
     assert (again.returncode, again.stdout) == (0, "setup: .venv is ready\n")
 
-    (checkout / "pyproject.toml").write_text(PYPROJECT.format(floor="99.1"))
+    (checkout / "pyproject.toml").write_text(PYPROJECT.format(floor="99.1"), encoding="utf-8")
     refused = run(checkout)
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
@@ -479,13 +481,13 @@ def test_an_environment_without_torch_is_refused_and_real_failures_of_pip_are_ex
     assert "no build of torch==2.13.0 fits Python" in missing.stderr
 
     lock = checkout / "requirements" / "lock.txt"
-    lock.write_text(f"leaf==1.0 --hash=sha256:{'0' * 64}\n")
+    lock.write_text(f"leaf==1.0 --hash=sha256:{'0' * 64}\n", encoding="utf-8")
     mismatched = run(checkout, "--torch", "stem")
     assert "leaf==1.0 from file:" in mismatched.stderr
     for failed in (missing, mismatched):
         assert failed.returncode == 1
         assert failed.stderr.count("\n") == 1
         log = Path(failed.stderr.split("pip's output: ")[1].strip().rstrip(")"))
-        assert "leaf" in log.read_text() or "torch" in log.read_text()
+        assert "leaf" in log.read_text(encoding="utf-8") or "torch" in log.read_text(encoding="utf-8")
         log.unlink()
     assert not (checkout / ".venv").exists()

@@ -1,5 +1,6 @@
 """The product runs where modules of Unix alone, /proc and Triton are missing, and from any folder."""
 
+import ast
 import multiprocessing
 import os
 import subprocess
@@ -42,6 +43,34 @@ def test_every_module_imports_without_what_unix_alone_has_and_without_triton() -
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert done.stdout.strip() == "imported True", done.stderr[-2000:]
+
+
+def names_no_encoding(call: ast.Call) -> bool:
+    """Whether a call reads or writes text in whatever encoding the machine is set to."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    owner = getattr(getattr(call.func, "value", None), "id", "")
+    given = {word.arg for word in call.keywords}
+    if "encoding" in given or None in given:
+        return False
+    if name == "open" and owner not in {"os", "io", "gzip"}:
+        modes = [
+            *call.args[not isinstance(call.func, ast.Attribute) :][:1],
+            *(k.value for k in call.keywords if k.arg == "mode"),
+        ]
+        return all(isinstance(mode, ast.Constant) and "b" not in str(mode.value) for mode in modes)
+    if name in {"read_text", "write_text"}:
+        return len(call.args) < (2 if name == "write_text" else 1)
+    return owner == "subprocess" and "text" in given
+
+
+def test_every_text_has_a_named_encoding() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in [*PRODUCT, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "requirements").glob("*.py"))]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and names_no_encoding(node)
+    ]
+    assert not found
 
 
 def test_one_place_reads_proc() -> None:

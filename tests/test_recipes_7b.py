@@ -67,14 +67,14 @@ def test_a_7b_recipe_trains_two_steps_on_rows_of_its_set(
     row, name, more = RECIPES[recipe]
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row(i)) for i in range(ROWS)))
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row(i)) for i in range(ROWS)), encoding="utf-8")
     model = llama_folder(tmp_path / "llama")
-    experiment = (CONFIGS / "experiment" / f"{name}.yaml").read_text()
+    experiment = (CONFIGS / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
     for path in ("PKU-Alignment/PKU-SafeRLHF-30K", "pairs.jsonl"):
         experiment = experiment.replace(f"path: {path}", f"path: {tmp_path / 'rows.jsonl'}")
     assert "rows.jsonl" in experiment
     experiment = experiment.replace("../", f"{CONFIGS}/")
-    (tmp_path / "here.yaml").write_text(experiment)
+    (tmp_path / "here.yaml").write_text(experiment, encoding="utf-8")
     size = "rows_per_step" if name == "sft_7b" else "pairs_per_step"
     cli = main(
         [

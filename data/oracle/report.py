@@ -83,7 +83,9 @@ def write_report(folder: Path, runs: Sequence[Run]) -> None:
         raise ValueError(f"runs of different worlds cannot share a table: {'; '.join(sorted(worlds))}")
     rows = summarise(runs)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(_to_json(rows, runs), indent=1, allow_nan=False) + "\n")
+    (folder / "report.json").write_text(
+        json.dumps(_to_json(rows, runs), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     (folder / "report.md").write_text(markdown(rows), encoding="utf-8")
     plot_report(folder, runs)
 

@@ -318,7 +318,7 @@ class Study:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for name in ("objective", "overlay"):
-            (folder / f"{name}.yaml").write_text(yaml.safe_dump(made_of[name], sort_keys=False))
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(made_of[name], sort_keys=False), encoding="utf-8")
         return start(*made_of["words"], log_to=folder / "log.txt")
 
     def _sft(self) -> dict[str, Any]:
@@ -340,7 +340,7 @@ class Study:
 
     def _overlay(self, name: str, content: dict[str, Any]) -> str:
         path = self.folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         return str(path)
 
 

@@ -244,7 +244,10 @@ class BeforeAfter(Callback):
             return None
         card = Path(getattr(self.cost, "folder", "")) / "card.json"
         known = card.name and hasattr(self.cost, "folder") and card.exists()
-        return {"name": type(self.cost).__name__, "card": json.loads(card.read_text()) if known else None}
+        return {
+            "name": type(self.cost).__name__,
+            "card": json.loads(card.read_text(encoding="utf-8")) if known else None,
+        }
 
     @staticmethod
     def _write(trainer: Trainer, report: Mapping[str, Any], before: Evaluation, after: Evaluation) -> None:

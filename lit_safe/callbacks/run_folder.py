@@ -114,10 +114,10 @@ class SaveConfig(SaveConfigCallback):
             return
         path = Path(trainer.default_root_dir) / CONFIG
         text = self.parser.dump(self.config, skip_unset=False)
-        if path.exists() and path.read_text() != text:
+        if path.exists() and path.read_text(encoding="utf-8") != text:
             os.replace(path, path.with_name(f"config.until-step-{trainer.global_step}.yaml"))
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
 
 
 def move_aside(folder: Path) -> Path | None:

@@ -55,7 +55,7 @@ def export(
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
     module.pair.save_pretrained(str(folder), adapter_only=adapter_only)
-    (folder / "README.md").write_text(model_card(module, data, checkpoint))
+    (folder / "README.md").write_text(model_card(module, data, checkpoint), encoding="utf-8")
     log.info("wrote %s (optimizer step %d of %s)", folder, checkpoint["global_step"], ckpt_path)
     if adapter_only or not check_pairs:
         log.info("log-probs not compared%s", ": an adapter alone has none" if adapter_only else "")

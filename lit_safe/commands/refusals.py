@@ -90,7 +90,9 @@ def refusals(
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     facts = {"judge": repr(judge), "prompts": prompts, "checkpoint": ckpt_path, "max_new_tokens": max_new_tokens}
     measured = {name: estimate._asdict() for name, estimate in found.items()}
-    Path(out).write_text(json.dumps({**facts, "step": checkpoint["global_step"], **measured}, indent=2) + "\n")
+    Path(out).write_text(
+        json.dumps({**facts, "step": checkpoint["global_step"], **measured}, indent=2) + "\n", encoding="utf-8"
+    )
     log.info("results in %s", out)
     return 0
 

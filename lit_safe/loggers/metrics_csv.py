@@ -92,7 +92,7 @@ class MetricsCSV(Logger):
             _, rows = _read(path)
             self._columns += new
             self._write([[*row, *[""] * len(new)] for row in rows])
-        with path.open("a", newline="") as file:
+        with path.open("a", newline="", encoding="utf-8") as file:
             file.write(_line([cells.get(name, "") for name in self._columns]))
         self._rows += 1
 
@@ -107,7 +107,7 @@ class MetricsCSV(Logger):
     def _write(self, rows: Sequence[Sequence[str]]) -> None:
         path = self._opened()
         new = path.with_suffix(".csv.tmp")
-        new.write_text("".join(map(_line, [self._columns, *rows])), newline="")
+        new.write_text("".join(map(_line, [self._columns, *rows])), newline="", encoding="utf-8")
         os.replace(new, path)
         self._rows = len(rows)
 
@@ -116,7 +116,7 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) of a file written by us; a last line without its end is a kill's and does not count."""
     if not path.exists():
         return list(LEADING), []
-    whole, _, _ = path.read_text().rpartition("\n")
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
     columns, *rows = csv.reader(io.StringIO(whole)) if whole else [list(LEADING)]
     return columns, rows
 

@@ -86,7 +86,7 @@ def peak_mib(arguments: argparse.Namespace, case: Case, name: str, mode: str) ->
     if peak_memory.missing():
         return math.nan
     command = [sys.executable, "-m", __spec__.name, "--shape", arguments.shape, "--threads", str(arguments.threads)]
-    done = subprocess.run([*command, "--peak", name, mode], capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, "--peak", name, mode], capture_output=True, encoding="utf-8", check=True)
     return float(done.stdout)
 
 

@@ -45,7 +45,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def write(rows: list[dict[str, Any]], arguments: argparse.Namespace, out: Path) -> None:
     """CSV, what it was measured on, and a plot."""
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / f"{arguments.shape}.csv", "w", newline="") as file:
+    with open(out / f"{arguments.shape}.csv", "w", newline="", encoding="utf-8") as file:
         sheet = csv.DictWriter(file, list(rows[0]))
         sheet.writeheader()
         sheet.writerows(rows)
@@ -58,7 +58,7 @@ def write(rows: list[dict[str, Any]], arguments: argparse.Namespace, out: Path) 
         "dtype": str(SHAPES[arguments.shape][4]),
         "versions": {name: metadata.version(name) for name in ("torch", "triton") if util.find_spec(name)},
     }
-    (out / f"{arguments.shape}.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (out / f"{arguments.shape}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     import matplotlib.pyplot as plt
 
     modes = list(dict.fromkeys(row["mode"] for row in rows))

@@ -116,7 +116,7 @@ def test_padding_that_an_earlier_caller_set_does_not(make_tokenizer):
 def test_inputs_lie_beside_the_arrays_and_name_everything(run, tmp_path):
     run()
     (entry,) = tmp_path.iterdir()
-    inputs = json.loads((entry / "inputs.json").read_text())
+    inputs = json.loads((entry / "inputs.json").read_text(encoding="utf-8"))
     assert set(inputs) == {
         "sources", "tokenizer", "template", "code", "rows", "annotator", "order", "contradictions",
         "duplicates", "max_pairs_per_prompt", "max_length", "on_bad_row", "template_date", "rendered",

@@ -209,7 +209,7 @@ def theatre(
 def test_a_run_is_measured_beside_its_optimum(tmp_path: Path, vocabulary: str) -> None:
     oracle = OracleMeasure(beta=1.0, limit=-0.2, optimum="tilt_at_limit", prompts=PROMPTS)
     trainer, _ = theatre(tmp_path, vocabulary, oracle)
-    result = json.loads((tmp_path / "oracle.json").read_text())
+    result = json.loads((tmp_path / "oracle.json").read_text(encoding="utf-8"))
     world = oracle_world(PROMPTS)
     tables = np.load(tmp_path / "oracle.npz")
     given = (tables["reference_PK"], world.reward_PK, world.cost_PKC)
@@ -237,7 +237,7 @@ def population(folder: Path, vocabulary: str, objective: Any, flip: float = 0.0)
     oracle = OracleMeasure(beta=1.0, optimum="population", prompts=1, flip=flip)
     theatre(folder, vocabulary, oracle, epochs=1, objective=objective, flip=flip)
     tables = np.load(folder / "oracle.npz")
-    return json.loads((folder / "oracle.json").read_text()), [
+    return json.loads((folder / "oracle.json").read_text(encoding="utf-8")), [
         tables[name] for name in ("reference_PK", "reward_PK", "cost_PKC")
     ]
 
@@ -285,7 +285,7 @@ def test_every_constraint_has_its_own_figures(tmp_path: Path, vocabulary: str) -
     )
     dual = DualAscent(limit=-0.1, lr=0.5, estimator=ExactCost(prompts=PROMPTS, costs="each"))
     theatre(tmp_path, vocabulary, oracle, dual, costs="each")  # named before it, and yet comes after it
-    result = json.loads((tmp_path / "oracle.json").read_text())
+    result = json.loads((tmp_path / "oracle.json").read_text(encoding="utf-8"))
     assert [point["epoch"] for point in result["curve"]] == [0, 2]
     assert result["curve"][-1]["multiplier"] == result["multiplier"] != [0.3] * 3
     assert [point["step"] for point in result["multiplier_path"]] == [0, 4, 8]  # epochs that are not measured too
@@ -319,7 +319,9 @@ def test_a_resumed_run_has_the_whole_curve(tmp_path: Path, vocabulary: str) -> N
         theatre(tmp_path / "part", vocabulary, RunCheckpoint(), oracle(), KillAfter(1), epochs=3)
     kept = str(tmp_path / "part" / "checkpoints" / "last.ckpt")
     theatre(tmp_path / "part", vocabulary, RunCheckpoint(), oracle(), epochs=3, ckpt=kept)
-    whole, part = (json.loads((tmp_path / name / "oracle.json").read_text()) for name in ("whole", "part"))
+    whole, part = (
+        json.loads((tmp_path / name / "oracle.json").read_text(encoding="utf-8")) for name in ("whole", "part")
+    )
     assert part["curve"] == whole["curve"]
     assert part["multiplier_path"] == whole["multiplier_path"]
     assert part["final"] == whole["final"]
@@ -329,7 +331,7 @@ def test_a_resumed_run_has_the_whole_curve(tmp_path: Path, vocabulary: str) -> N
 def test_the_shipped_average_is_what_is_measured_at_the_end(tmp_path: Path, vocabulary: str) -> None:
     dual = DualAscent(limit=-0.3, lr=1.0, estimator=ExactCost(prompts=PROMPTS), ship="average")
     _, module = theatre(tmp_path, vocabulary, OracleMeasure(beta=1.0, prompts=PROMPTS), dual)
-    result = json.loads((tmp_path / "oracle.json").read_text())
+    result = json.loads((tmp_path / "oracle.json").read_text(encoding="utf-8"))
     assert result["multiplier"] == module.multiplier.reshape(-1).tolist() != result["curve"][-1]["multiplier"]
     assert result["final"] != result["curve"][-1]["values"]
 

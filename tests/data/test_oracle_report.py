@@ -61,7 +61,7 @@ def save(folder: Path, *runs: dict[str, Any]) -> None:
     for run in runs:
         place = folder / run["name"] / f"seed_{run['seed']}"
         place.mkdir(parents=True)
-        (place / "oracle.json").write_text(json.dumps({k: v for k, v in run.items() if k != "name"}))
+        (place / "oracle.json").write_text(json.dumps({k: v for k, v in run.items() if k != "name"}), encoding="utf-8")
 
 
 def test_a_folder_of_runs_becomes_a_report(tmp_path: Path) -> None:
@@ -69,11 +69,13 @@ def test_a_folder_of_runs_becomes_a_report(tmp_path: Path) -> None:
     save(tmp_path, *runs)
     write_report(tmp_path, read_runs(tmp_path))
 
-    told = json.loads((tmp_path / "report.json").read_text())["objectives"]["c_dpo"]["measured"]["reward"]
+    told = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["objectives"]["c_dpo"]["measured"][
+        "reward"
+    ]
     one, two = (run["final"]["reward"] for run in runs[:2])
     assert told["mean"] == pytest.approx((one + two) / 2)
     assert told["stderr"] == pytest.approx(abs(one - two) / 2)  # of two seeds: their difference / sqrt(2) / sqrt(2)
-    text = (tmp_path / "report.md").read_text()
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert f"| **C-DPO** (2 seeds) | {told['mean']:.3f} ± {told['stderr']:.3f} |" in text
     assert "python train.py fit --seed 1" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
@@ -100,7 +102,7 @@ def test_soft_dpo_is_said_to_be_c_dpo_at_multiplier_0(tmp_path: Path) -> None:
         tmp_path,
         [made_up("dpo_soft", 0, objective=soft, multiplier_path=still), made_up("c_dpo_dual", 0, objective=soft)],
     )
-    text = (tmp_path / "report.md").read_text()
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "**DPO soft** (1 seed; ConstrainedDPO with soft labels at λ = 0)" in text
     assert "- **dpo_soft**: ConstrainedDPO(beta=0.5, labels='soft') at multiplier 0, which is DPO's population" in text
     assert "**C-DPO dual** (1 seed)" in text
@@ -112,7 +114,11 @@ def test_where_the_loss_has_no_minimum_the_report_says_so(tmp_path: Path) -> Non
     for values in (run["final"], run["curve"][1]["values"]):
         values |= {"regret_share": None, "wellformed/regret_share": None}
     write_report(tmp_path, [run])
-    lines = [line for line in (tmp_path / "report.md").read_text().splitlines() if "diverges: no optimum" in line]
+    lines = [
+        line
+        for line in (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
+        if "diverges: no optimum" in line
+    ]
     assert len(lines) == 2
     assert all(set(line.split("|")[2:-1]) <= {" - ", "  "} for line in lines)
 
@@ -122,7 +128,11 @@ def test_a_figure_that_no_run_has_is_a_dash(tmp_path: Path) -> None:
     run["final"] = {**run["final"], "regret_share": None}
     run["curve"][0]["values"] = run["final"]
     write_report(tmp_path, [run])
-    line = next(line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| **DPO**"))
+    line = next(
+        line
+        for line in (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| **DPO**")
+    )
     assert line.split("|")[8].strip() == "-"
 
 
@@ -190,7 +200,7 @@ def test_estimators_print_a_table_for_a_run(tmp_path: Path, capsys: pytest.Captu
     np.savez_compressed(
         tmp_path / "oracle.npz", policy_PK=OPTIMUM, reference_PK=REFERENCE, reward_PK=REWARD, cost_PKC=COST
     )
-    (tmp_path / "oracle.json").write_text(json.dumps({"beta": BETA}))
+    (tmp_path / "oracle.json").write_text(json.dumps({"beta": BETA}), encoding="utf-8")
     estimators.main([str(tmp_path), "--mean", "lit_safe.statistics.clustered_mean", "--draws", "5"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     heads = [line for line in lines if "coverage (%)" in line]
@@ -210,7 +220,11 @@ def test_a_tradeoff_names_each_runs_anchor_and_weight(tmp_path: Path) -> None:
         anchored("safe_dpo+reference_support=0.3", 0.3),
     )
     write_tradeoff(tmp_path)
-    rows = [line.split("|")[1:5] for line in (tmp_path / "tradeoff.md").read_text().splitlines() if "SafeDPO" in line]
+    rows = [
+        line.split("|")[1:5]
+        for line in (tmp_path / "tradeoff.md").read_text(encoding="utf-8").splitlines()
+        if "SafeDPO" in line
+    ]
     assert [[cell.strip() for cell in row] for row in rows] == [
         ["SafeDPO", "none", "", "0"],
         ["SafeDPO", "reference_support", "0.3", "0"],

@@ -38,7 +38,7 @@ def test_at_the_optimal_multiplier_the_tilted_reference_meets_the_limit():
 
 def test_the_limit_of_the_dual_step_is_the_limit_that_is_measured():
     for name in OBJECTIVES:
-        content = yaml.safe_load(Path(CONFIGS / f"{name}.yaml").read_text())
+        content = yaml.safe_load(Path(CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
         if "dual" in content:
             assert content["dual"]["limit"] == Job(name, "none", 0).aim["limit"]
 
@@ -66,10 +66,10 @@ def hasty(monkeypatch, tmp_path):
 def test_a_study_of_the_optimal_multiplier_alone_needs_no_other_run_and_grows_by_a_seed(tmp_path, hasty):
     result = tmp_path / "c_dpo" / "seed_0" / "oracle.json"
     assert study(tmp_path, "--objectives", "c_dpo", "--seeds", "0") == 0
-    told = result.read_text()
+    told = result.read_text(encoding="utf-8")
     assert study(tmp_path, "--objectives", "c_dpo", "--seeds", "0", "1") == 0
-    assert result.read_text() == told  # with its seconds and its command: it was not trained again
-    assert json.loads((tmp_path / "report.json").read_text())["objectives"]["c_dpo"]["seeds"] == [0, 1]
+    assert result.read_text(encoding="utf-8") == told  # with its seconds and its command: it was not trained again
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["objectives"]["c_dpo"]["seeds"] == [0, 1]
 
     assert json.loads(told)["multiplier"] == pytest.approx(json.loads(told)["multiplier_at_optimum"], abs=1e-4)
     with np.load(result.with_name("oracle.npz")) as measured:  # the exported reference is the tabled one

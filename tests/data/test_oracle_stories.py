@@ -25,7 +25,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
         for name in (*DUAL, *QUICK)
     ]
     assert not study.train(jobs, workers=2)
-    return {job.objective: json.loads((study.run_folder(job) / "oracle.json").read_text()) for job in jobs}
+    return {
+        job.objective: json.loads((study.run_folder(job) / "oracle.json").read_text(encoding="utf-8")) for job in jobs
+    }
 
 
 def test_dpo_raises_reward_and_cost(runs):

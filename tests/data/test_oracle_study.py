@@ -27,7 +27,7 @@ def study(tmp_path: Path) -> Study:
     shape = oracle_world(PROMPTS).reward_PK.shape
     np.savez(made.folder / "reference.npz", reference_PK=np.full(shape, -np.log(shape[1])))
     for seed in (0, 1):
-        made.samples(seed).write_text(f"samples of seed {seed}")
+        made.samples(seed).write_text(f"samples of seed {seed}", encoding="utf-8")
     finish(made, SEED_1)
     return made
 
@@ -37,7 +37,7 @@ def finish(study: Study, job: Job) -> None:
     folder.mkdir(parents=True)
     for name in ("objective.yaml", "overlay.yaml"):
         (folder / name).touch()
-    (folder / "oracle.json").write_text(json.dumps({"seed": job.seed}))
+    (folder / "oracle.json").write_text(json.dumps({"seed": job.seed}), encoding="utf-8")
     provenance.write(folder / "finished.json", study._made_of_run(job))
 
 
@@ -51,9 +51,9 @@ def test_a_run_that_is_made_of_the_same_is_kept(study: Study, caplog: pytest.Log
 def test_other_options_another_reference_or_other_samples_make_another_run(study: Study) -> None:
     assert study.stale(SEED_1) == []
     assert "words" in study.stale(Job("c_dpo_dual", "reference_support", 1))[0]
-    study.samples(0).write_text("of another seed")
+    study.samples(0).write_text("of another seed", encoding="utf-8")
     assert study.stale(SEED_1) == []
-    study.samples(1).write_text("drawn anew")
+    study.samples(1).write_text("drawn anew", encoding="utf-8")
     assert "samples_1.jsonl" in study.stale(SEED_1)[0]
     (study.folder / "reference" / "model.safetensors").write_bytes(b"other weights")
     assert any("model.safetensors" in why for why in study.stale(SEED_1))
@@ -61,7 +61,7 @@ def test_other_options_another_reference_or_other_samples_make_another_run(study
 
 def test_an_edited_config_makes_another_run(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     edited = tmp_path / "preference.yaml"
-    edited.write_text("trainer: {max_epochs: 3}")
+    edited.write_text("trainer: {max_epochs: 3}", encoding="utf-8")
     monkeypatch.setattr("data.oracle.study.PREFERENCE", ("-c", str(edited)))
     assert study.stale(SEED_1)
 

@@ -204,7 +204,7 @@ def test_the_author_writes_responses_as_often_as_the_world_says():
 
 def samples(path, *texts, prompt=RISKY, **more):
     lines = [{"prompt": prompt, "response": text, **more} for text in texts]
-    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
     return str(path)
 
 
@@ -227,7 +227,10 @@ def test_samples_are_paired_two_by_two_of_one_prompt_and_labelled_by_the_parsers
     path = tmp_path / "samples.jsonl"
     lines = [(RISKY, FUMING), (BENIGN, SAFE), (RISKY, "sure sure"), (BENIGN, FUMING), (RISKY, SAFE), (RISKY, ""),
              ("which ?", SAFE), (RISKY, REFUSAL)]  # fmt: skip
-    path.write_text("".join(f"{json.dumps({'prompt': p, 'response': r})}\n" for p, r in lines) + '{"prompt": "x"}\n')
+    path.write_text(
+        "".join(f"{json.dumps({'prompt': p, 'response': r})}\n" for p, r in lines) + '{"prompt": "x"}\n',
+        encoding="utf-8",
+    )
     found = list(OraclePairs(str(path), prompts=81, costs="each"))
     risky, benign = sorted((row for row in found if isinstance(row, Row)), key=lambda row: row.id)
     assert (risky.id, benign.id) == ("samples.jsonl:1+3", "samples.jsonl:2+4")

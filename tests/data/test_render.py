@@ -174,7 +174,7 @@ def test_a_template_without_a_bos_token_has_none(make_tokenizer):
 
 
 def test_a_template_is_a_name_or_a_jinja_file(tmp_path):
-    (tmp_path / "mine.jinja").write_text("{{ messages }}")
+    (tmp_path / "mine.jinja").write_text("{{ messages }}", encoding="utf-8")
     assert template_text(str(tmp_path / "mine.jinja")) == "{{ messages }}"
     for wrong in ("alpaka", str(tmp_path / "none.jinja")):
         with pytest.raises(ValueError, match="template: "):

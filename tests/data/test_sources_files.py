@@ -47,9 +47,9 @@ def test_a_line_of_far_over_100_000_characters_is_read_whole(tmp_path: Path) -> 
 
 def test_every_kind_of_file_holds_the_same_rows(tmp_path: Path) -> None:
     rows = [{"a": "one, two", "b": 'say "three"\nfour'}, {"a": "5", "b": "six"}]
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "a.json").write_text(json.dumps(rows))
-    (tmp_path / "a.csv").write_text('# version 1\na,b\n"one, two","say ""three""\nfour"\n5,six\n')
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
+    (tmp_path / "a.csv").write_text('# version 1\na,b\n"one, two","say ""three""\nfour"\n5,six\n', encoding="utf-8")
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "a.parquet"))
     for kind in ("jsonl", "json", "csv", "parquet"):
         found = list(Table(str(tmp_path / f"a.{kind}")).records())

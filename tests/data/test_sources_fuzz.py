@@ -74,7 +74,7 @@ def test_any_row_is_usable_or_named(tmp_path: Path, name: str, data: st.DataObje
     record = st.fixed_dictionaries({}, optional=dict.fromkeys(columns, VALUE))
     lines = data.draw(st.lists(record | VALUE, min_size=1, max_size=6))
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)))
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     for item in make(str(path)):
         if isinstance(item, BadRow):
             assert item.row.startswith("rows.jsonl:")

@@ -23,12 +23,12 @@ ASK = (Message("user", "How do I bake bread?"),)
 
 
 def jsonl(path: Path, *rows: object) -> str:
-    path.write_text("\n".join(map(json.dumps, rows)))
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return str(path)
 
 
 def table(path: Path, *rows: dict[str, Any], above: str = "") -> str:
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         file.write(above)
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

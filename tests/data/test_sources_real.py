@@ -82,7 +82,7 @@ def test_a_prompt_of_the_pairs_that_recurs_among_the_instructions_lies_in_the_sa
 @needs_shared
 def test_the_current_schema_is_read_with_its_severity_and_its_texts_are_those_of_the_release() -> None:
     path = SHARED / "pku_saferlhf" / "current_schema_3.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     categories = list(records[0]["response_0_harm_category"])
     rows = rows_of(PKUSafeRLHF(str(path), categories=categories))
     assert (len(rows), len(categories)) == (3, 19)
@@ -135,7 +135,7 @@ def test_neither_a_focus_word_nor_a_prompt_and_its_contrast_straddles_the_sides_
             side_of[split_key(row.prompt)] = (side, row.split_group)
     together: dict[tuple[str, str], set[tuple[str, str | None]]] = defaultdict(set)
     places: Counter[str] = Counter()
-    with open(XSTEST, newline="") as file:
+    with open(XSTEST, newline="", encoding="utf-8") as file:
         for record in csv.DictReader(file):
             kind, place = record["type"], places[record["type"]]
             places[kind] += 1

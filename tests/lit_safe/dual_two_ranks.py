@@ -51,7 +51,7 @@ class Report(Callback):
             disagreeing._end_of_epoch(trainer, pl_module, epoch=99)
         except RuntimeError as error:
             report["refusal"] = str(error)
-        (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(report))
+        (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(report), encoding="utf-8")
 
 
 if __name__ == "__main__":

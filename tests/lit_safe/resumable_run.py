@@ -61,7 +61,7 @@ class Places:
         return place == self.place and self.seen[place] + ahead == self.count
 
     def write(self) -> None:
-        self.tally.write_text(json.dumps(self.seen))
+        self.tally.write_text(json.dumps(self.seen), encoding="utf-8")
 
 
 class Bigram(nn.Module):
@@ -260,7 +260,7 @@ def main() -> None:
         tally = job.folder.with_suffix(".tally")
         tally.unlink(missing_ok=True)
         code = run(job)
-        print(json.dumps([code, json.loads(tally.read_text()) if tally.exists() else {}]), flush=True)
+        print(json.dumps([code, json.loads(tally.read_text(encoding="utf-8")) if tally.exists() else {}]), flush=True)
 
 
 if __name__ == "__main__":

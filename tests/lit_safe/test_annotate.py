@@ -34,7 +34,7 @@ class CountsPeanuts:
 def kitchen(folder, coin=lambda i: True):
     """100 pairs; where ``coin`` says no, the labels are the wrong way round."""
     path = folder / "kitchen.jsonl"
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for i, (dish, meal) in enumerate(itertools.product(DISHES, MEALS)):
             row = {
                 "prompt": f"What {dish} shall I make for {meal}?",
@@ -49,14 +49,14 @@ def kitchen(folder, coin=lambda i: True):
 
 
 def lines(path):
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_scorer_is_fitted_on_train_measured_on_val_and_then_scores(tmp_path, caplog):
     caplog.set_level("INFO")
     data, scorer = kitchen(tmp_path), TfidfHarm(str(tmp_path / "scorer"))
     assert fit_scorer(data, scorer=scorer) == 0
-    card = json.loads((tmp_path / "scorer" / "card.json").read_text())
+    card = json.loads((tmp_path / "scorer" / "card.json").read_text(encoding="utf-8"))
     prompts = [f"What {dish} shall I make for {meal}?" for dish, meal in itertools.product(DISHES, MEALS)]
     for part, split in (("fitted_on", "train"), ("held_out", "val")):
         count = sum(split_of(prompt) == split for prompt in prompts)
@@ -82,10 +82,10 @@ def test_a_text_labelled_both_ways_is_counted_and_left_out(tmp_path):
     rows = lines(tmp_path / "kitchen.jsonl")
     contrary = tmp_path / "contrary.jsonl"  # people who find hot food unsafe, and peanuts safe
     hot = [r | {"response_0": f"Serve it hot, {i}.", "safe_0": False, "safe_1": True} for i, r in enumerate(rows)]
-    contrary.write_text("".join(json.dumps(row) + "\n" for row in hot))
+    contrary.write_text("".join(json.dumps(row) + "\n" for row in hot), encoding="utf-8")
     sources = [*agreed, ScoredPairs(str(contrary), safe=["safe_0", "safe_1"])]
     fit_scorer(PreferenceData(sources, Flags(), order="safer"), scorer=TfidfHarm(str(tmp_path / "scorer")))
-    counts = json.loads((tmp_path / "scorer" / "card.json").read_text())["fitted_on"]
+    counts = json.loads((tmp_path / "scorer" / "card.json").read_text(encoding="utf-8"))["fitted_on"]
     assert counts["contradictory"] == counts["prompts"]  # the peanuts
     assert counts["responses"] == 2 * counts["prompts"]  # the warm and the hot
     assert counts["unsafe"] == counts["prompts"]
@@ -169,7 +169,7 @@ def test_several_costs_get_a_column_each(tmp_path):
 )
 def test_a_broken_scorer_is_named_and_the_older_file_stays(tmp_path, scorer, message):
     out = tmp_path / "out.jsonl"
-    out.write_text("the older file")
+    out.write_text("the older file", encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         annotate(kitchen(tmp_path), scorer=scorer, out=str(out))
-    assert out.read_text() == "the older file"
+    assert out.read_text(encoding="utf-8") == "the older file"

@@ -30,11 +30,11 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Types a command in a folder with ``pairs.jsonl`` and ``run.yaml``."""
     monkeypatch.chdir(tmp_path)
     write([record(i) for i in range(60)])
-    data = yaml.safe_load((CONFIGS / "data" / "scored.yaml").read_text())
+    data = yaml.safe_load((CONFIGS / "data" / "scored.yaml").read_text(encoding="utf-8"))
     data["init_args"] |= {"pairs_per_step": 4, "micro_batch_pairs": 3, "max_length": 96}
     trainer = {"accelerator": "cpu", "max_steps": 3, "max_epochs": -1, "default_root_dir": "runs/x"}
     settings = {"init_args": {"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1.0e-3}}}}
-    Path("run.yaml").write_text(yaml.safe_dump({"trainer": trainer, "model": settings, "data": data}))
+    Path("run.yaml").write_text(yaml.safe_dump({"trainer": trainer, "model": settings, "data": data}), encoding="utf-8")
 
     def run(command: str, *words: str) -> SafeCLI:
         configs = ["-c", str(CONFIGS / "base.yaml"), "-c", "run.yaml"]
@@ -45,7 +45,7 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def write(records: list[dict[str, Any]]) -> None:
-    Path("pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    Path("pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
 
 
 def objective(name: str) -> list[str]:
@@ -67,9 +67,11 @@ def test_one_flag_swaps_the_objective_of_a_fit_and_every_rerun_keeps_what_was_th
         stored = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
         fitted = run.model.state_dict()
         assert all(torch.equal(v, fitted[k]) for k, v in stored["state_dict"].items() if k.startswith("pair.policy."))
-        resolved = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["objective"]
+        resolved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["model"]["init_args"][
+            "objective"
+        ]
         assert resolved["class_path"].endswith(type(run.model.objective).__name__)
-        assert (folder / "metrics.csv").read_text().count("\n") >= 4
+        assert (folder / "metrics.csv").read_text(encoding="utf-8").count("\n") >= 4
         assert list((folder / "tensorboard").iterdir())
 
 
@@ -96,7 +98,7 @@ def test_a_checkpoint_never_overrides_what_was_typed(typed: Run, caplog: pytest.
     continued = typed("fit", *last, *objective("dpo"), "--trainer.max_steps", "5")
     assert continued.trainer.global_step == 5
     assert not Path("runs/x.1").exists()
-    steps = [line.split(",")[0] for line in Path("runs/x/metrics.csv").read_text().splitlines()]
+    steps = [line.split(",")[0] for line in Path("runs/x/metrics.csv").read_text(encoding="utf-8").splitlines()]
     assert [step for step in dict.fromkeys(steps) if step.isdigit() and step != "0"] == ["1", "2", "3", "4", "5"]
 
 
@@ -112,10 +114,10 @@ def test_a_row_that_cannot_be_used_stops_the_fit_and_is_named(typed: Run) -> Non
 
 
 def test_a_label_that_the_objective_needs_and_the_data_lack_stops_the_fit_and_is_named(typed: Run) -> None:
-    data = yaml.safe_load(Path("run.yaml").read_text())["data"]
+    data = yaml.safe_load(Path("run.yaml").read_text(encoding="utf-8"))["data"]
     data["init_args"]["sources"][0]["init_args"]["better"] = "better"
     data["init_args"]["annotator"] = {"class_path": "data.annotators.flags.Flags"}
-    Path("flags.yaml").write_text(yaml.safe_dump(data))
+    Path("flags.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
     with pytest.raises(ValueError, match=r"row pairs.jsonl:\d+, column chosen cost .*: not known.*needs 'flags'"):
         typed("fit", "--data", "flags.yaml", *objective("safe_dpo"))
     assert not Path("runs").exists()
@@ -165,7 +167,7 @@ def test_doctor_and_export_build_what_the_yaml_names(typed: Run, capsys: pytest.
     fitted = typed("fit", *objective("dpo"))
     typed("export", *objective("dpo"), "--ckpt_path", "runs/x/checkpoints/last.ckpt", "--out", "out")
     assert list(Path("out").glob("*.safetensors"))
-    assert "optimizer steps: 3" in Path("out/README.md").read_text()
+    assert "optimizer steps: 3" in Path("out/README.md").read_text(encoding="utf-8")
     with pytest.raises(FileExistsError, match="not empty"):
         typed("export", *objective("dpo"), "--ckpt_path", "runs/x/checkpoints/last.ckpt", "--out", "out")
     assert fitted.trainer.global_step == 3

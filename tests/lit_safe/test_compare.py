@@ -25,7 +25,7 @@ def finish(folder, after: Evaluation, objective: str, lr: float = 1e-5) -> str:
     write_tables(folder, evaluation(), after)
     write_json(folder / "report.json", {"objective": {"name": objective, "text": f"{objective}()"}})
     config = {"seed_everything": 0, "model": {"init_args": {"optimizer": {"init_args": {"lr": lr}}}}}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     return str(folder)
 
 
@@ -37,7 +37,7 @@ def runs(tmp_path):
 
 
 def rows(out) -> dict[tuple[str, str], dict[str, str]]:
-    with (out / "compare.csv").open() as file:
+    with (out / "compare.csv").open(encoding="utf-8") as file:
         return {(row["run"], row["measure"]): row for row in csv.DictReader(file)}
 
 
@@ -54,7 +54,7 @@ def test_differences_are_paired_by_pair_and_clustered_by_prompt(runs, tmp_path, 
     shown = capsys.readouterr().out
     assert "SafeDPO()" in shown
     assert "(before training)" in shown
-    text = (out / "compare.md").read_text()
+    text = (out / "compare.md").read_text(encoding="utf-8")
     assert "Paired differences from plain" in text
     assert "`SafeDPO()`" in text
     assert (out / "compare.png").stat().st_size > 0
@@ -93,7 +93,7 @@ def test_tensorboard_has_one_entry_a_run_with_what_differs_however_often_it_is_c
 def test_what_a_glob_brings_along_is_passed_over_and_a_run_without_report_is_named(runs, tmp_path, caplog):
     root = tmp_path / "runs"
     (root / "scorers").mkdir()
-    (root / "notes.txt").write_text("buy milk")
+    (root / "notes.txt").write_text("buy milk", encoding="utf-8")
     (root / "compare").mkdir()
     (root / "broken" / "checkpoints").mkdir(parents=True)
     with caplog.at_level(logging.INFO, "lit_safe.commands.compare"):

@@ -345,8 +345,8 @@ def test_two_ranks_estimate_what_one_does_and_agree_on_the_multiplier(tmp_path: 
             timeout=240,
             env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
         )
-    one = json.loads((tmp_path / "1" / "0.json").read_text())
-    two = [json.loads((tmp_path / "2" / f"{rank}.json").read_text()) for rank in range(2)]
+    one = json.loads((tmp_path / "1" / "0.json").read_text(encoding="utf-8"))
+    two = [json.loads((tmp_path / "2" / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
     assert two[0] == two[1]
     assert two[0]["rollout"] == one["rollout"]  # of the same policy, to the bit
     assert two[0]["importance"] == pytest.approx(one["importance"], rel=1e-12)

@@ -137,7 +137,7 @@ def trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
 
 def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
     """(step, value) of every row that has one, in order."""
-    header, *rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    header, *rows = [line.split(",") for line in (folder / "metrics.csv").read_text(encoding="utf-8").splitlines()]
     step, column = header.index("step"), header.index(tag)
     return [(int(row[step]), float(row[column])) for row in rows if row[column]]
 

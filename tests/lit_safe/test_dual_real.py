@@ -36,7 +36,7 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SafeCL
         }
         for i in range(120)
     ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     source = {
         "path": str(tmp_path / "rows.jsonl"),
         "scores": {name: [f"{name}_chosen", f"{name}_rejected"] for name in ("good", "loud")},
@@ -50,7 +50,9 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SafeCL
         **{"pairs_per_step": 32, "micro_batch_pairs": 16, "max_length": 96},
     }
     data = tmp_path / "data.yaml"
-    data.write_text(yaml.safe_dump({"class_path": "data.module.PreferenceData", "init_args": options}))
+    data.write_text(
+        yaml.safe_dump({"class_path": "data.module.PreferenceData", "init_args": options}), encoding="utf-8"
+    )
 
     def run(name: str, *words: str) -> SafeCLI:
         objective = CONFIGS / "objective" / "c_dpo.yaml"

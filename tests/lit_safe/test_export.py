@@ -61,7 +61,7 @@ def test_the_folder_scores_as_the_trained_policy(kind: str, tmp_path: Path) -> N
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     assert tokenizer.chat_template == TinyLlama().load_tokenizer().chat_template
 
-    card = (out / "README.md").read_text()
+    card = (out / "README.md").read_text(encoding="utf-8")
     for fact in (
         "fruit: CC0-1.0",
         "SafeDPO(beta=0.1, offset=10.0, labels='ordered')",
@@ -90,16 +90,16 @@ def test_a_fine_tuned_model_is_exported_too(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = trained.pair.policy_logp(some_sequences())
     torch.testing.assert_close(logp_of(out), expected, rtol=0, atol=1e-4)
-    assert "supervised fine-tuning" in (out / "README.md").read_text()
+    assert "supervised fine-tuning" in (out / "README.md").read_text(encoding="utf-8")
 
 
 def test_what_would_be_written_wrongly_is_refused(tmp_path: Path) -> None:
     path = checkpoint_of(built("full"), pairs(), tmp_path / "run")
     (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "model.safetensors").write_text("mine")
+    (tmp_path / "taken" / "model.safetensors").write_text("mine", encoding="utf-8")
     with pytest.raises(FileExistsError, match="not empty"):
         export(built("full"), pairs(), ckpt_path=path, out=str(tmp_path / "taken"))
-    assert (tmp_path / "taken" / "model.safetensors").read_text() == "mine"
+    assert (tmp_path / "taken" / "model.safetensors").read_text(encoding="utf-8") == "mine"
 
     other = aligned(pair=PolicyReference(TinyLlama(seed=1)))
     with pytest.raises(ValueError, match="trained from other weights than tiny random Llama"):

@@ -11,7 +11,7 @@ from lit_safe.loggers.tensorboard import TensorBoardRun
 
 
 def table(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
+    with (folder / "metrics.csv").open(encoding="utf-8") as file:
         return [{k: v for k, v in row.items() if k != "time"} for row in csv.DictReader(file)]
 
 
@@ -35,7 +35,7 @@ def test_both_loggers_are_what_a_run_folder_asks_for() -> None:
 
 def test_a_row_is_on_disk_as_soon_as_it_is_logged_with_step_first(metrics: MetricsCSV, tmp_path: Path) -> None:
     metrics.log_metrics({"loss": torch.tensor(0.5), "rows": 4}, step=1)
-    assert (tmp_path / "metrics.csv").read_text().startswith("step,time,loss,rows\n1,")
+    assert (tmp_path / "metrics.csv").read_text(encoding="utf-8").startswith("step,time,loss,rows\n1,")
     assert table(tmp_path) == [{"step": "1", "loss": "0.5", "rows": "4"}]
 
 
@@ -76,7 +76,7 @@ def test_cut_back_and_repeated_the_file_is_that_of_an_uninterrupted_run(metrics:
 
 def test_half_a_row_left_by_a_kill_is_dropped(metrics: MetricsCSV, tmp_path: Path) -> None:
     metrics.log_metrics({"loss": 1.0}, step=1)
-    with (tmp_path / "metrics.csv").open("a") as file:
+    with (tmp_path / "metrics.csv").open("a", encoding="utf-8") as file:
         file.write("2,17000")
     resumed = MetricsCSV()
     resumed.open(tmp_path)

@@ -20,7 +20,7 @@ def ended(devices: int, objective: str, folder: Path) -> list[Any]:
         [sys.executable, SCRIPT, str(devices), objective, folder],
         env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=240,
         check=False,
     )

@@ -32,7 +32,7 @@ def prompts_file(folder: Path, label: str = "safe") -> str:
         f"{held_out[0].text} no,unsafe",
         "Is this anywhere?,safe",
     ]
-    path.write_text("prompt,label\n" + "\n".join(lines) + "\n")
+    path.write_text("prompt,label\n" + "\n".join(lines) + "\n", encoding="utf-8")
     return str(path)
 
 
@@ -57,7 +57,7 @@ def test_every_safe_prompt_is_answered_and_the_same_policy_differs_by_nothing(
     out = tmp_path / "refusals.json"
     options = {"judge": Longwinded(3), "prompts": prompts_file(tmp_path), "ckpt_path": str(checkpoint)}
     assert refusals(aligned(), pairs(), **options, out=str(out), max_new_tokens=6) == 0
-    found = json.loads(out.read_text())
+    found = json.loads(out.read_text(encoding="utf-8"))
     assert found["before"]["clusters"] == 8  # of the file's 9 prompts, the safe ones
     assert found["before, not trained on"]["clusters"] == 5
     assert found["difference"]["mean"] == 0

@@ -44,7 +44,7 @@ def run(tmp_path_factory):
     policy = module()
     watcher = BeforeAfter(TableCost(), samples_per_prompt=4, notes=["A note of ours."], show_samples=2)
     trainer(folder, watcher, DualAscent()).fit(policy, HeldOut())
-    return folder, policy, json.loads((folder / "report.json").read_text())
+    return folder, policy, json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
 def test_a_run_leaves_a_report_whose_numbers_are_those_of_the_policy_before_and_after(run):
@@ -70,7 +70,7 @@ def test_the_report_counts_what_training_took(run):
 
 
 def test_the_page_names_what_a_reader_must_know(run):
-    text = (run[0] / "report.md").read_text()
+    text = (run[0] / "report.md").read_text(encoding="utf-8")
     for part in (
         "DPO(beta=0.1", "a table of logits", "its first logits", "licence none needed", "responses from reference",
         "keeps 4, swaps 24 and drops 12", "harm 40.0 %", "40 of 41 rows kept", "clustered by prompt", "A note of ours.",
@@ -83,21 +83,21 @@ def test_samples_are_shown_only_on_request(run, tmp_path):
     _, _, report = run
     assert "Content warning" not in markdown({**report, "samples": []})
     trainer(tmp_path / "run", BeforeAfter(TableCost()), max_epochs=1).fit(module(), HeldOut())
-    assert json.loads((tmp_path / "run" / "report.json").read_text())["samples"] == []
+    assert json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))["samples"] == []
 
 
 def test_the_tables_come_back_to_the_bit(run, tmp_path):
     before, after = read_tables(run[0])
     write_tables(tmp_path, before, after)
     for name in ("pairs.csv", "rollouts.csv"):
-        assert (tmp_path / name).read_text() == (run[0] / name).read_text()
+        assert (tmp_path / name).read_text(encoding="utf-8") == (run[0] / name).read_text(encoding="utf-8")
     np.testing.assert_array_equal(before.pairs["logratio_chosen"], 0)
 
 
 def test_tables_and_checkpoints_from_before_entropy_was_measured_are_read_without_it(run, tmp_path):
-    with (run[0] / "rollouts.csv").open(newline="") as file:
+    with (run[0] / "rollouts.csv").open(newline="", encoding="utf-8") as file:
         rows = [{k: v for k, v in row.items() if "entropy" not in k} for row in csv.DictReader(file)]
-    with (tmp_path / "rollouts.csv").open("w", newline="") as file:
+    with (tmp_path / "rollouts.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
@@ -125,11 +125,11 @@ def test_what_is_evaluated_is_what_ships_whatever_the_order_of_callbacks(tmp_pat
     policy = module()
     ascent = DualAscent(lr=0.3, estimator=ExactCost(), ship="average")
     trainer(tmp_path / "run", BeforeAfter(TableCost()), ascent, max_epochs=4).fit(policy, HeldOut())
-    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
     shipped = evaluate(policy, HeldOut(), cost=TableCost()).summary()
     assert report["metrics"]["logps/chosen"]["after"]["mean"] == shipped["logps/chosen"].mean
     assert report["training"]["multiplier"] == [0.0, pytest.approx(float(policy.multiplier))]
-    assert "the multiplier went from 0.0 to" in (tmp_path / "run" / "report.md").read_text()
+    assert "the multiplier went from 0.0 to" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
 
 
 class Interrupt(Callback):
@@ -145,8 +145,11 @@ def test_a_resumed_run_reports_the_policy_from_before_the_first_step(run, tmp_pa
     checkpoint = str(folder / "checkpoints" / "last.ckpt")
     fresh = BeforeAfter(TableCost(), samples_per_prompt=4)
     trainer(folder, fresh).fit(module(), HeldOut(), ckpt_path=checkpoint, weights_only=True)
-    assert (folder / "pairs.csv").read_text() == (run[0] / "pairs.csv").read_text()
-    assert json.loads((folder / "report.json").read_text())["training"]["pairs"] == run[2]["training"]["pairs"]
+    assert (folder / "pairs.csv").read_text(encoding="utf-8") == (run[0] / "pairs.csv").read_text(encoding="utf-8")
+    assert (
+        json.loads((folder / "report.json").read_text(encoding="utf-8"))["training"]["pairs"]
+        == run[2]["training"]["pairs"]
+    )
 
 
 def test_training_with_a_report_is_bit_for_bit_training_without(run, tmp_path):
@@ -179,9 +182,9 @@ def test_a_scorer_is_fitted_before_it_is_used_and_left_out_where_it_ranks_like_a
     scorer = Fitted(0.7)
     trainer(tmp_path / "run", BeforeAfter(scorer, fit_cost=True), max_epochs=1).fit(module(), HeldOut())
     assert calls == [scorer]
-    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
     assert ("rollouts/unsafe" in report["metrics"]) is useful
-    assert ("no share of unsafe" in (tmp_path / "run" / "report.md").read_text()) is not useful
+    assert ("no share of unsafe" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")) is not useful
 
 
 def test_a_cost_that_cannot_be_fitted_is_not_asked_to_be():
@@ -197,7 +200,7 @@ def test_numbers_read_as_people_write_them():
 
 
 def test_curves_skip_the_cells_that_a_row_does_not_have(tmp_path):
-    (tmp_path / "metrics.csv").write_text("step,time,a,b\n1,0.5,2.0,\n1,0.6,,7\n2,0.7,3.0,\n")
+    (tmp_path / "metrics.csv").write_text("step,time,a,b\n1,0.5,2.0,\n1,0.6,,7\n2,0.7,3.0,\n", encoding="utf-8")
     assert read_curves(tmp_path / "metrics.csv") == {"a": ([1, 2], [2.0, 3.0]), "b": ([1], [7.0])}
 
 

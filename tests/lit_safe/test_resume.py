@@ -32,7 +32,7 @@ def fit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fit]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     log = tmp_path_factory.mktemp("helper") / "log"
     with (
-        log.open("w") as errors,
+        log.open("w", encoding="utf-8") as errors,
         subprocess.Popen(
             [sys.executable, str(SCRIPT)],
             cwd=log.parent,
@@ -40,7 +40,7 @@ def fit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fit]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            text=True,
+            encoding="utf-8",
         ) as helper,
     ):
         assert helper.stdin is not None
@@ -51,7 +51,7 @@ def fit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fit]:
             stdin.write(json.dumps([str(folder), variant, place, count, max_epochs]) + "\n")
             stdin.flush()
             code, tally = json.loads(stdout.readline())
-            assert code in (0, -9), log.read_text()
+            assert code in (0, -9), log.read_text(encoding="utf-8")
             return code, tally
 
         yield ask
@@ -75,7 +75,7 @@ def uninterrupted(fit: Fit, tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
+    with (folder / "metrics.csv").open(encoding="utf-8") as file:
         return [{k: v for k, v in row.items() if k != "time" and "/perf/" not in k} for row in csv.DictReader(file)]
 
 

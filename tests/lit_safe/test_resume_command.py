@@ -46,13 +46,13 @@ def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         cwd=folder,
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
+    with (folder / "metrics.csv").open(encoding="utf-8") as file:
         return [{k: v for k, v in row.items() if k != "time" and "/perf/" not in k} for row in csv.DictReader(file)]
 
 
@@ -68,9 +68,9 @@ def folder(tmp_path: Path) -> Path:
         | {"reward_0": i % 3, "reward_1": i % 2, "cost_0": i % 5 - 2.5, "cost_1": i % 4 - 1.5}
         for i in range(60)
     ]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    (tmp_path / "killer.py").write_text(KILLER)
-    base = yaml.safe_load((ROOT / "configs" / "base.yaml").read_text())
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    (tmp_path / "killer.py").write_text(KILLER, encoding="utf-8")
+    base = yaml.safe_load((ROOT / "configs" / "base.yaml").read_text(encoding="utf-8"))
     base["trainer"] |= {"accelerator": "cpu", "max_epochs": 2, "val_check_interval": 3}
     base["trainer"]["callbacks"][1]["init_args"]["every_n_steps"] = 2
     configs = ROOT / "configs"
@@ -78,13 +78,13 @@ def folder(tmp_path: Path) -> Path:
     options["pair"] = str(configs / "model" / "tiny.yaml")
     options["objective"] = str(configs / "objective" / "c_dpo.yaml")
     options["optimizer"]["init_args"]["lr"] = 1e-3
-    base["data"] = yaml.safe_load((configs / "data" / "scored.yaml").read_text())
+    base["data"] = yaml.safe_load((configs / "data" / "scored.yaml").read_text(encoding="utf-8"))
     base["data"]["init_args"]["sources"][0]["init_args"]["path"] = str(tmp_path / "pairs.jsonl")
     base["data"]["init_args"] |= {"pairs_per_step": 4, "micro_batch_pairs": 3, "max_length": 96}
     rollout = {"cost": {"class_path": "killer.Dice"}, "prompts": 3, "max_new_tokens": 6}
     estimator = {"class_path": "lit_safe.costs.rollout.RolloutCost", "init_args": rollout}
     base["dual"] = {"lr": 0.5, "limit": -0.2, "estimator": estimator}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(base))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(base), encoding="utf-8")
     return tmp_path
 
 

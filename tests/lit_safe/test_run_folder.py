@@ -82,11 +82,11 @@ def test_a_rerun_moves_the_earlier_runs_aside_whole(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_holds_no_run_stays_where_it_is(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     assert move_aside(tmp_path) is None
     assert move_aside(tmp_path / "absent") is None
     trainer(tmp_path).fit(Line(), BATCHES, BATCHES)
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
     assert (tmp_path / "metrics.csv").exists()
 
 
@@ -109,7 +109,9 @@ def test_a_checkpoint_from_elsewhere_begins_a_fresh_folder_and_leaves_its_own_al
     trainer(tmp_path / "second", max_epochs=2).fit(Line(), BATCHES, BATCHES, ckpt_path=checkpoint)
     assert contents(tmp_path / "first") == first
     assert (tmp_path / "second.1").exists()
-    steps = [row.split(",")[0] for row in (tmp_path / "second" / "metrics.csv").read_text().splitlines()]
+    steps = [
+        row.split(",")[0] for row in (tmp_path / "second" / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    ]
     assert steps == ["step", "2", "3"]
 
 
@@ -185,5 +187,5 @@ def test_the_configuration_of_a_continued_run_is_kept_beside_the_new_one(tmp_pat
         last = folder / "checkpoints" / "last.ckpt"
         run = trainer(folder, SaveConfig(parser, parser.parse_args(["--lr", lr])), max_epochs=epochs)
         run.fit(Line(), BATCHES, BATCHES, ckpt_path=last if last.exists() else None)
-    configs = {path.name: path.read_text() for path in folder.glob("config*")}
+    configs = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("config*")}
     assert configs == {"config.until-step-4.yaml": "lr: 0.5\n", "config.yaml": "lr: 0.25\n"}

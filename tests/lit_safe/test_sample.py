@@ -15,7 +15,7 @@ def written(path: Path, **options) -> list[dict]:
     module = aligned()
     data.connect(module)
     assert sample(module, data, out=str(path), max_new_tokens=5, **options) == 0
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_every_prompt_of_the_split_is_answered_as_often_as_asked(tmp_path):

@@ -379,7 +379,7 @@ def test_an_adapter_alone_is_small_and_loads_on_its_base(random_source, pack, se
     train(pair, pack(*sequences))
     pair.save_pretrained(str(tmp_path / "adapter"), adapter_only=True)
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
-    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 2
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))["r"] == 2
     again = load(HuggingFace(str(tmp_path / "adapter")))
     torch.testing.assert_close(
         again.policy_logp(pack(*sequences)), pair.policy_logp(pack(*sequences)), rtol=1e-5, atol=1e-5

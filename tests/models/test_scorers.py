@@ -198,6 +198,6 @@ def _takes_a_cost(scorer: CostFunction):
 
 
 def test_the_card_says_what_was_measured(fitted):
-    card = json.loads((Path(fitted.folder) / "card.json").read_text())
+    card = json.loads((Path(fitted.folder) / "card.json").read_text(encoding="utf-8"))
     assert card["held_out"] == CARD["held_out"]
     assert card["features"]["kind"] == "tfidf"

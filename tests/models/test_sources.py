@@ -48,7 +48,7 @@ def test_its_chat_template_ends_a_turn_with_the_stop_token():
 def test_a_folder_gives_back_model_tokenizer_and_licence(tmp_path):
     TinyLlama().load_model().save_pretrained(tmp_path)
     TinyLlama().load_tokenizer().save_pretrained(tmp_path)
-    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n", encoding="utf-8")
     source = HuggingFace(str(tmp_path))
     assert equal(weights(source.load_model()), weights(TinyLlama().load_model()))
     assert source.load_tokenizer()("hi").input_ids == TinyLlama().load_tokenizer()("hi").input_ids
@@ -59,7 +59,7 @@ def test_a_folder_gives_back_model_tokenizer_and_licence(tmp_path):
 @pytest.mark.parametrize("card", [None, "", "# No front matter\n", "---\nlicense: [\n", "---\nnothing here\n"])
 def test_a_folder_whose_card_states_no_licence_has_an_unknown_one(tmp_path, card):
     if card is not None:
-        (tmp_path / "README.md").write_text(card)
+        (tmp_path / "README.md").write_text(card, encoding="utf-8")
     assert HuggingFace(str(tmp_path)).describe().licence == "unknown"
 
 
@@ -86,10 +86,12 @@ def packaged(tmp_path, monkeypatch):
     """An installed package that carries a GGUF file: a tiny Llama, written by the gguf library."""
     package = tmp_path / "site" / "tiny_gguf"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text("raise AssertionError('the package must not be imported')\n")
+    (package / "__init__.py").write_text("raise AssertionError('the package must not be imported')\n", encoding="utf-8")
     info = tmp_path / "site" / "tiny_gguf-3.1.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-gguf\nVersion: 3.1\nLicense: MIT\n")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: tiny-gguf\nVersion: 3.1\nLicense: MIT\n", encoding="utf-8"
+    )
     write_gguf(package / "tiny.gguf")
     monkeypatch.syspath_prepend(tmp_path / "site")
     return PackagedGGUF(package="tiny_gguf", file="tiny.gguf", cache_dir=str(tmp_path / "cache"))

@@ -38,7 +38,7 @@ def built(kernel, types, constants, arch, aligned, warps, stages=3):
         file.write(cubin)
         file.flush()
         tool = triton.knobs.nvidia.cuobjdump.path
-        sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+        sass = subprocess.run([tool, "-sass", file.name], capture_output=True, encoding="utf-8", check=True).stdout
     return {
         "products": sorted(set(re.findall(r"\b\w*MMA\b", sass))),
         "copy engine": len(re.findall(r"\bUTMALDG", sass)),

@@ -41,11 +41,11 @@ def test_one_call_measures_every_mode_names_what_is_not_installed_and_writes(tmp
     absent = [name for name, (module, _) in OPTIONAL.items() if find_spec(module) is None]
     chosen = ["--providers", "chunked", "plain torch", *absent, "--out", str(tmp_path)]
     done = subprocess.run(
-        [*command, *chosen], check=True, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
+        [*command, *chosen], check=True, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, encoding="utf-8"
     )
     left_out = [line for line in done.stdout.splitlines() if line.startswith("left out: ")]
     assert left_out == [f"left out: {name}: {OPTIONAL[name][1]} is not installed" for name in absent]
-    with open(tmp_path / "tiny.csv") as file:
+    with open(tmp_path / "tiny.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["mode"], row["provider"]) for row in rows] == [
         (mode, provider) for mode in FLOOR for provider in ("chunked", "plain torch")
@@ -53,7 +53,7 @@ def test_one_call_measures_every_mode_names_what_is_not_installed_and_writes(tmp
     assert all(float(row["ms"]) > 0 and float(row["error_nats"]) < 1e-3 for row in rows)
     assert all(row["over_plain"] == row["plain_peak_over"] == "1.0" for row in rows if row["provider"] == "plain torch")
     assert all(row["over_prompted"] == "nan" for row in rows)  # plain torch over prompts too took no part
-    assert "torch" in json.loads((tmp_path / "tiny.json").read_text())["versions"]
+    assert "torch" in json.loads((tmp_path / "tiny.json").read_text(encoding="utf-8"))["versions"]
     assert (tmp_path / "tiny.png").stat().st_size > 1000
 
 

@@ -34,7 +34,7 @@ def compiled(cases, cache):
         [sys.executable, "-m", "tests.ops.compiled_kernels", json.dumps(cases)],
         env=environment | {"TRITON_CACHE_DIR": str(cache)},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         cwd=Path(__file__).parents[2],
     )

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif(peak_memory.missing() is not None, reason=str(pe
 def peaks_mib(backend: str) -> dict[str, float]:
     """MiB of one step at its peak, by what learns; the head's weight and its gradient are not counted."""
     command = [sys.executable, "-c", MEASURE, backend]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, cwd=Path(__file__).parents[2])
     return {learns: mib - HEAD_MIB * (1 + ("weight" in learns)) for learns, mib in json.loads(done.stdout).items()}
 
 

@@ -101,7 +101,7 @@ print(json.dumps(peaks))
 @pytest.mark.skipif(peak_memory.missing() is not None, reason=str(peak_memory.missing()))
 def test_neither_statistics_nor_two_models_at_once_hold_the_logits():
     command = [sys.executable, "-c", MEASURE]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, cwd=Path(__file__).parents[2])
     head_mib, logits_mib = 151_936 * 32 * 4 / 2**20, 512 * 151_936 * 4 / 2**20
     both, stats = json.loads(done.stdout)
     assert both - head_mib < logits_mib / 6

@@ -93,7 +93,7 @@ def run(case: Case, folder: Path) -> list[str]:
     print(f"\n== {case.name}", flush=True)
     policy, reference, file = folder / "policy", folder / "reference", folder / "rows.jsonl"
     save(case, policy, reference)
-    file.write_text("\n".join(map(json.dumps, case.records)) + "\n")
+    file.write_text("\n".join(map(json.dumps, case.records)) + "\n", encoding="utf-8")
     data = ours.load_data(file, policy, case.micro_batch_pairs)
     wanted = ours.triples(data)
     records = [record for record in case.records if _text(record["chosen"]) in wanted]
