@@ -260,9 +260,9 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         rows = self.tokenised
         sides = [getattr(rows, side) for side in ("chosen", "rejected", "response") if hasattr(rows, side)]
         sizes = rows.prompt.sizes + np.max([side.sizes for side in sides], axis=0)
-        if limits.positions is not None and len(sizes) and sizes.max() > limits.positions:
+        if limits.positions is not None and len(sizes) and np.max(sizes) > limits.positions:
             raise ValueError(
-                f"row {rows.name[int(sizes.argmax())]} has {int(sizes.max()):,} tokens, and the model has "
+                f"row {rows.name[int(np.argmax(sizes))]} has {int(np.max(sizes)):,} tokens, and the model has "
                 f"{limits.positions:,} positions: set data.init_args.max_length to at most {limits.positions}"
             )
         for ids in (rows.prompt, *sides):
