@@ -16,10 +16,10 @@ PYTHON_CHOSEN := $(if $(filter file,$(origin PYTHON)),,--python-chosen)
 DUAL := $(if $(filter c_dpo,$(OBJECTIVE)),--dual.lr 10)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup embedded quickstart oracle lint types test test-all test-peers lock wheel clean
+.PHONY: help setup embedded quickstart oracle lint types test test-all test-peers lock release-check clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Make .venv and install torch, the hashed lock, the project (docs/install.md; TORCH=, TORCH_INDEX=, PYTHON=)
 	@$(PYTHON) requirements/environment.py --venv $(VENV) --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)" $(PYTHON_CHOSEN)
@@ -54,11 +54,11 @@ test-all: test embedded ## The same with the slow tests
 test-peers: embedded ## Compare with TRL in a throw-away environment
 	bash tests/peers/run.sh $(PYTHON)
 
-lock: ## Write requirements/lock.txt anew from pyproject's ranges, for this platform and Python
-	$(PYTHON) requirements/lock.py
+lock: setup ## Write requirements/lock.txt and triton.txt anew from pyproject's ranges, for every Python and platform
+	$(BIN)/python requirements/lock.py
 
-wheel: setup ## Build the wheel (it holds lit_safe alone)
-	$(BIN)/python -m build --wheel --no-isolation
+release-check: setup ## Build sdist and wheel, check them, and use the wheel in a fresh environment from an empty folder
+	$(BIN)/python requirements/release.py
 
 clean: ## Remove the environment and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
