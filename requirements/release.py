@@ -59,9 +59,7 @@ def check_wheel(wheel: Path) -> None:
     wanted = {name if name.startswith("lit_safe/") else f"lit_safe/_parts/{name}" for name in tracked}
     inside = {name for name in names if name.startswith("lit_safe/")}
     if wanted != inside:
-        sys.exit(
-            f"the wheel lacks {sorted(wanted - inside)[:5]} and has {sorted(inside - wanted)[:5]} beside the tracked files"
-        )
+        sys.exit(f"the wheel lacks {sorted(wanted - inside)[:5]}, and {sorted(inside - wanted)[:5]} are not tracked")
 
 
 def check_sdist(sdist: Path) -> None:
