@@ -54,7 +54,10 @@ class Evaluation(NamedTuple):
 
     def summary(self) -> dict[str, Estimate]:
         """Means with errors clustered by prompt; a quantity that no row has is left out."""
-        found = {name: clustered_mean(*measure) for name, measure in self.measures().items()}
+        found = {
+            name: clustered_mean(one.value, one.cluster, one.weight, share=one.share)
+            for name, one in self.measures().items()
+        }
         return {name: estimate for name, estimate in found.items() if estimate.count}
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
@@ -70,13 +73,20 @@ class Evaluation(NamedTuple):
 
 
 def differences(after: Evaluation, before: Evaluation) -> dict[str, Estimate]:
-    """``after - before`` of everything both have, over the rows both have, with errors clustered by prompt."""
+    """``after - before`` of everything both have, over the rows both have, with errors clustered by prompt.
+
+    Raises:
+        ValueError: If the two have other labels of a pair: what they prefer is then not the same thing.
+    """
     pairs = _shared(after.pairs, before.pairs, PAIR_IDS[:1])
+    _same_labels(*pairs)
     rollouts = _shared(after.rollouts, before.rollouts, ROLLOUT_IDS)
     ours = Evaluation(pairs[0], rollouts[0]).measures()
     theirs = Evaluation(pairs[1], rollouts[1]).measures()
     found = {
-        name: paired_difference(one.value, theirs[name].value, one.cluster, one.weight, theirs[name].weight)
+        name: paired_difference(
+            one.value, theirs[name].value, one.cluster, one.weight, theirs[name].weight, share=one.share
+        )
         for name, one in ours.items()
     }
     return {name: estimate for name, estimate in found.items() if estimate.count}
@@ -156,7 +166,10 @@ def _pair_measures(pairs: Columns) -> dict[str, Measure]:
         **{f"logratios/{side}": pairs[f"logratio_{side}"] for side in Pair._fields},
         **{f"logps/{side}": pairs[f"logp_{side}"] for side in Pair._fields},
     }
-    return {name: Measure(value.astype(np.float64), prompt.astype(np.int64)) for name, value in values.items()}
+    return {
+        name: Measure(value.astype(np.float64), prompt.astype(np.int64), share="/accuracies" in name)
+        for name, value in values.items()
+    }
 
 
 def _toward(margin: npt.NDArray[np.float64], direction: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -239,6 +252,20 @@ def _shared(one: Columns, other: Columns, ids: Sequence[str]) -> tuple[Columns, 
     keys = sorted(index[0].keys() & index[1].keys())
     first, second = (np.array([rows[key] for key in keys], dtype=np.int64) for rows in index)
     return {k: v[first] for k, v in one.items()}, {k: v[second] for k, v in other.items()}
+
+
+def _same_labels(after: Columns, before: Columns) -> None:
+    for name in ("reward_margin", "cost_chosen", "cost_rejected"):
+        if name not in after or name not in before:
+            continue
+        one, other = after[name], before[name]
+        differ = ~np.isclose(one, other, rtol=1e-6, atol=1e-9, equal_nan=True)
+        if differ.any():
+            row = int(differ.argmax())
+            raise ValueError(
+                f"the labels differ: {name} of pair {after['pair_id'][row]} is {one[row]:g} in one and {other[row]:g} "
+                f"in the other ({int(differ.sum())} of {len(differ)} shared pairs): evaluate both with one labelling"
+            )
 
 
 def _empty(table: Columns) -> Columns:

@@ -40,3 +40,4 @@ class Measure(NamedTuple):
     value: npt.NDArray[np.float64]
     cluster: npt.NDArray[np.int64]
     weight: npt.NDArray[np.float64] | None = None
+    share: bool = False  # a value is a share in [0, 1]

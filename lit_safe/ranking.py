@@ -8,6 +8,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from lit_safe.intervals import share_bounds
 from lit_safe.statistics import Estimate
 
 
@@ -15,7 +16,8 @@ def clustered_auc(score_n: npt.ArrayLike, positive_n: npt.ArrayLike, cluster_n: 
     """The chance that a positive sample scores above a negative one (ties count one half), with its clustered error.
 
     The error is that of DeLong et al. 1988 (Biometrics 44, 837-845) with placements summed within clusters, as in
-    Obuchowski 1997 (Biometrics 53, 567-578), with one G / (G - 1) correction.
+    Obuchowski 1997 (Biometrics 53, 567-578), with one G / (G - 1) correction. The interval is that of a share with this
+    error, so that it has width at 0 and 1.
 
     Args:
         score_n: Any scale.
@@ -46,7 +48,11 @@ def clustered_auc(score_n: npt.ArrayLike, positive_n: npt.ArrayLike, cluster_n: 
     residual_G = np.bincount(group_n, influence_n, len(groups))
     G = len(groups)
     stderr = math.sqrt(G / (G - 1) * float(np.square(residual_G).sum())) if G > 1 else math.nan
-    return Estimate(auc, stderr, len(score_n), G)
+    size_G = np.bincount(group_n)
+    effective = min(float(size_G.sum() ** 2 / np.square(size_G).sum()), len(above_P), len(below_N))
+    variance = stderr * stderr if stderr > 1e-12 else 0.0
+    bounds = share_bounds(auc, variance, len(score_n), effective) if G > 1 else None
+    return Estimate(auc, stderr, len(score_n), G, bounds)
 
 
 def _placement(score: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -105,13 +105,13 @@ def rollout_measures(rollouts: Columns) -> dict[str, Measure]:
     lowest = np.quantile(own_per_token, IMPLAUSIBLE, method="lower") if len(own_per_token) else np.nan
     implausible = np.where(np.isnan(per_token - lowest), np.nan, per_token < lowest)
     return {
-        "rollouts/unsafe": Measure((cost > 0).astype(np.float64), prompt),
+        "rollouts/unsafe": Measure((cost > 0).astype(np.float64), prompt, share=True),
         "rollouts/cost": Measure(cost, prompt),
         "rollouts/tokens": Measure(tokens, prompt),
         "rollouts/kl_per_token": Measure(kl / tokens.clip(1), prompt, tokens),
         "rollouts/entropy_per_token": Measure(entropy / tokens.clip(1), prompt, tokens),
         "drift/forward_kl": Measure(-own_logratio, prompt),
-        "drift/implausible": Measure(implausible.astype(np.float64), prompt),
+        "drift/implausible": Measure(implausible.astype(np.float64), prompt, share=True),
     }
 
 

@@ -135,7 +135,7 @@ def _difference(run: Run, baseline: Run) -> dict[str, Estimate]:
 def _terminal(runs: Sequence[Run], found: Sequence[Mapping[str, Estimate]]) -> Table:
     after = [run.after.summary() for run in runs]
     measures = [name for name in MAIN if any(name in summary for summary in after)]
-    title = f"after training, mean ± standard error; below it the paired difference from {runs[0].name} [95 %]"
+    title = f"after training, mean [95 %]; below it the paired difference from {runs[0].name} [95 %]"
     table = Table(title=title, show_lines=True)
     for heading in ("run and objective", *(f"{QUANTITIES[name].short} ({QUANTITIES[name].unit})" for name in measures)):
         table.add_column(heading, overflow="fold")
@@ -157,7 +157,7 @@ def _markdown(runs: Sequence[Run], found: Sequence[Mapping[str, Estimate]]) -> s
     heads = " | ".join(run.name for run in runs)
     lines = ["# Runs compared", "", "| run | objective |", "|---|---|"]
     lines += [f"| {run.name} | `{run.objective}` |" for run in runs]
-    lines += ["", "![values after training](compare.png)", "", "## After training, mean ± standard error", ""]
+    lines += ["", "![values after training](compare.png)", "", "## After training, mean [95 %]", ""]
     lines += [f"| | before ({runs[0].name}) | {heads} |", "|---" * (len(runs) + 2) + "|"]
     start = runs[0].before.summary()
     for name in names:
@@ -191,7 +191,7 @@ def _write_csv(path: Path, runs: Sequence[Run], found: Sequence[Mapping[str, Est
             for name, estimate in run.after.summary().items():
                 known = difference.get(name, Estimate(math.nan, math.nan, 0, 0))
                 paired = (known.mean, known.stderr, *known.interval, known.count, known.clusters)
-                writer.writerow([run.name, run.objective, name, *estimate, *paired])
+                writer.writerow([run.name, run.objective, name, *estimate[:4], *paired])
 
 
 def _write_hparams(folder: Path, runs: Sequence[Run]) -> None:

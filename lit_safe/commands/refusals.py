@@ -83,9 +83,11 @@ def refusals(
     if known and unseen.any():
         parts = ({name: column[unseen] for name, column in table.items()} for table in (before, after))
         found |= {f"{name}, not trained on": estimate for name, estimate in compare_refusals(*parts).items()}
-    table = Table("share of refusals", "mean", "standard error", "prompts", title=f"{prompts} ({ckpt_path})")
+    table = Table("share of refusals", "mean", "95 % interval", "prompts", title=f"{prompts} ({ckpt_path})")
     for name, estimate in found.items():
-        table.add_row(name, f"{estimate.mean:+.3f}", f"{estimate.stderr:.3f}", str(estimate.clusters))
+        table.add_row(
+            name, f"{estimate.mean:+.3f}", "[{:+.3f}, {:+.3f}]".format(*estimate.interval), str(estimate.clusters)
+        )
     Console(width=120).print(table)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     facts = {"judge": repr(judge), "prompts": prompts, "checkpoint": ckpt_path, "max_new_tokens": max_new_tokens}
@@ -102,9 +104,9 @@ def compare_refusals(before: Columns, after: Columns) -> dict[str, Estimate]:
     was, now = ((table["cost"] > 0).astype(np.float64) for table in (before, after))
     prompt = before["prompt_id"]
     return {
-        "before": clustered_mean(was, prompt),
-        "after": clustered_mean(now, prompt),
-        "difference": paired_difference(now, was, prompt),
+        "before": clustered_mean(was, prompt, share=True),
+        "after": clustered_mean(now, prompt, share=True),
+        "difference": paired_difference(now, was, prompt, share=True),
     }
 
 

@@ -33,8 +33,10 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     """What a reader has to know to believe no more than the numbers say."""
     metrics = report["metrics"]
     lines = [
-        "Errors are standard errors clustered by prompt; intervals are 95 % with Student's t of one degree of freedom "
-        f"less than prompts. Each interval stands for itself: of {len(metrics)} rows, one may leave out 0 by chance.",
+        "Intervals are 95 % and clustered by prompt: exact ones on the effective sample size for shares, "
+        "Student's t of "
+        f"one degree of freedom less than prompts for means; n/a where nothing varies. "
+        f"Each interval stands for itself: of {len(metrics)} rows, one may leave out 0 by chance.",
         "Before training every implicit reward ties (policy and reference are the same) and counts one half; the "
         "policy's own log-probs are what has an answer before and after.",
     ]
@@ -42,10 +44,15 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         difference = estimate_from_json(metrics[RANKING]["difference"])
         low, high = difference.interval
         reach = number(RANKING, (high - low) / 2)
+        small = (
+            f"A change of ranking accuracy under about ±{reach} points would not show."
+            if high > low
+            else "What change of ranking accuracy would show cannot be told."
+        )
         few = "; these are few" if difference.clusters < FEW else ""
         lines.append(
-            f"There are {difference.count} held-out pairs of {difference.clusters} prompts{few}. A change of ranking "
-            f"accuracy under about ±{reach} points would not show. One seed was run: the intervals hold for this run, "
+            f"There are {difference.count} held-out pairs of {difference.clusters} prompts{few}. "
+            f"{small} One seed was run: the intervals hold for this run, "
             "not for training again."
         )
     scorer = report["scorer"]

@@ -84,8 +84,9 @@ def number(name: str, value: float, *, signed: bool = False) -> str:
 
 
 def with_error(name: str, estimate: Estimate) -> str:
-    """``mean ± standard error``."""
-    return f"{number(name, estimate.mean)} ± {number(name, estimate.stderr)}"
+    """``mean [low, high]``, 95 %."""
+    low, high = (number(name, end) for end in estimate.interval)
+    return f"{number(name, estimate.mean)} [{low}, {high}]"
 
 
 def with_interval(name: str, estimate: Estimate) -> str:
@@ -105,7 +106,9 @@ def estimate_to_json(estimate: Estimate) -> dict[str, Any]:
 def estimate_from_json(fields: Mapping[str, Any]) -> Estimate:
     """What ``estimate_to_json`` wrote."""
     mean, stderr = (math.nan if fields[name] is None else fields[name] for name in ("mean", "stderr"))
-    return Estimate(mean, stderr, fields["count"], fields["clusters"])
+    low, high = fields.get("low"), fields.get("high")
+    bounds = None if low is None or high is None else (float(low), float(high))
+    return Estimate(mean, stderr, fields["count"], fields["clusters"], bounds)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -196,7 +196,7 @@ def test_numbers_read_as_people_write_them():
     assert number("logps/accuracies", 0.4567) == "45.7"
     assert number("logps/accuracies", -0.0001, signed=True) == "0.0"
     assert number("rollouts/kl_per_token", math.nan) == "n/a"
-    assert with_interval("logratios/margins", Estimate(1.5, 0.0, 9, 9)) == "+1.50 [+1.50, +1.50]"
+    assert with_interval("logratios/margins", Estimate(1.5, 0.0, 9, 9)) == "+1.50 [n/a, n/a]"
 
 
 def test_curves_skip_the_cells_that_a_row_does_not_have(tmp_path):
@@ -208,3 +208,10 @@ def test_the_last_word_is_where_the_report_is(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "lit_safe.callbacks.before_after"):
         trainer(tmp_path / "run", BeforeAfter(), max_epochs=1).fit(module(), HeldOut())
     assert caplog.messages[-1] == f"report: {tmp_path / 'run' / 'report.md'}"
+
+
+def test_policies_compared_under_other_labels_are_refused():
+    one = evaluate(module(), HeldOut())
+    swapped = {**one.pairs, "cost_chosen": one.pairs["cost_rejected"], "cost_rejected": one.pairs["cost_chosen"]}
+    with pytest.raises(ValueError, match="the labels differ: cost_chosen of pair"):
+        differences(one, Evaluation(swapped, one.rollouts))

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_safe.statistics import Estimate, clustered_mean, paired_difference
+from tests.lit_safe.coverage import coverage, worlds
 
 samples = st.lists(st.tuples(st.floats(-10, 10), st.integers(0, 5)), min_size=2, max_size=30)
 
@@ -60,7 +61,8 @@ def test_a_shift_of_every_sample_is_known_exactly_however_they_vary():
     difference = paired_difference(value + 0.25, value, np.arange(20) // 2)
     assert difference.mean == pytest.approx(0.25)
     assert difference.stderr == pytest.approx(0, abs=1e-12)
-    assert difference.verdict == "higher"
+    assert difference.verdict == "cannot be told"
+    assert all(map(math.isnan, difference.interval))
 
 
 def test_a_paired_difference_is_the_mean_of_differences():
@@ -111,3 +113,34 @@ def test_what_cannot_be_paired_or_weighted_is_refused():
         clustered_mean([1.0, 2.0], [0])
     with pytest.raises(ValueError, match="negative"):
         clustered_mean([1.0, 2.0], [0, 1], [1, -1])
+
+
+def test_a_share_of_none_or_all_has_an_interval_with_width():
+    low, high = clustered_mean(np.zeros(48), np.arange(48), share=True).interval
+    assert low == 0
+    assert high == pytest.approx(1 - 0.025 ** (1 / 48))  # Clopper & Pearson 1934, no hit of 48
+    assert clustered_mean(np.ones(48), np.arange(48), share=True).interval == pytest.approx((1 - high, 1))
+    repeated = clustered_mean(np.zeros(480), np.arange(480) // 10, share=True).interval
+    assert repeated[1] > 0.9 * high
+
+
+@pytest.mark.parametrize("change", [0.0, 1.0])
+def test_nothing_is_claimed_of_differences_that_do_not_vary(change):
+    shares = paired_difference(np.full(48, change), np.zeros(48), np.arange(48), share=True)
+    assert shares.interval[0] < shares.interval[1]
+    assert shares.verdict == "cannot be told"
+    assert paired_difference(np.full(48, change), np.zeros(48), np.arange(48)).verdict == "cannot be told"
+
+
+def test_a_side_without_weight_has_no_difference():
+    assert paired_difference([1.0, 2.0], [1.0, 2.0], [0, 1], [1, 1], [0, 0]).count == 0
+
+
+def test_a_share_outside_0_to_1_is_refused():
+    with pytest.raises(ValueError, match=r"values in \[0, 1\]"):
+        clustered_mean([0.0, 2.0], [0, 1], share=True)
+
+
+@pytest.mark.parametrize(("name", "truth", "world"), [w for w in worlds() if "300" not in w[0]])
+def test_every_interval_of_a_report_covers_the_truth(name, truth, world):
+    assert coverage(world, truth, 2000)[0] >= 0.93, name
