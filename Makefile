@@ -16,7 +16,7 @@ PYTHON_CHOSEN := $(if $(filter file,$(origin PYTHON)),,--python-chosen)
 DUAL := $(if $(filter c_dpo,$(OBJECTIVE)),--dual.lr 10)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup embedded quickstart oracle lint types test test-all test-peers lock release-check clean
+.PHONY: help setup embedded quickstart oracle lint types test test-all test-lowest test-newest test-peers lock release-check clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,12 @@ test: lint types ## ruff, mypy and the fast tests
 
 test-all: test embedded ## The same with the slow tests
 	$(BIN)/python -m pytest -q -m "slow and not peers and not gpu" --durations=10
+
+test-lowest: setup ## The fast tests with the lowest versions of pyproject's ranges, in a throw-away environment
+	$(BIN)/python requirements/versions.py lowest
+
+test-newest: setup ## The same with the newest versions
+	$(BIN)/python requirements/versions.py newest
 
 test-peers: embedded ## Compare with TRL in a throw-away environment
 	bash tests/peers/run.sh $(PYTHON)
