@@ -56,9 +56,9 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SafeCL
 
     def run(name: str, *words: str) -> SafeCLI:
         objective = CONFIGS / "objective" / "c_dpo.yaml"
-        line = f"fit -c {CONFIGS / 'base.yaml'} --data {data} --model.objective {objective} --trainer.accelerator cpu"
-        more = f"--model.optimizer.lr 1e-3 --trainer.max_epochs 2 --trainer.default_root_dir {tmp_path / name}"
-        monkeypatch.setattr("sys.argv", ["train.py", *line.split(), *more.split(), *words])
+        files = ["-c", str(CONFIGS / "base.yaml"), "--data", str(data), "--model.objective", str(objective)]
+        more = "--trainer.accelerator cpu --model.optimizer.lr 1e-3 --trainer.max_epochs 2 --trainer.default_root_dir"
+        monkeypatch.setattr("sys.argv", ["train.py", "fit", *files, *more.split(), str(tmp_path / name), *words])
         return main()
 
     return run
