@@ -71,8 +71,9 @@ def explain(step: str, output: str, index: str = "", requirements: str = "requir
             host = host_in(output, "the package index")
             return f"the certificate of {host} is not trusted ({step}). Next: PIP_CERT=/path/to/ca.pem make setup"
         if UNREACHED.search(output):
-            host = host_in(output, index.split("://")[-1].split("/")[0].split("@")[-1] or "pypi.org")
-            return f"{host} cannot be reached ({step}). Next: curl -I https://{host}, then make setup"
+            host = host_in(output, index.split("://")[-1].split("/")[0].split("@")[-1])
+            look = f"curl -I https://{host}" if host else "a look at the network"
+            return f"{host or 'the package index'} cannot be reached ({step}). Next: {look}, then make setup"
     wanted = unmatched or NO_MATCH.search(output) or WRONG_WHEEL.search(output)
     if wanted:
         return no_match(wanted.group(1).strip(), "")

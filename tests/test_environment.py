@@ -51,16 +51,16 @@ FAILURES = {  # what pip 23.2 and 25 print, shortened
         ("pypi.invalid cannot be reached", "curl -I https://pypi.invalid"),
     ),
     "a download that breaks off": (
-        "pip._vendor.urllib3.exceptions.ReadTimeoutError: HTTPSConnectionPool(host='files.pythonhosted.org', port=443)"
+        "pip._vendor.urllib3.exceptions.ReadTimeoutError: HTTPSConnectionPool(host='files.index.example', port=443)"
         ": Read timed out.",
-        ("files.pythonhosted.org cannot be reached",),
+        ("files.index.example cannot be reached",),
     ),
     "an authority that is not trusted": (
-        "Could not fetch URL https://pypi.org/simple/torch/: There was a problem confirming the ssl certificate: "
-        "HTTPSConnectionPool(host='pypi.org', port=443): Max retries exceeded (Caused by SSLError(SSLCertVerification"
+        "Could not fetch URL https://index.example/simple/torch/: There was a problem confirming the ssl certificate: "
+        "HTTPSConnectionPool(host='index.example', port=443): Max retries exceeded (Caused by SSLError(SSLCertVerification"
         "Error(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed')))\n"
         "ERROR: No matching distribution found for torch==2.13.0",
-        ("certificate of pypi.org is not trusted", "PIP_CERT="),
+        ("certificate of index.example is not trusted", "PIP_CERT="),
     ),
     "no such torch": (
         "ERROR: Could not find a version that satisfies the requirement torch==9.9 (from versions: 2.11.0, 2.13.0)\n"
