@@ -57,7 +57,7 @@ FAILURES = {  # what pip 23.2 and 25 print, shortened
     ),
     "an authority that is not trusted": (
         "Could not fetch URL https://index.example/simple/torch/: There was a problem confirming the ssl certificate: "
-        "HTTPSConnectionPool(host='index.example', port=443): Max retries exceeded (Caused by SSLError(SSLCertVerification"
+        "HTTPSConnectionPool(host='index.example', port=443): Max retries exceeded (SSLError(SSLCertVerification"
         "Error(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed')))\n"
         "ERROR: No matching distribution found for torch==2.13.0",
         ("certificate of index.example is not trusted", "PIP_CERT="),
