@@ -1,5 +1,5 @@
 # Not built by us: no image could be pulled where this project is tested. Checked by a linter alone.
-#   docker build -t lit-safe . && docker run --gpus all -v "$PWD/runs:/work/runs" lit-safe fit -c configs/base.yaml ...
+#   docker build -t lit-safe . && docker run --gpus all -v "$PWD/runs:/workspace/runs" lit-safe fit -c configs/base.yaml ...
 # The base image brings torch with its CUDA libraries and triton; TORCH=keep leaves them as they are.
 FROM pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime
 
@@ -11,7 +11,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && make setup TORCH=keep
 
-WORKDIR /work
+WORKDIR /workspace
 ENV PATH="/opt/lit_safe/.venv/bin:${PATH}"
 ENTRYPOINT ["lit-safe"]
 CMD ["--help"]
