@@ -406,15 +406,9 @@ def test_the_scripts_range_of_torch_is_that_of_pyproject(scripts):
 
 def test_make_passes_on_whether_a_python_was_chosen(checkout):
     def commands(*arguments):
-        environment = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "TORCH")}
-        return subprocess.run(
-            ["make", "-n", "setup", *arguments],
-            cwd=checkout,
-            env=environment,
-            capture_output=True,
-            encoding="utf-8",
-            check=True,
-        ).stdout
+        made = make(checkout, "-n", "setup", *arguments)
+        assert made.returncode == 0, made.stderr
+        return made.stdout
 
     assert "--python-chosen" not in commands()
     assert "--python-chosen" in commands("PYTHON=python3.12")
@@ -431,11 +425,21 @@ def test_a_target_that_needs_the_environment_is_not_made_again_while_it_is_kept(
     os.utime(checkout / "requirements" / "embedded.txt", (1, 1))
     os.utime(marker, (2, 2))
     os.utime(embedded, (3, 3))
-    make = ["make", "embedded", "PYTHON=true"]
-    kept = subprocess.run(make, cwd=checkout, capture_output=True, encoding="utf-8")
+    kept = make(checkout, "embedded", "PYTHON=true")
     assert (kept.returncode, kept.stdout) == (0, "")
     os.utime(marker, (4, 4))
-    assert subprocess.run(make, cwd=checkout, capture_output=True, encoding="utf-8").returncode
+    assert make(checkout, "embedded", "PYTHON=true").returncode
+
+
+def make(checkout, *arguments):
+    """Run ``make`` as a user does from a shell, even where ``make test`` runs these tests.
+
+    A ``make`` below another one reads the other's flags and variables and prints the folders that it enters and leaves.
+    """
+    inherited = {"MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MAKE_TERMOUT", "MAKE_TERMERR", "PYTHON", "TORCH"}
+    environment = {name: value for name, value in os.environ.items() if name not in inherited}
+    command = ["make", *arguments]
+    return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, encoding="utf-8")
 
 
 def run(checkout, *arguments, python=sys.executable):
