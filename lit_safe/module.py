@@ -93,6 +93,7 @@ class PreferenceAlignment(StepModule):
 
     def setup(self, stage: str) -> None:
         """Take the pairs that the objective never trains on out of the training data, before steps are counted."""
+        super().setup(stage)
         if stage == "fit" and isinstance(self.objective, Selective):
             self.trainer.datamodule.select(self.objective.keeps)  # type: ignore[attr-defined]
 

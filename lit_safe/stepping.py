@@ -76,6 +76,17 @@ class StepModule(LightningModule):
                 )
         return []
 
+    def setup(self, stage: str) -> None:
+        """Let the policy stop where the data's responses end."""
+        self.take_stop_tokens(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def take_stop_tokens(self, data: Any) -> None:
+        """Let the policy stop where the responses of ``data`` end, whatever its own tokenizer calls the end.
+
+        Every command that runs a policy calls it after ``data.setup``; checkpoints and exports keep these tokens.
+        """
+        self.pair.stop_at(data.stop_ids)
+
     def configure_model(self) -> None:
         """Load policy and reference, once."""
         self.pair.load()

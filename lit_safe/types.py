@@ -259,6 +259,15 @@ class PairModel(Protocol):
         reference answer instead of the policy.
         """
 
+    def stop_at(self, ids: Iterable[int]) -> None:
+        """End responses at these tokens too, which the data's chat template puts after an answer; kept in the state."""
+
+    def stop_tokens(self) -> frozenset[int]:
+        """Every token that ends a response: ``stop_at``'s, the generation config's, the tokenizer's end of sequence.
+
+        A response is complete if one of them is its last token.
+        """
+
     def facts(self) -> ModelFacts:
         """What a report names of this pair."""
 

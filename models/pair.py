@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, get_args
 
@@ -21,7 +21,7 @@ from lit_safe.types import MemoryEstimate, ModelFacts, ModelLimits, PackedSequen
 from models.adaptation import Adaptation, Full
 from models.backbone import Backbone, Layout, no_dropout
 from models.digest import digest
-from models.export import save_pretrained
+from models.export import eos_ids, save_pretrained
 from models.memory import memory_estimate
 from models.reference import FrozenCopy, OpenReference, Reference
 from models.response_tree import tree_logp
@@ -78,6 +78,7 @@ class PolicyReference(nn.Module):
         self._open_reference: OpenReference | None = None
         self._tokenizer: transformers.PreTrainedTokenizerBase | None = None
         self._fingerprint = ""
+        self._data_stops: frozenset[int] = frozenset()
 
     @property
     def layout(self) -> Layout:
@@ -196,8 +197,21 @@ class PolicyReference(nn.Module):
         """Sample a response to each prompt, from the policy or the reference; see ``models.sampling.generate``."""
         policy, open_reference = self._both()
         with open_reference() if reference else nullcontext(policy) as backbone, backbone.computing():
-            model = backbone.causal_lm
-            return generate(model, prompts, uniforms, temperature=temperature, stop_ids=self._stop_ids(model))
+            stop_ids = sorted(self.stop_tokens())
+            return generate(backbone.causal_lm, prompts, uniforms, temperature=temperature, stop_ids=stop_ids)
+
+    def stop_at(self, ids: Iterable[int]) -> None:
+        """End responses at these tokens too: those that the data's chat template puts after an answer.
+
+        They are kept in the state, so that a checkpoint's policy stops there without its data.
+        """
+        self._data_stops |= frozenset(ids)
+
+    def stop_tokens(self) -> frozenset[int]:
+        """Every token that ends a response: ``stop_at``'s, the generation config's, the tokenizer's end of sequence."""
+        end = self.load_tokenizer().eos_token_id
+        own = eos_ids(self._both()[0].causal_lm.generation_config)
+        return self._data_stops | own | ({end} if end is not None else set())
 
     def facts(self) -> ModelFacts:
         """What a report names of this pair."""
@@ -216,7 +230,8 @@ class PolicyReference(nn.Module):
 
     def save_pretrained(self, folder: str, *, adapter_only: bool = False) -> None:
         """Write the policy as a Hugging Face folder (safetensors), merged, or its adapter alone."""
-        save_pretrained(self._both()[0], self.load_tokenizer(), folder, adapter_only=adapter_only)
+        stop_ids = self.stop_tokens()
+        save_pretrained(self._both()[0], self.load_tokenizer(), folder, adapter_only=adapter_only, stop_ids=stop_ids)
 
     def memory_estimate(self, tokens: int, scored: int) -> MemoryEstimate:
         """Bytes of a training step with ``tokens`` in a micro-batch, ``scored`` of them in responses."""
@@ -245,8 +260,8 @@ class PolicyReference(nn.Module):
         positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
         return ModelLimits(lm.get_input_embeddings().weight.shape[0], positions)
 
-    def get_extra_state(self) -> dict[str, str]:
-        return {"base_fingerprint": self._fingerprint}
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"base_fingerprint": self._fingerprint, "stop_ids": sorted(self._data_stops)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         if state["base_fingerprint"] != self.base_fingerprint():
@@ -254,18 +269,12 @@ class PolicyReference(nn.Module):
                 f"this checkpoint was trained from other weights than {self.source.describe()} holds now: "
                 f"fingerprint {state['base_fingerprint']}, here {self._fingerprint}"
             )
+        self.stop_at(state.get("stop_ids", ()))  # which checkpoints of an earlier version lack
 
     def _both(self) -> tuple[Backbone, OpenReference]:
         if self.policy is None or self._open_reference is None:
             raise RuntimeError("the pair is not loaded: call load() (a LightningModule's configure_model does)")
         return self.policy, self._open_reference
-
-    def _stop_ids(self, model: transformers.PreTrainedModel) -> list[int]:
-        """Stop tokens of the generation config, and the tokenizer's end of sequence."""
-        named = model.generation_config.eos_token_id if model.generation_config is not None else None
-        ids = [] if named is None else [named] if isinstance(named, int) else list(named)
-        end = self.load_tokenizer().eos_token_id
-        return sorted({*ids, *([] if end is None else [end])})
 
 
 def _support(policy: Backbone, reference: Backbone, mine_RD: Tensor, theirs_RD: Tensor, floor: float) -> Tensor:

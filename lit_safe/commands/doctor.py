@@ -55,6 +55,7 @@ def doctor(
     module.to(place)
     module.train()
     data.setup("fit")
+    module.take_stop_tokens(data)
     with run_precision(module):
         return _examine(module, data, trainer, place, pairs, tolerance)
 

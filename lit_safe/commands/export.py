@@ -49,6 +49,7 @@ def export(
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{out} exists and is not empty")
     data.setup("validate")  # first: a fault of the data leaves no folder, and the data may set the chat template
+    module.take_stop_tokens(data)
     module.configure_model()
     module.eval()  # an adapter's dropout would score the checkpoint's log-probs at random
     checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)

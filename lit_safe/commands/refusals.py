@@ -63,6 +63,7 @@ def refusals(
         ValueError: If the file lacks a column, or no prompt of it has the values of ``keep``.
     """
     data.setup("validate")
+    module.take_stop_tokens(data)
     texts = _asked(Path(prompts), keep or {"label": "safe"})
     chosen = [data.ask(text) for text in texts]
     known = [prompt.prompt_id for prompt, seen in zip(chosen, data.trained_on(texts), strict=True) if seen]

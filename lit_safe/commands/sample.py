@@ -59,13 +59,14 @@ def sample(
     if ckpt_path is not None:
         module.load_state_dict(torch.load(ckpt_path, map_location="cpu", weights_only=True)["state_dict"])
     data.setup("validate")
+    module.take_stop_tokens(data)
     prompts: list[Prompt] = data.prompts(split)
     log.info("%d prompts of the %s split, %d responses each", len(prompts), split, samples_per_prompt)
     jobs = [(prompt, number) for prompt in prompts for number in range(samples_per_prompt)]
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    cut = 0
+    cut, stops = 0, module.pair.stop_tokens()
     with partial.open("w", encoding="utf-8") as file, quiet(module, hash64("sample-pass", seed)):
         for start in progress(range(0, len(jobs), batch_size), "batch of responses"):
             batch = jobs[start : start + batch_size]
@@ -74,7 +75,7 @@ def sample(
             )
             responses = module.pair.generate([prompt.ids for prompt, _ in batch], uniform, temperature)
             for (prompt, number), ids in zip(batch, responses, strict=True):
-                complete = ids[-1] in data.stop_ids
+                complete = ids[-1] in stops
                 cut += not complete
                 line = {"prompt": prompt.text, "response": data.decode(ids), "sample": number, "complete": complete}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -79,6 +79,11 @@ class Table(nn.Module):
         cdf_nK = chance_PK[[prompt[0] for prompt in prompts]].cumsum(-1)
         return [[P + min(int((c < u).sum()), K - 1)] for c, u in zip(cdf_nK, uniforms[:, 0], strict=True)]
 
+    def stop_at(self, ids: Any) -> None: ...
+
+    def stop_tokens(self) -> frozenset[int]:
+        return frozenset(range(P, P + K))
+
     def expected(self, value_PK: Tensor) -> float:
         """The mean over prompts of a response's value under the policy."""
         return float((self.logit_PK.detach().double().softmax(-1) * value_PK).sum(-1).mean())
@@ -141,6 +146,7 @@ class Toy(LightningDataModule):
     """``steps`` times all pairs an epoch."""
 
     responses_from = frozenset({"reference"})
+    stop_ids = frozenset(range(P, P + K))  # a response is one token
 
     def __init__(self, steps: int = 4, costs_PKC: Tensor = COST, constraints: tuple[str, ...] = ("harm",)) -> None:
         super().__init__()

@@ -76,6 +76,9 @@ class Bigram(nn.Module):
     def load(self) -> None:
         pass
 
+    def stop_at(self, ids: object) -> None:
+        pass
+
     def policy_logp(self, sequences: PackedSequences) -> Tensor:
         if torch.is_grad_enabled():
             self.places.pass_by("micro_batch")
@@ -99,6 +102,7 @@ class Pairs(LightningDataModule):
     """ROWS made-up pairs in steps of four, two micro-batches each; the last step of an epoch has two."""
 
     constraints = ("cost",)
+    stop_ids = frozenset[int]()
 
     def require(self, needs: object) -> None:
         pass
