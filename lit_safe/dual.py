@@ -19,8 +19,8 @@ from torch import Tensor
 
 from lit_safe.averaging import IterateAverage
 from lit_safe.costs import Checkable, CostEstimator
-from lit_safe.costs.quiet import gather
 from lit_safe.module import PreferenceAlignment
+from lit_safe.ranks import gather
 from lit_safe.schedules import Constant, Schedule
 from lit_safe.types import CostEstimate, ScoredResponse
 

@@ -9,15 +9,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from lit_safe.costs.quiet import device_of, quiet, rank_and_world
 from lit_safe.hashing import hash64
 from lit_safe.held_out import Columns, Evaluated, HeldOut, Measure
 from lit_safe.metrics import better
 from lit_safe.progress import progress
+from lit_safe.quiet import device_of, quiet
+from lit_safe.ranks import gather, rank_and_world
 from lit_safe.rollouts import ROLLOUT_IDS, choose_jobs, completed, roll_out, rollout_measures
 from lit_safe.statistics import Estimate, clustered_mean, paired_difference
 from lit_safe.types import CostFunction, PackedBatch, Pair, Scored, ScoredResponse
@@ -195,7 +195,7 @@ def _score_pairs(
             break
     if not rows:
         raise ValueError("the val split has no pairs")
-    table = _gather(torch.cat(rows), device)
+    table = gather(torch.cat(rows), device)
     table = table[table[:, -1] == 1][:, :-1]
     ids, values = table[:, : len(PAIR_IDS)], table[:, len(PAIR_IDS) :].contiguous().view(torch.float64)
     order = ids[:, 0].argsort(stable=True)
@@ -228,17 +228,6 @@ def _pair_rows(batch: PackedBatch, policy: Pair, logratio: Pair, scored: Scored)
     as_bits = torch.stack([value.cpu().double() for value in values], dim=-1).view(torch.int64)
     ids = torch.stack([batch.pair_id, batch.prompt_id], dim=-1).cpu()
     return torch.cat([ids, as_bits, batch.present.cpu().long()[:, None]], dim=-1)
-
-
-def _gather(rows: Tensor, device: torch.device) -> Tensor:
-    """The rows [n, K] of all ranks, each of which brings as many."""
-    _, world = rank_and_world()
-    if world == 1:
-        return rows
-    own = rows.to(device)
-    parts = [torch.empty_like(own) for _ in range(world)]
-    dist.all_gather(parts, own)
-    return torch.cat(parts).cpu()
 
 
 def _shared(one: Columns, other: Columns, ids: Sequence[str]) -> tuple[Columns, Columns]:

@@ -13,9 +13,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from lit_safe.anchors import Anchor
-from lit_safe.costs.quiet import quiet
 from lit_safe.metrics import PAIR_NAMES, pair_quantities
 from lit_safe.precision import compute_dtype
+from lit_safe.quiet import quiet
 from lit_safe.reference_cache import ReferenceCache
 from lit_safe.schedules import Constant, Schedule
 from lit_safe.stepping import StepModule

@@ -69,10 +69,21 @@ def check_trainable(parameters: Iterable[tuple[str, Tensor]], allowed: str) -> N
             )
 
 
-def run_precision(module: Any) -> AbstractContextManager[Any]:
-    """The precision that the trainer of ``module`` gives to training steps; nothing where there is no trainer."""
+def run_precision(module: Any, device: torch.device | None = None) -> AbstractContextManager[Any]:
+    """The precision that the trainer of ``module`` gives to training steps; nothing where there is no trainer.
+
+    Args:
+        module: A LightningModule, or anything else.
+        device: Where it runs, if that may be another kind of device than the trainer's.
+    """
     trainer = getattr(module, "_trainer", None)  # the public name raises where there is none
-    return nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
+    if trainer is None:
+        return nullcontext()
+    plugin = trainer.precision_plugin
+    if device is not None and getattr(plugin, "device", device.type) != device.type:
+        return torch.autocast(device.type, torch.bfloat16, enabled=plugin.precision == "bf16-mixed")
+    context: AbstractContextManager[Any] = plugin.forward_context()
+    return context
 
 
 def compute_dtype(device: torch.device) -> str:

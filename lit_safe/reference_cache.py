@@ -14,8 +14,9 @@ from filelock import FileLock
 from lightning.fabric.utilities import move_data_to_device
 
 from lit_safe.costs import Aligned
-from lit_safe.costs.quiet import device_of, gather, of_first_rank, quiet, rank_and_world
 from lit_safe.progress import progress
+from lit_safe.quiet import quiet
+from lit_safe.ranks import failing_together, gather, of_first_rank, rank_and_world
 from lit_safe.sequences import select_sequences
 from lit_safe.types import PackedBatch, PackedSequences, Pair
 
@@ -33,7 +34,8 @@ class ReferenceCache:
 
     def load(self, path: Path) -> None:
         """Know what an earlier run has stored, if it has."""
-        self._known.update(_read(path))
+        with failing_together():
+            self._known.update(_read(path))
         if len(self):
             log.info("reference log-probs of %s responses found in %s", f"{len(self):,}", path)
 
@@ -43,19 +45,19 @@ class ReferenceCache:
         What the file holds already is never replaced, and wins over what was scored here: log-probs carry the rounding
         of the batch that they were scored in, and a run must resume on those it trained on, and like others beside it.
         """
-        if rank_and_world()[0] == 0:
-            stored = _read(path)
-            if self._known.keys() - stored.keys():
-                with _alone(path):
-                    stored = _read(path)  # others may have written while this run scored, or waited
-                    _write(path, {**self._known, **stored})
-            self._known.update(stored)
-        self._known = of_first_rank(self._known)
+        with failing_together():
+            if rank_and_world()[0] == 0:
+                stored = _read(path)
+                if self._known.keys() - stored.keys():
+                    with _alone(path):
+                        stored = _read(path)  # others may have written while this run scored, or waited
+                        _write(path, {**self._known, **stored})
+                self._known.update(stored)
+            self._known = of_first_rank(self._known)
 
     def fill(self, module: Aligned, batches: Iterable[PackedBatch]) -> None:
         """Score every sequence of ``batches`` that is new; each rank brings as many batches of as many pairs."""
-        device = device_of(module)
-        with quiet(module, seed=0):
+        with quiet(module, seed=0) as device:
             for batch in progress(batches, "reference log-probs, batch"):
                 keys = _keys(batch.sequences)
                 new = {key: n for n, key in enumerate(keys) if key not in self._known}

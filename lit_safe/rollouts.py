@@ -10,10 +10,11 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from lit_safe.costs.quiet import device_of, merge, rank_and_world
 from lit_safe.hashing import hash64, uniforms
 from lit_safe.held_out import Columns, Evaluated, HeldOut, Measure
 from lit_safe.progress import progress
+from lit_safe.quiet import device_of
+from lit_safe.ranks import merge, rank_and_world
 from lit_safe.sequences import pack_sequences
 from lit_safe.types import CostFunction, Prompt, ScoredResponse
 

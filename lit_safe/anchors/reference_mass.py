@@ -14,9 +14,10 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from lit_safe.anchors import Anchor
-from lit_safe.costs.quiet import device_of, quiet, rank_and_world
 from lit_safe.hashing import hash64, uniforms
 from lit_safe.progress import progress
+from lit_safe.quiet import device_of, quiet
+from lit_safe.ranks import rank_and_world
 from lit_safe.sequences import pack_sequences
 from lit_safe.types import Prompt
 

@@ -12,9 +12,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lit_safe.costs.quiet import quiet
 from lit_safe.hashing import hash64
 from lit_safe.held_out import Columns
+from lit_safe.quiet import quiet
 from lit_safe.rollouts import roll_out
 from lit_safe.statistics import Estimate, clustered_mean, paired_difference
 from lit_safe.stepping import StepModule

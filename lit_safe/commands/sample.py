@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import torch
 
-from lit_safe.costs.quiet import quiet
 from lit_safe.hashing import hash64, uniforms
 from lit_safe.progress import progress
+from lit_safe.quiet import quiet
 from lit_safe.stepping import StepModule
 from lit_safe.types import Prompt
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lit_safe.costs import Aligned, HeldOut
 from lit_safe.costs.mean import mean_cost
-from lit_safe.costs.quiet import device_of, gather, quiet, rank_and_world
 from lit_safe.hashing import hash64
+from lit_safe.quiet import quiet
+from lit_safe.ranks import gather, rank_and_world
 from lit_safe.types import CostEstimate, PackedBatch
 
 
@@ -45,14 +46,14 @@ class ImportanceCost:
                 f"importance weights need responses of the reference itself, and the dual split has responses from "
                 f"{sorted(data.responses_from)}: the weights would correct for the wrong distribution. Use rollout"
             )
-        device = device_of(module)
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        with quiet(module, hash64("importance-pass", rank_and_world()[0])):
+        with quiet(module, hash64("importance-pass", rank_and_world()[0])) as device:
             for batch in data.dual_pairs():
                 parts.append(self._rows(module, batch, device))
-        if not parts:
-            raise ValueError("the dual split has no pairs: add data")
-        logratio_n, cost, prompt_n, present_n = (gather(torch.cat(part), device) for part in zip(*parts, strict=True))
+            if not parts:
+                raise ValueError("the dual split has no pairs: add data")
+            columns = [gather(torch.cat(part), device) for part in zip(*parts, strict=True)]
+        logratio_n, cost, prompt_n, present_n = columns
         present_n = present_n.bool()  # gathered as numbers
         logratio_n, cost, prompt_n = logratio_n[present_n], cost[present_n], prompt_n[present_n]
         weight_n = (logratio_n - logratio_n.logsumexp(0)).exp()

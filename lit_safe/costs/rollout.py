@@ -6,8 +6,9 @@ from torch import Tensor
 
 from lit_safe.costs import Aligned, HeldOut
 from lit_safe.costs.mean import mean_cost
-from lit_safe.costs.quiet import device_of, merge, quiet, rank_and_world
 from lit_safe.hashing import hash64, uniforms
+from lit_safe.quiet import device_of, quiet
+from lit_safe.ranks import merge, rank_and_world
 from lit_safe.rng import isolated
 from lit_safe.sequences import pack_sequences
 from lit_safe.types import IGNORE, CostEstimate, CostFunction, Prompt, ScoredResponse

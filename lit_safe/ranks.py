@@ -1,0 +1,132 @@
+"""How ranks share a pass: who takes what, how results meet, and that an error on one rank ends all of them."""
+
+import builtins
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+KNOWN = "known_to_all_ranks"  # a mark on an error that every rank has
+
+
+class Failure(NamedTuple):
+    """An error as other ranks hear of it: the nearest built-in kind, and its text."""
+
+    kind: str
+    text: str
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process and how many there are; (0, 1) outside a distributed run."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """An error inside ends the block on every rank: the others raise it where they next meet, or at the block's end.
+
+    Every rank enters the block, and ranks meet inside it by the functions of this file alone.
+
+    Raises:
+        Exception: The error of another rank, of the same built-in kind (``RuntimeError`` where it has none), with the
+            number of that rank.
+    """
+    try:
+        yield
+    except Exception as error:
+        if KNOWN not in vars(error):
+            vars(error)[KNOWN] = True
+            try:
+                _meet(_failure(error))
+            except Exception as other:  # ranks that are gone, or failed too, do not hide this rank's own error
+                error.add_note(f"another rank: {other}")
+        raise
+    _meet()
+
+
+def gather(rows: Tensor, device: torch.device) -> Tensor:
+    """The rows [n, ...] of all ranks, rank by rank, alike everywhere; each rank brings as many.
+
+    Raises:
+        Exception: What another rank raised since they last met, inside ``failing_together``.
+    """
+    world = rank_and_world()[1]
+    if world == 1:
+        return rows
+    _meet()
+    own = rows.to(device)
+    parts = [torch.empty_like(own) for _ in range(world)]
+    dist.all_gather(parts, own)
+    return torch.cat(parts).to(rows.device)
+
+
+def of_first_rank(value: T) -> T:
+    """What the first rank brings, on every rank. Errors as in ``gather``."""
+    if rank_and_world()[1] == 1:
+        return value
+    _meet()
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def merge(rows: Tensor, device: torch.device) -> Tensor:
+    """Rows that ranks filled in turn, zero where another rank's turn was: all of them, alike to the bit everywhere.
+
+    Errors as in ``gather``.
+    """
+    if rank_and_world()[1] == 1:
+        return rows
+    _meet()
+    shared = rows.to(device)
+    dist.all_reduce(shared)
+    return shared.to(rows.device)
+
+
+def _meet(failure: Failure | None = None) -> None:
+    """Wait for the other ranks, and raise what one of them failed with."""
+    rank, world = rank_and_world()
+    if world == 1:
+        return
+    failed = torch.tensor(int(failure is not None), device=_meeting_place())
+    dist.all_reduce(failed, op=dist.ReduceOp.MAX)
+    if not int(failed):
+        return
+    failures: list[Failure | None] = [None] * world
+    dist.all_gather_object(failures, failure)
+    first = next((r, found) for r, found in enumerate(failures) if found is not None and (r != rank or failure is None))
+    error = _error(*first)
+    vars(error)[KNOWN] = True
+    raise error
+
+
+def _failure(error: Exception) -> Failure:
+    kind = next(base.__name__ for base in type(error).__mro__ if base.__module__ == "builtins")
+    if kind == "Exception":
+        return Failure("RuntimeError", f"{type(error).__name__}: {error}")
+    return Failure(kind, str(error))
+
+
+def _error(rank: int, failure: Failure) -> Exception:
+    text = f"{failure.text} (on rank {rank})"
+    try:
+        error: Exception = getattr(builtins, failure.kind)(text)
+    except TypeError:  # some kinds, such as UnicodeDecodeError, are made of more than a text
+        error = RuntimeError(f"{failure.kind}: {text}")
+    return error
+
+
+def _meeting_place() -> torch.device:
+    """Where this process group takes tensors."""
+    if "gloo" in str(dist.get_backend()) or not torch.accelerator.is_available():
+        return torch.device("cpu")
+    kind = torch.accelerator.current_accelerator()
+    assert kind is not None
+    return torch.device(kind.type, torch.accelerator.current_device_index())

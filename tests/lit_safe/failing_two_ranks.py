@@ -1,0 +1,112 @@
+"""One rank of two, one of which fails: python failing_two_ranks.py <rank> <file to meet at> <out>."""
+
+import json
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lit_safe.costs.rollout import RolloutCost
+from lit_safe.evaluation import evaluate
+from lit_safe.quiet import quiet
+from lit_safe.ranks import failing_together, gather, merge, of_first_rank, rank_and_world
+from lit_safe.reference_cache import ReferenceCache
+from tests.lit_safe.dual_world import P, Table, TableCost, Toy
+from tests.lit_safe.held_out_world import HeldOut, module
+
+CPU = torch.device("cpu")
+
+
+class NoText(Exception):
+    """A user's own kind of error, made of two things."""
+
+    def __init__(self, row: int, column: str) -> None:
+        super().__init__(f"row {row} has no {column}")
+
+
+def on_rank(rank: int, error: Exception) -> None:
+    if rank_and_world()[0] == rank:
+        raise error
+
+
+def before_they_meet() -> None:
+    with failing_together():
+        on_rank(1, ValueError("row 7 is wrong"))
+        gather(torch.ones(1), CPU)
+
+
+def after_they_met() -> None:
+    with quiet(SimpleNamespace(pair=Table()), seed=0):
+        gather(torch.ones(1), CPU)
+        on_rank(0, FileNotFoundError("no scorer"))
+
+
+def inside_two_blocks() -> None:
+    with failing_together():
+        with quiet(SimpleNamespace(pair=Table()), seed=0):
+            on_rank(1, ValueError("inner"))
+            merge(torch.ones(1), CPU)
+        gather(torch.ones(1), CPU)
+
+
+def a_kind_of_ones_own() -> None:
+    with failing_together():
+        on_rank(0, NoText(3, "prompt"))
+        of_first_rank(1)
+
+
+def both() -> None:
+    with failing_together():
+        raise ValueError(f"mine, {rank_and_world()[0]}")
+
+
+class FailsOnRankOne(TableCost):
+    def __call__(self, prompts: list[str], responses: list[str]) -> Any:
+        on_rank(1, OSError("the scorer's file is gone"))
+        return super().__call__(prompts, responses)
+
+
+def rollouts() -> None:
+    RolloutCost(FailsOnRankOne(), batch_size=1)(SimpleNamespace(pair=Table()), Toy(), seed=0, epoch=0)
+
+
+def evaluation() -> None:
+    evaluate(module(), HeldOut(), cost=FailsOnRankOne(), prompts=P, batch_size=1)
+
+
+def reference_cache(folder: Path) -> Callable[[], None]:
+    def write() -> None:
+        cache = ReferenceCache()
+        cache._known = {1: 2.0}
+        cache.save(folder / "a file" / "cache.npz")  # only the first rank writes
+
+    return write
+
+
+def outcome(case: Callable[[], None]) -> str:
+    try:
+        case()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+if __name__ == "__main__":
+    rank, meeting, out = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+    torch.set_num_threads(1)
+    wait = timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=2, timeout=wait)
+    if rank == 0:
+        (out / "a file").write_text("in the way of a folder", encoding="utf-8")
+    cases = (before_they_meet, after_they_met, inside_two_blocks, a_kind_of_ones_own, both, rollouts, evaluation)
+    found = {case.__name__: outcome(case) for case in cases}
+    found["reference_cache"] = outcome(reference_cache(out))
+    with failing_together():
+        found["afterwards"] = str(gather(torch.tensor([rank]), CPU).tolist())
+    (out / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    dist.destroy_process_group()

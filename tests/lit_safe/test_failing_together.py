@@ -1,0 +1,67 @@
+"""An error on one rank ends all ranks with that error: none waits for a rank that has gone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_safe.ranks import failing_together
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """How each case ended, by rank."""
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(HERE / "failing_two_ranks.py")]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(folder / "meeting"), str(folder)], env=environment)
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("case", "failing", "expected"),
+    [
+        ("before_they_meet", 1, "ValueError: row 7 is wrong"),
+        ("after_they_met", 0, "FileNotFoundError: no scorer"),
+        ("inside_two_blocks", 1, "ValueError: inner"),
+        ("rollouts", 1, "OSError: the scorer's file is gone"),
+        ("evaluation", 1, "OSError: the scorer's file is gone"),
+    ],
+)
+def test_the_other_rank_ends_with_the_same_error(
+    ends: list[dict[str, str]], case: str, failing: int, expected: str
+) -> None:
+    assert ends[failing][case] == expected
+    assert ends[1 - failing][case] == f"{expected} (on rank {failing})"
+
+
+def test_a_file_that_only_the_first_rank_writes_fails_on_both(ends: list[dict[str, str]]) -> None:
+    assert "a file" in ends[0]["reference_cache"]
+    assert ends[1]["reference_cache"].endswith("(on rank 0)")
+
+
+def test_an_error_of_ones_own_kind_is_named_on_the_other_rank(ends: list[dict[str, str]]) -> None:
+    assert ends[0]["a_kind_of_ones_own"] == "NoText: row 3 has no prompt"
+    assert ends[1]["a_kind_of_ones_own"] == "RuntimeError: NoText: row 3 has no prompt (on rank 0)"
+
+
+def test_each_rank_keeps_its_own_error(ends: list[dict[str, str]]) -> None:
+    assert [end["both"] for end in ends] == ["ValueError: mine, 0", "ValueError: mine, 1"]
+
+
+def test_ranks_still_meet_after_an_error_that_was_caught(ends: list[dict[str, str]]) -> None:
+    assert [end["afterwards"] for end in ends] == ["[0, 1]", "[0, 1]"]
+
+
+def test_one_process_alone_raises_as_ever() -> None:
+    with pytest.raises(KeyError, match="x"), failing_together():
+        raise KeyError("x")
