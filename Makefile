@@ -16,7 +16,7 @@ PYTHON_CHOSEN := $(if $(filter file,$(origin PYTHON)),,--python-chosen)
 DUAL := $(if $(filter c_dpo,$(OBJECTIVE)),--dual.lr 10)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup embedded quickstart oracle lint types test test-all test-lowest test-newest test-peers lock release-check clean
+.PHONY: help setup embedded quickstart oracle lint types test test-all test-lowest test-newest test-peers lock wheel release-check clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,30 +38,34 @@ quickstart: embedded ## Train SmolLM2-135M on human-scored pairs and report befo
 oracle: setup ## Train every objective in a world whose optimum is known, and report (OBJECTIVES=, ANCHORS=, SEEDS= add to it)
 	$(BIN)/python -m data.oracle.run --seeds $(SEEDS) --anchors $(ANCHORS) $(if $(OBJECTIVES),--objectives $(OBJECTIVES))
 
-lint: setup ## ruff
+lint: setup ## ruff, and hadolint on the Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
 
 types: setup ## mypy
 	$(BIN)/mypy
 
-test: lint types ## ruff, mypy and the fast tests
+test: lint types ## ruff, hadolint, mypy and the fast tests
 	$(BIN)/python -m pytest -q
 
 test-all: test embedded ## The same with the slow tests
 	$(BIN)/python -m pytest -q -m "slow and not peers and not gpu" --durations=10
 
-test-lowest: setup ## The fast tests with the lowest versions of pyproject's ranges, in a throw-away environment
-	$(BIN)/python requirements/versions.py lowest
+test-lowest: setup ## The fast tests with the lowest versions of pyproject's ranges, in a throw-away environment (SLICE=--slice: some)
+	$(BIN)/python requirements/versions.py lowest $(SLICE)
 
 test-newest: setup ## The same with the newest versions
-	$(BIN)/python requirements/versions.py newest
+	$(BIN)/python requirements/versions.py newest $(SLICE)
 
 test-peers: embedded ## Compare with TRL in a throw-away environment
 	bash tests/peers/run.sh $(PYTHON)
 
 lock: setup ## Write requirements/lock.txt and triton.txt anew from pyproject's ranges, for every Python and platform
 	$(BIN)/python requirements/lock.py
+
+wheel: setup ## Build the sdist and the wheel into dist/
+	$(BIN)/python -m build --no-isolation --outdir dist .
 
 release-check: setup ## Build sdist and wheel, check them, and use the wheel in a fresh environment from an empty folder
 	$(BIN)/python requirements/release.py

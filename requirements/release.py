@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("models", "data", "ops", "configs")
+SDIST_TESTS = ("tests/test_architecture.py", "tests/test_configs.py", "tests/lit_safe/test_installation.py")
 
 
 def main() -> None:
@@ -33,6 +34,7 @@ def main() -> None:
         check_sdist(sdist)
         print("ok: the wheel holds the package alone, the sdist holds the tests", flush=True)
         python = install(wheel, folder / "environment")
+        test_sdist(sdist, folder, python)
         _run("use the wheel from an empty folder", str(ROOT / "tests" / "installed" / "tiny_run.py"), str(python))
 
 
@@ -87,6 +89,14 @@ def install(wheel: Path, environment: Path) -> Path:
     return python
 
 
+def test_sdist(sdist: Path, folder: Path, python: Path) -> None:
+    """The sdist runs its own tests, away from the checkout: here those of structure, configs and installation."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    unpacked = folder / sdist.name.removesuffix(".tar.gz")
+    _run("run tests of the unpacked sdist", "-m", "pytest", "-q", *SDIST_TESTS, python=python, cwd=unpacked)
+
+
 def _tracked(*folders: str) -> set[str]:
     command = ["git", "-C", str(ROOT), "ls-files", "-z", *folders]
     return {
@@ -96,8 +106,9 @@ def _tracked(*folders: str) -> set[str]:
     }
 
 
-def _run(what: str, *words: str, python: Path | None = None) -> None:
-    done = subprocess.run([python or sys.executable, *words], capture_output=True, encoding="utf-8", check=False)
+def _run(what: str, *words: str, python: Path | None = None, cwd: Path | None = None) -> None:
+    command = [python or sys.executable, *words]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, encoding="utf-8", check=False)
     if done.returncode:
         sys.exit(f"{done.stdout}\n{done.stderr}\nrelease-check: could not {what}")
     print(f"ok: {what}", flush=True)

@@ -14,10 +14,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.markers import Marker
 
 CHECKOUT = Path(__file__).parents[1]
 SCRIPTS = CHECKOUT / "requirements"
-PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+TOML = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = TOML["project"]
 BACKEND = """
 import zipfile
 
@@ -398,6 +400,21 @@ def test_two_set_ups_at_once_are_refused(scripts):
 )
 def test_the_kept_torch_is_compared_with_pyprojects_range(scripts, version, wanted, met):
     assert scripts.environment.in_range(version, wanted) is met
+
+
+def test_the_scripts_platforms_and_pythons_are_those_that_the_lock_is_resolved_for(scripts):
+    def allows(python, place):
+        system, machine = place.split()
+        here = {"python_full_version": f"{python}.0", "sys_platform": system, "platform_machine": machine}
+        return any(Marker(text).evaluate(here) for text in TOML["tool"]["uv"]["environments"])
+
+    systems, machines = ("linux", "darwin", "win32"), ("x86_64", "aarch64", "arm64", "AMD64", "ppc64le")
+    places = {f"{system} {machine}" for system in systems for machine in machines}
+    assert {place for place in places if allows("3.12", place)} == set(scripts.environment.PLATFORMS)
+    newest = scripts.environment.NEWEST
+    assert allows(scripts.environment.dotted(newest), scripts.environment.PLATFORMS[0])
+    assert not allows(f"3.{newest[1] + 1}", scripts.environment.PLATFORMS[0])
+    assert PROJECT["requires-python"] == f">={scripts.environment.dotted(scripts.environment.OLDEST)}"
 
 
 def test_the_scripts_range_of_torch_is_that_of_pyproject(scripts):

@@ -4,6 +4,7 @@ Letters: T positions, G of them with a gradient, R rows of one block of them, D 
 one slab of it.
 """
 
+import functools
 import importlib.util
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -66,6 +67,21 @@ def unsupported(hidden_TD: Tensor, weight_VD: Tensor) -> str | None:
         return f"its tensor-core products take bfloat16 or float16, not {hidden_TD.dtype}"
     if torch.cuda.get_device_capability(hidden_TD.device) < (8, 0):
         return "its kernels need compute capability 8.0"
+    return launch_fault()
+
+
+@functools.cache
+def launch_fault() -> str | None:
+    """Why Triton cannot launch a kernel on this machine, or None.
+
+    Its launcher is a C extension, compiled when first asked for and then cached. So a C compiler and Python's headers
+    are needed once.
+    """
+    try:
+        assert triton.runtime.driver.active.utils is not None
+    except Exception as error:  # RuntimeError without a compiler, CalledProcessError where it fails, ImportError
+        first = str(error).partition("\n")[0] or repr(error)
+        return f"Triton cannot build its launcher from C, which takes gcc or clang and Python's headers: {first}"
     return None
 
 

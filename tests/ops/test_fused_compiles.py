@@ -96,6 +96,7 @@ def test_the_table_says_what_the_compiler_makes(capability, tmp_path):
 def test_auto_takes_the_fused_kernels_only_where_they_compile_without_spills(capability, expected, why, monkeypatch):
     said = []
     monkeypatch.setattr(fused, "HAVE_TRITON", True)
+    monkeypatch.setattr(fused, "launch_fault", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(api, "_say_once", lambda name, reasons: said.append(reasons))
     with FakeTensorMode():
@@ -108,8 +109,32 @@ def test_auto_takes_the_fused_kernels_only_where_they_compile_without_spills(cap
 
 def test_auto_leaves_the_fused_kernels_alone_on_an_amd_gpu_whose_number_is_that_of_another(monkeypatch):
     monkeypatch.setattr(fused, "HAVE_TRITON", True)
+    monkeypatch.setattr(fused, "launch_fault", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.version, "hip", "7.0")
     with FakeTensorMode():
         head = [torch.empty(rows, 64, dtype=torch.bfloat16, device="cuda") for rows in (5, 70)]
         assert api._backend("auto", *head) is chunked
+
+
+@needs_triton
+def test_auto_leaves_the_fused_kernels_alone_where_triton_finds_no_compiler(monkeypatch):
+    def build():
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nMore lines.")
+
+    class Driver:
+        utils = property(lambda self: build())
+
+    said = []
+    monkeypatch.setattr(fused.triton.runtime.driver, "_active", Driver())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(api, "_say_once", lambda name, reasons: said.append(reasons))
+    fused.launch_fault.cache_clear()
+    with FakeTensorMode():
+        head = [torch.empty(rows, 64, dtype=torch.bfloat16, device="cuda") for rows in (5, 70)]
+        assert api._backend("auto", *head) is chunked
+        with pytest.raises(ValueError, match=r"'fused' cannot run here: .*gcc or clang.*: Failed to find C compiler"):
+            api._backend("fused", *head)
+    fused.launch_fault.cache_clear()
+    assert said[0].startswith("not fused: Triton cannot build its launcher")
+    assert "\n" not in said[0]
