@@ -1,6 +1,6 @@
 """Intervals of shares that hold at 0 and at 1, for samples that come in clusters.
 
-A share's interval is exact (Clopper & Pearson 1934, Biometrika 26, 404-413) on the effective sample size of
+A share's interval is exact (Clopper & Pearson 1934, Biometrika 26, 404-413) on an effective sample size, as in
 Korn & Graubard 1998 (Survey Methodology 24, 193-201). A paired difference of shares combines the intervals of the two
 kinds of change by square-and-add (Newcombe 1998, Statistics in Medicine 17, 2635-2650, method 10), with the correlation
 that the clusters show (Zou & Donner 2008, Statistics in Medicine 27, 1693-1702).
@@ -18,18 +18,33 @@ Floats = npt.NDArray[np.float64]
 Bounds = tuple[float, float]
 
 
-def share_bounds(share: float, variance: float, count: int, clusters: float) -> Bounds:
+ALIKE = 0.5
+"""How many clusters' worth of variance is assumed beside what was seen, as of clusters whose samples are all alike."""
+
+
+def share_bounds(share: float, residual_G: Floats, count: int, clusters: float, alike: float = ALIKE) -> Bounds:
     """The 95 % interval of a share in [0, 1].
+
+    The effective sample size is the one that the variance between clusters implies. Where few clusters decide that
+    variance it is often too small, so it is averaged with the variance of clusters whose samples are all alike.
 
     Args:
         share: Its estimate.
-        variance: Of the estimate, by clusters. An estimate of 0 is not believed: each cluster then counts once.
+        residual_G: What each cluster adds to the estimate's deviation.
         count: Samples.
-        clusters: Effective clusters (sum m)^2 / sum m^2 of their sizes m; NaN bounds below two.
+        clusters: Effective clusters (sum m)^2 / sum m^2 of their sizes m; NaN bounds below 1.5.
+        alike: The weight of that second variance, in clusters. Chosen by simulation (``docs/intervals.md``).
     """
     if not clusters >= 1.5:
         return math.nan, math.nan
-    effective = min(float(count), share * (1 - share) / variance) if variance > 0 else clusters
+    square_G = np.square(residual_G)
+    total = float(square_G.sum())
+    effective = clusters
+    if total > 1e-24:
+        G = len(residual_G)
+        told = share * (1 - share) / (G / (G - 1) * total)
+        known = total * total / float(np.square(square_G).sum())  # clusters that decide the variance
+        effective = min(told, float(count), (known + alike) / (known / told + alike / clusters))
     # Korn & Graubard 1998, section 2: n* = n_eff (t_{n-1} / t_{G-1})^2
     effective *= float(stdtrit(max(count - 1, 1), 0.975) / stdtrit(min(clusters, count) - 1, 0.975)) ** 2
     hits, misses = share * effective, (1 - share) * effective

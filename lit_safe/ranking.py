@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lit_safe.intervals import share_bounds
-from lit_safe.statistics import Estimate
+from lit_safe.statistics import Estimate, effective
 
 
 def clustered_auc(score_n: npt.ArrayLike, positive_n: npt.ArrayLike, cluster_n: npt.ArrayLike) -> Estimate:
@@ -45,13 +45,11 @@ def clustered_auc(score_n: npt.ArrayLike, positive_n: npt.ArrayLike, cluster_n: 
     influence_n = np.zeros(len(score_n))
     influence_n[positive_n] = (above_P - auc) / len(above_P)
     influence_n[~positive_n] = (below_N - auc) / len(below_N)
-    residual_G = np.bincount(group_n, influence_n, len(groups))
+    residual_G = np.bincount(group_n, influence_n, len(groups)).astype(np.float64)
     G = len(groups)
     stderr = math.sqrt(G / (G - 1) * float(np.square(residual_G).sum())) if G > 1 else math.nan
-    size_G = np.bincount(group_n)
-    effective = min(float(size_G.sum() ** 2 / np.square(size_G).sum()), len(above_P), len(below_N))
-    variance = stderr * stderr if stderr > 1e-12 else 0.0
-    bounds = share_bounds(auc, variance, len(score_n), effective) if G > 1 else None
+    sizes = (np.bincount(group_n, one_n).astype(np.float64) for one_n in (positive_n, ~positive_n))
+    bounds = share_bounds(auc, residual_G, len(score_n), min(map(effective, sizes)), alike=0)
     return Estimate(auc, stderr, len(score_n), G, bounds)
 
 

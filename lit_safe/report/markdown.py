@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lit_safe.bootstrap import FEWEST
 from lit_safe.report.tables import QUANTITIES, estimate_from_json, number, with_error, with_interval
 
 RANKING = "logps/accuracies"  # what the sentence on small samples is about
@@ -33,9 +34,8 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     """What a reader has to know to believe no more than the numbers say."""
     metrics = report["metrics"]
     lines = [
-        "Intervals are 95 % and clustered by prompt: exact ones on the effective sample size for shares, "
-        "Student's t of "
-        f"one degree of freedom less than prompts for means; n/a where nothing varies. "
+        "Intervals are 95 % and clustered by prompt: exact ones on the effective sample size for shares, Student's t "
+        f"and a bootstrap over prompts for means; n/a where nothing varies or there are fewer than {FEWEST} prompts. "
         f"Each interval stands for itself: of {len(metrics)} rows, one may leave out 0 by chance.",
         "Before training every implicit reward ties (policy and reference are the same) and counts one half; the "
         "policy's own log-probs are what has an answer before and after.",

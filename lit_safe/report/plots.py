@@ -54,7 +54,8 @@ def plot_run(report: Mapping[str, Any], metrics_csv: Path, out: Path) -> None:
         axes[3].set_title("multiplier and estimated cost", fontsize=SIZE)
     for ax in axes[1:]:
         ax.set_xlabel("optimizer step", fontsize=SIZE)
-        ax.legend(frameon=False, fontsize=SIZE)
+        if ax.get_legend_handles_labels()[0]:  # none without metrics.csv
+            ax.legend(frameon=False, fontsize=SIZE)
     for ax in axes:
         _clean(ax)
     figure.suptitle(f"{report['objective']['name']}, {report['model']['source']}", fontsize=10, x=0.01, ha="left")

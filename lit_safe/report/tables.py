@@ -106,9 +106,8 @@ def estimate_to_json(estimate: Estimate) -> dict[str, Any]:
 def estimate_from_json(fields: Mapping[str, Any]) -> Estimate:
     """What ``estimate_to_json`` wrote."""
     mean, stderr = (math.nan if fields[name] is None else fields[name] for name in ("mean", "stderr"))
-    low, high = fields.get("low"), fields.get("high")
-    bounds = None if low is None or high is None else (float(low), float(high))
-    return Estimate(mean, stderr, fields["count"], fields["clusters"], bounds)
+    low, high = (math.nan if fields.get(name) is None else fields[name] for name in ("low", "high"))
+    return Estimate(mean, stderr, fields["count"], fields["clusters"], (low, high))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

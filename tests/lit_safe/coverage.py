@@ -1,38 +1,68 @@
-"""How often the 95 % intervals of reports cover the truth, by simulation: ``python -m tests.lit_safe.coverage``."""
+"""How often the 95 % intervals of reports cover the truth, by simulation: ``python -m tests.lit_safe.coverage``.
 
+Letters: G prompts, n samples.
+"""
+
+import math
 import sys
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
+from scipy.special import ndtr
 
 from lit_safe.ranking import clustered_auc
 from lit_safe.statistics import Estimate, Floats, Int64s, clustered_mean, paired_difference
 
-World = Callable[[np.random.Generator], Estimate]
+Draw = Callable[[np.random.Generator], Estimate]
+
+SKEWED = math.exp(0.5)
+"""The mean of ``_skewed``."""
 
 
-def _clusters(rng: np.random.Generator, clusters: int, most: int) -> Int64s:
-    return np.repeat(np.arange(clusters), rng.integers(1, most + 1, clusters))
+class World(NamedTuple):
+    """A population of which intervals are drawn: what they should cover, and whether drawing 2,000 takes a moment."""
+
+    name: str
+    truth: float
+    draw: Draw
+    cheap: bool
 
 
-def _rates(rng: np.random.Generator, rate: float, clusters: int) -> Floats:
-    """Beta rates of prompts with correlation 0.25 within them."""
-    return rng.beta(3 * rate, 3 * (1 - rate), clusters)
+class Size(NamedTuple):
+    """How many prompts, and how many samples each: 1 to ``most`` alike, or ``uneven``: most have few, some up to 40."""
+
+    prompts: int
+    most: int = 1
+    uneven: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.prompts} prompts of 1 to {self.most}{', uneven' if self.uneven else ''}"
+
+    def clusters(self, rng: np.random.Generator) -> Int64s:
+        if not self.uneven:
+            return np.repeat(np.arange(self.prompts), rng.integers(1, self.most + 1, self.prompts))
+        sizes = np.ceil(rng.pareto(1.0, self.prompts)).clip(1, self.most).astype(np.int64)
+        return np.repeat(np.arange(self.prompts), sizes)
 
 
-def share(rate: float, clusters: int, most: int) -> World:
+def share(rate: float, size: Size, correlation: float = 0.25) -> Draw:
+    alike = 1 / correlation - 1  # beta rates of prompts: so much are samples of one prompt correlated
+
     def draw(rng: np.random.Generator) -> Estimate:
-        prompt = _clusters(rng, clusters, most)
-        value = rng.random(len(prompt)) < _rates(rng, rate, clusters)[prompt]
+        prompt = size.clusters(rng)
+        value = rng.random(len(prompt)) < rng.beta(alike * rate, alike * (1 - rate), size.prompts)[prompt]
         return clustered_mean(value, prompt, share=True)
 
     return draw
 
 
-def paired(up: float, down: float, clusters: int, most: int) -> World:
+def paired_share(up: float, down: float, size: Size, correlation: float = 0.25) -> Draw:
+    alike = 1 / correlation - 1
+
     def draw(rng: np.random.Generator) -> Estimate:
-        prompt = _clusters(rng, clusters, most)
-        rate = rng.dirichlet([3 * up, 3 * down, 3 * (1 - up - down)], clusters)[prompt]
+        prompt = size.clusters(rng)
+        rate = rng.dirichlet([alike * up, alike * down, alike * (1 - up - down)], size.prompts)[prompt]
         u = rng.random(len(prompt))
         rose, fell = u < rate[:, 0], (u >= rate[:, 0]) & (u < rate[:, 0] + rate[:, 1])
         same = rng.random(len(prompt)) < 0.5
@@ -42,47 +72,134 @@ def paired(up: float, down: float, clusters: int, most: int) -> World:
     return draw
 
 
-def mean(clusters: int, most: int) -> World:
+def _even(rng: np.random.Generator, prompt: Int64s) -> Floats:
+    """Normal values with mean 0, correlated 0.5 within prompts."""
+    return rng.normal(size=prompt.max() + 1)[prompt] + rng.normal(size=len(prompt))
+
+
+def _skewed(rng: np.random.Generator, prompt: Int64s) -> Floats:
+    """Log-normal values with mean ``SKEWED`` and skewness 6.2, as costs and KL have them."""
+    return np.exp(0.8 * rng.normal(size=prompt.max() + 1)[prompt] + 0.6 * rng.normal(size=len(prompt)))
+
+
+def mean(values: Callable[[np.random.Generator, Int64s], Floats], size: Size) -> Draw:
     def draw(rng: np.random.Generator) -> Estimate:
-        prompt = _clusters(rng, clusters, most)
-        return clustered_mean(rng.normal(size=clusters)[prompt] + rng.normal(size=len(prompt)), prompt)
+        prompt = size.clusters(rng)
+        return clustered_mean(values(rng, prompt), prompt)
 
     return draw
 
 
-def auc(clusters: int, most: int, shift: float) -> World:
+def paired_mean(size: Size) -> Draw:
+    """Skewed changes beside what both sides share."""
+
     def draw(rng: np.random.Generator) -> Estimate:
-        prompt = _clusters(rng, clusters, most)
+        prompt = size.clusters(rng)
+        before = 10 * rng.normal(size=len(prompt))
+        return paired_difference(before + _skewed(rng, prompt), before, prompt)
+
+    return draw
+
+
+def per_token(size: Size) -> Draw:
+    """A ratio of sums: skewed values per token over responses of 1 to 48 tokens."""
+
+    def draw(rng: np.random.Generator) -> Estimate:
+        prompt = size.clusters(rng)
+        return clustered_mean(_skewed(rng, prompt), prompt, rng.integers(1, 49, len(prompt)))
+
+    return draw
+
+
+def paired_per_token(size: Size) -> Draw:
+    """Two ratios of sums over the same prompts, with their own lengths; the first is 0.5 higher."""
+
+    def draw(rng: np.random.Generator) -> Estimate:
+        prompt = size.clusters(rng)
+        before = _skewed(rng, prompt)
+        after = 0.5 * before + 0.5 * _skewed(rng, prompt) + 0.5
+        tokens = rng.integers(1, 49, len(prompt)), rng.integers(1, 49, len(prompt))
+        return paired_difference(after, before, prompt, *tokens)
+
+    return draw
+
+
+def auc(shift: float, size: Size, *, by_prompt: bool = False) -> Draw:
+    """Scores of variance 1 that ``shift`` parts; ``by_prompt`` gives a prompt one label and scores that are alike."""
+
+    def draw(rng: np.random.Generator) -> Estimate:
+        prompt = size.clusters(rng)
         positive = rng.random(len(prompt)) < 0.5
-        return clustered_auc(rng.normal(size=len(prompt)) + shift * positive, positive, prompt)
+        score = rng.normal(size=len(prompt))
+        if by_prompt:
+            positive = (rng.random(size.prompts) < 0.5)[prompt]
+            score = math.sqrt(0.5) * _even(rng, prompt)
+        return clustered_auc(score + shift * positive, positive, prompt)
 
     return draw
 
 
-def worlds() -> Iterator[tuple[str, float, World]]:
-    """(name, truth, world) of everything that a report prints."""
-    for clusters, most in ((12, 4), (48, 1), (48, 6), (300, 4)):
-        size = f"{clusters} prompts of 1 to {most}"
-        for rate in (0.005, 0.05, 0.5, 0.95):
-            yield f"share {rate:g}, {size}", rate, share(rate, clusters, most)
-        for up, down in ((0.01, 0.01), (0.03, 0.005), (0.1, 0.1), (0.4, 0.1)):
-            yield f"paired shares +{up:g} -{down:g}, {size}", up - down, paired(up, down, clusters, most)
-        yield f"mean, {size}", 0.0, mean(clusters, most)
-        if clusters > 12:
-            yield f"AUC 0.5, {size}", 0.5, auc(clusters, most, 0.0)
-            yield f"AUC 0.76, {size}", 0.76025, auc(clusters, most, 1.0)
+def worlds() -> Iterator[World]:
+    """One for every kind of interval that a report, a comparison, a scorer's card or ``refusals`` prints."""
+    sizes = (
+        Size(6),
+        Size(12),
+        Size(12, 4),
+        Size(12, 40, True),
+        Size(48),
+        Size(48, 6),
+        Size(48, 40, True),
+        Size(300, 4),
+    )
+    for size in sizes:
+        cheap = size == Size(12, 4)
+        for rate in (0.005, 0.05, 0.5, 0.95, 0.995):
+            yield World(f"share {rate:g}, {size}", rate, share(rate, size), cheap)
+        for up, down in ((0.01, 0.01), (0.03, 0.005), (0.1, 0.1), (0.4, 0.1), (0.95, 0.0)):
+            name = f"paired shares +{up:g} -{down:g}, {size}"
+            yield World(name, up - down, paired_share(up, max(down, 1e-9), size), cheap)
+        if size.most > 1:
+            for rate in (0.05, 0.5):
+                yield World(f"share {rate:g}, alike within a prompt, {size}", rate, share(rate, size, 0.8), False)
+            name = f"paired shares +0.1 -0.1, alike within a prompt, {size}"
+            yield World(name, 0.0, paired_share(0.1, 0.1, size, 0.8), False)
+        yield World(f"mean, {size}", 0.0, mean(_even, size), cheap)
+        yield World(f"skewed mean, {size}", SKEWED, mean(_skewed, size), cheap or size == Size(6))
+        yield World(f"skewed paired mean, {size}", SKEWED, paired_mean(size), False)
+        yield World(f"skewed mean per token, {size}", SKEWED, per_token(size), cheap)
+        yield World(f"skewed paired mean per token, {size}", 0.5, paired_per_token(size), cheap)
+        for shift in (0.0, 1.0, 3.3):
+            truth = float(ndtr(shift / math.sqrt(2)))
+            yield World(f"AUC {truth:.2f}, {size}", truth, auc(shift, size), cheap)
+            if size.most > 1:
+                name = f"AUC {truth:.2f}, one label a prompt, {size}"
+                yield World(name, truth, auc(shift, size, by_prompt=True), False)
+    yield World("skewed mean, 1200 prompts of 1 to 1", SKEWED, mean(_skewed, Size(1200)), False)
 
 
-def coverage(world: World, truth: float, draws: int, seed: int = 0) -> tuple[float, float]:
-    """The share of intervals that hold the truth, and their mean width."""
+class Coverage(NamedTuple):
+    """Of the intervals that are printed, the share that holds the truth, and their mean width."""
+
+    share: float
+    width: float
+    printed: float
+    """The share of draws that have an interval."""
+
+
+def coverage(world: World, draws: int, seed: int) -> Coverage:
+    """Draw estimates of ``world`` and count."""
     rng = np.random.default_rng(seed)
-    ends = np.array([world(rng).interval for _ in range(draws)])
-    return float(((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean()), float((ends[:, 1] - ends[:, 0]).mean())
+    ends = np.array([world.draw(rng).interval for _ in range(draws)])
+    low, high = ends[~np.isnan(ends[:, 0])].T
+    return Coverage(
+        float(((low <= world.truth) & (world.truth <= high)).mean()), float((high - low).mean()), len(low) / draws
+    )
 
 
 if __name__ == "__main__":
-    draws = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    print("| what | coverage, % | mean width |\n|---|---|---|")
-    for name, truth, world in worlds():
-        covered, width = coverage(world, truth, draws)
-        print(f"| {name} | {100 * covered:.1f} | {width:.3f} |")
+    draws, seed = (int(word) for word in sys.argv[1:])
+    print("| what | coverage, % | mean width | printed, % |\n|---|---|---|---|")
+    for world in worlds():
+        found = coverage(world, draws, seed)
+        name = world.name
+        print(f"| {name} | {100 * found.share:.1f} | {found.width:.3f} | {100 * found.printed:.1f} |", flush=True)

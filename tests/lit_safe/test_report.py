@@ -18,7 +18,7 @@ from lit_safe.evaluation import Evaluation, differences, evaluate
 from lit_safe.loggers.metrics_csv import MetricsCSV
 from lit_safe.loggers.tensorboard import TensorBoardRun
 from lit_safe.report.markdown import markdown
-from lit_safe.report.plots import read_curves
+from lit_safe.report.plots import plot_run, read_curves
 from lit_safe.report.tables import number, read_tables, with_interval, write_tables
 from lit_safe.statistics import Estimate
 from tests.lit_safe.dual_world import ExactCost, K, P, TableCost
@@ -202,6 +202,11 @@ def test_numbers_read_as_people_write_them():
 def test_curves_skip_the_cells_that_a_row_does_not_have(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,time,a,b\n1,0.5,2.0,\n1,0.6,,7\n2,0.7,3.0,\n", encoding="utf-8")
     assert read_curves(tmp_path / "metrics.csv") == {"a": ([1, 2], [2.0, 3.0]), "b": ([1], [7.0])}
+
+
+def test_a_figure_without_curves_draws_no_empty_legend(run, tmp_path):
+    plot_run(run[2], tmp_path / "metrics.csv", tmp_path / "report.png")  # a warning is an error here
+    assert (tmp_path / "report.png").stat().st_size > 0
 
 
 def test_the_last_word_is_where_the_report_is(tmp_path, caplog):

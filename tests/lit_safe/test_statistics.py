@@ -14,9 +14,7 @@ samples = st.lists(st.tuples(st.floats(-10, 10), st.integers(0, 5)), min_size=2,
 def test_two_prompts_of_two_pairs_worked_by_hand():
     # mean 0.5; prompt a adds (0.5 + 0.5) / 4, prompt b the opposite: sqrt(2 / 1 * (1/16 + 1/16)) = 0.5
     estimate = clustered_mean([1, 1, 0, 0], [7, 7, 9, 9])
-    assert estimate == Estimate(0.5, 0.5, 4, 2)
-    # t with 1 degree of freedom: 12.706
-    assert estimate.interval == pytest.approx((0.5 - 6.353, 0.5 + 6.353), abs=1e-3)
+    assert estimate[:4] == (0.5, 0.5, 4, 2)
 
 
 def test_pairs_that_differ_within_prompts_alone_have_no_error_between_prompts():
@@ -73,7 +71,7 @@ def test_a_paired_difference_is_the_mean_of_differences():
 
 def test_a_sample_unknown_on_one_side_counts_on_neither():
     known = paired_difference([1.0, 2.0], [0.0, 3.0], [0, 1])
-    assert paired_difference([1.0, 2.0, math.nan, 5.0], [0.0, 3.0, 1.0, math.nan], [0, 1, 2, 3]) == known
+    assert paired_difference([1.0, 2.0, math.nan, 5.0], [0.0, 3.0, 1.0, math.nan], [0, 1, 2, 3])[:4] == known[:4]
 
 
 def test_one_prompt_has_a_mean_but_no_error_and_nothing_is_claimed_of_it():
@@ -86,24 +84,63 @@ def test_one_prompt_has_a_mean_but_no_error_and_nothing_is_claimed_of_it():
 
 
 def test_verdicts_claim_what_the_interval_allows():
-    assert Estimate(-1.0, 0.1, 9, 9).verdict == "lower"
-    assert Estimate(0.1, 0.1, 9, 9).verdict == "no measurable change"
+    assert Estimate(-1.0, 0.1, 9, 9, (-1.2, -0.8)).verdict == "lower"
+    assert Estimate(0.1, 0.1, 9, 9, (-0.1, 0.3)).verdict == "no measurable change"
+    assert Estimate(0.1, 0.1, 9, 9).verdict == "cannot be told"
 
 
-def test_the_interval_covers_the_truth_95_times_in_100_where_a_naive_one_does_not():
-    """Thirty prompts of one to six pairs, whose prompts differ more than pairs within one."""
-    generator = np.random.default_rng(3)
-    covered = naive = 0
-    trials = 2000
-    for _ in range(trials):
-        prompt = np.repeat(np.arange(30), generator.integers(1, 7, 30))
-        value = generator.normal(size=30)[prompt] + 0.5 * generator.normal(size=len(prompt))
-        estimate = clustered_mean(value, prompt)
-        low, high = estimate.interval
-        covered += low <= 0 <= high
-        naive += abs(value.mean()) <= 1.98 * value.std(ddof=1) / math.sqrt(len(value))
-    assert 0.92 < covered / trials < 0.965
-    assert naive / trials < 0.8
+@pytest.mark.parametrize("prompts", [2, 3, 5])
+def test_a_mean_of_few_prompts_has_no_interval_and_no_verdict(prompts):
+    value = np.random.default_rng(prompts).normal(5, 1, 4 * prompts)
+    for estimate in (
+        clustered_mean(value, np.arange(4 * prompts) % prompts),
+        paired_difference(value, np.zeros_like(value), np.arange(4 * prompts) % prompts),
+    ):
+        assert all(map(math.isnan, estimate.interval))
+        assert estimate.verdict == "too few prompts to say"
+
+
+def test_the_interval_of_a_skewed_mean_reaches_further_towards_the_long_tail():
+    value = np.random.default_rng(0).lognormal(size=20)
+    estimate = clustered_mean(value, np.arange(20))
+    low, high = estimate.interval
+    assert high - estimate.mean > 1.5 * (estimate.mean - low) > 0
+    mirrored = clustered_mean(-value, np.arange(20)).interval
+    assert mirrored == pytest.approx((-high, -low))
+
+
+def test_intervals_follow_units_and_are_the_same_on_every_call():
+    value = np.random.default_rng(0).lognormal(size=40)
+    once = clustered_mean(value, np.arange(40) // 2)
+    assert clustered_mean(value, np.arange(40) // 2) == once
+    scaled = clustered_mean(3 * value + 100, np.arange(40) // 2).interval
+    assert scaled == pytest.approx(tuple(3 * end + 100 for end in once.interval))
+
+
+def test_a_difference_of_ratios_under_equal_weights_is_the_ratio_of_differences():
+    generator = np.random.default_rng(5)
+    after, before, weight = generator.normal(size=30), generator.normal(size=30), generator.integers(1, 9, 30)
+    one = paired_difference(after, before, np.arange(30) // 2, weight, weight)
+    other = clustered_mean(after - before, np.arange(30) // 2, weight)
+    assert one.interval == pytest.approx(other.interval)
+    nearly = weight * (1 + 1e-9 * generator.random(30))  # two denominators that are all but one
+    assert paired_difference(after, before, np.arange(30) // 2, weight, nearly).interval == pytest.approx(
+        other.interval, rel=1e-5
+    )
+
+
+def test_rounding_alone_is_no_difference():
+    before = np.random.default_rng(1).normal(-80, 20, 40)
+    after = before + 1e-14 * np.random.default_rng(2).normal(size=40)
+    difference = paired_difference(after, before, np.arange(40))
+    assert difference.verdict == "cannot be told"
+    assert all(map(math.isnan, difference.interval))
+
+
+def test_a_sample_without_weight_is_no_sample():
+    with_it = clustered_mean([1.0, 2.0, 9.0], [0, 1, 2], [1, 1, 0])
+    assert with_it[:4] == clustered_mean([1.0, 2.0], [0, 1])[:4]
+    assert with_it.clusters == 2
 
 
 def test_what_cannot_be_paired_or_weighted_is_refused():
@@ -141,6 +178,10 @@ def test_a_share_outside_0_to_1_is_refused():
         clustered_mean([0.0, 2.0], [0, 1], share=True)
 
 
-@pytest.mark.parametrize(("name", "truth", "world"), [w for w in worlds() if "300" not in w[0]])
-def test_every_interval_of_a_report_covers_the_truth(name, truth, world):
-    assert coverage(world, truth, 2000)[0] >= 0.93, name
+CHEAP = [pytest.param(world, id=world.name) for world in worlds() if world.cheap]
+SLOW = [pytest.param(world, id=world.name, marks=pytest.mark.slow) for world in worlds() if not world.cheap]
+
+
+@pytest.mark.parametrize("world", CHEAP + SLOW)
+def test_every_interval_that_is_printed_covers_the_truth(world):
+    assert coverage(world, 2000, seed=1).share >= 0.93
