@@ -4,6 +4,7 @@ A command is a plain function of ``lit_safe.commands`` with typed keyword argume
 and ``trainer`` are built from the same YAML as for ``fit``, the others are its options. No Trainer is subclassed.
 """
 
+import errno
 import importlib
 import inspect
 import json
@@ -16,12 +17,14 @@ from typing import Any
 
 import docstring_parser
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from lit_safe.callbacks.run_folder import SaveConfig
+from lit_safe.callbacks.run_folder import RunFolder, SaveConfig
 from lit_safe.config_files import read_yaml_with_shipped_files, with_shipped_files
 from lit_safe.dual import DualAscent
+from lit_safe.run_lock import RunFolderError
 from lit_safe.stepping import StepModule
 from lit_safe.types import missing_members
 
@@ -36,6 +39,9 @@ COMMANDS: tuple[str, ...] = (
     "configs",
 )
 """Names of functions: ``<name>`` lives in ``lit_safe/commands/<name>.py``."""
+
+FULL = (errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
+"""What the system says when a disk takes no more."""
 
 BUILT = ("module", "data", "trainer")  # arguments of a command that the YAML builds
 
@@ -105,7 +111,7 @@ class SafeCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand not in COMMANDS:
-            super()._run_subcommand(subcommand)
+            self._run_trainer(subcommand)
             return
         function = _command(subcommand)
         options = {k: self.config_init[subcommand][k] for k in self._subcommand_method_arguments[subcommand]}
@@ -115,6 +121,27 @@ class SafeCLI(LightningCLI):
         status = function(**{k: v for k, v in built.items() if k in wanted}, **options)
         if status:
             sys.exit(status)
+
+    def _run_trainer(self, subcommand: str) -> None:
+        """Run a command of Lightning's in its folder, which is locked before anything is read."""
+        folders = [c for c in self.trainer.callbacks if isinstance(c, RunFolder)]  # type: ignore[attr-defined]
+        try:
+            if not _others_start_ranks(self.trainer):  # else the other ranks would wait for one that was refused
+                for folder in folders:
+                    folder.enter(self.trainer, subcommand, self.config[subcommand].get("ckpt_path"))
+            super()._run_subcommand(subcommand)
+        except RunFolderError as error:
+            raise SystemExit(str(error)) from None
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise SystemExit(
+                f"{error.filename or 'a file'} cannot be written ({error.strerror}): make room, then continue with "
+                "--ckpt_path last"
+            ) from None
+        finally:
+            for folder in folders:
+                folder.leave("failed")
 
     def _typed_model(self) -> dict[str, Any]:
         config = json.loads(self.parser.dump(self.config, skip_unset=False, format="json"))
@@ -155,6 +182,12 @@ def differences(old: object, new: object, key: str = "") -> list[tuple[str, obje
             for change in differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
         ]
     return [] if old == new else [(key, old, new)]
+
+
+def _others_start_ranks(trainer: Trainer) -> bool:
+    """Whether Slurm, torchrun or the like has started this process as one of several ranks."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return trainer.world_size > 1 and not isinstance(environment, LightningEnvironment | None)
 
 
 def _command(name: str) -> Callable[..., int | None]:

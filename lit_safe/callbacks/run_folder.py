@@ -1,48 +1,90 @@
 """One folder for each run: begun without ever overwriting an earlier one, continued exactly from its checkpoint."""
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lit_safe.callbacks.move_aside import CONFIG, move_aside
+from lit_safe.loggers.files import TEMPORARY
 from lit_safe.loggers.run_logger import Position, RunLogger
+from lit_safe.run_lock import LOCK, RunFolderError, RunLock, check_writable
 
-log = logging.getLogger(__name__)
-
-CONFIG = "config.yaml"
-MARKS = ("checkpoints", "metrics.csv", "tensorboard", CONFIG)
-"""What a run leaves in its folder. A folder with none of these is no earlier run, and stays where it is."""
+FOLDERS = ("checkpoints", "tensorboard")  # of a run, in its folder
 
 
 class RunFolder(Callback):
-    """Makes ``trainer.default_root_dir`` the folder of this run and hands it to the loggers.
+    """Makes ``trainer.default_root_dir`` the folder of this run, locks it, and hands it to the loggers.
 
     ``fit`` without a checkpoint, or with one from elsewhere, moves a folder of an earlier run aside (``runs/x`` to
     ``runs/x.1``) and begins a fresh one. ``fit`` from a checkpoint inside the folder continues it in place: what the
     loggers wrote after that checkpoint is cut off, so no step stands twice and none is missing. ``validate``, ``test``
     and ``predict`` write into a sub-folder of their name.
+
+    A folder in which another process runs is refused, and so is one that cannot be written.
     """
 
     def __init__(self) -> None:
         self._loggers: list[RunLogger] = []
         self._restored: Position | None = None
         self._begun = False
+        self._lock: RunLock | None = None
+
+    def enter(self, trainer: Trainer, stage: str, ckpt_path: str | None = None) -> None:
+        """Lock the folder of a command. Does nothing if this callback has locked it already.
+
+        The command line calls this before it reads data or a model, ``setup`` calls it for a Trainer without one.
+
+        Args:
+            trainer: Its ``default_root_dir`` is the run folder.
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+            ckpt_path: What the command continues from.
+
+        Raises:
+            RunFolderError: If the folder is unfit, cannot be written, or belongs to a live process.
+            ValueError: If it holds the working directory.
+        """
+        folder = _folder(trainer, stage)
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.place(folder)
+        trial = trainer.fast_dev_run  # type: ignore[attr-defined]  # leaves nothing behind
+        if self._lock is not None or trial or not trainer.is_global_zero:
+            return
+        lock = RunLock(folder)
+        lock.acquire()
+        try:
+            if _continues(folder, ckpt_path):
+                _check_folders(folder)
+        except RunFolderError:
+            lock.release()
+            raise
+        self._lock = lock
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Open the loggers of a command other than ``fit``; refuse a working directory as the folder of a run."""
+        """Enter the folder, and open the loggers of a command other than ``fit``.
+
+        Raises:
+            RunFolderError: As ``enter``, on every rank.
+        """
         self._begun = False
         self._restored = None
-        if stage != "fit":
-            self._open(trainer, Path(trainer.default_root_dir) / TrainerFn(stage).value)
-        elif Path.cwd().is_relative_to(Path(trainer.default_root_dir).resolve()):
-            raise ValueError(
-                f"trainer.default_root_dir is {trainer.default_root_dir!r}, which holds the working directory: a run "
-                "needs a folder of its own, e.g. runs/first"
-            )
+        problem = None
+        try:
+            self.enter(trainer, stage)
+        except RunFolderError as error:
+            problem = str(error)
+        problem = trainer.strategy.broadcast(problem)
+        if problem is not None:
+            raise RunFolderError(problem)
+        if stage == "fit":
+            _check_callbacks(trainer)
+        else:
+            self._open(trainer, _folder(trainer, stage))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on without a callback that the checkpoint has a state of.
@@ -73,23 +115,53 @@ class RunFolder(Callback):
         if not self._begun:
             self._begin(trainer)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the folder free."""
+        self.leave("success")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the folder free."""
+        self.leave("failed")
+
+    def leave(self, status: str) -> None:
+        """Close the loggers, then give the folder free."""
+        for logger in self._loggers:
+            logger.finalize(status)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
     def _begin(self, trainer: Trainer) -> None:
         self._begun = True
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a trial that leaves nothing behind
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        folder = Path(trainer.default_root_dir)
-        start = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
-        resumed = start is not None and start.resolve().is_relative_to(folder.resolve())
+        folder = _folder(trainer, "fit")
+        resumed = _continues(folder, trainer.ckpt_path)
         if resumed and self._restored is None:
-            raise ValueError(f"{start} does not say where its metrics ended: RunFolder was not in callbacks")
-        if trainer.is_global_zero and not resumed:
-            move_aside(folder)
+            raise ValueError(
+                f"{trainer.ckpt_path} does not say where its metrics ended: RunFolder was not in callbacks"
+            )
+        if trainer.is_global_zero:
+            _remove_temporary(folder)
+            if not resumed:
+                self._move_aside(folder)
         self._open(trainer, folder)
         if resumed:
             assert self._restored is not None
             for logger in self._loggers:
                 logger.cut_back(self._restored)
         trainer.strategy.barrier("run folder")
+
+    def _move_aside(self, folder: Path) -> None:
+        aside = move_aside(folder)
+        if aside is None or self._lock is None or (folder / LOCK).exists():
+            return
+        earlier, self._lock = self._lock, RunLock(folder)  # the lock's file has moved along
+        earlier.move(aside)
+        try:
+            self._lock.acquire()
+        finally:
+            earlier.release()
 
     def _open(self, trainer: Trainer, folder: Path) -> None:
         if not trainer.is_global_zero:
@@ -102,7 +174,8 @@ class RunFolder(Callback):
 class SaveConfig(SaveConfigCallback):
     """Writes the resolved configuration of a fit to ``<run folder>/config.yaml``.
 
-    A run continued under another configuration keeps the earlier one as ``config.until-step-<n>.yaml``.
+    It holds what makes the run, and not the checkpoint from which a process went on. A run continued under another
+    configuration keeps the earlier one as ``config.until-step-<n>.yaml``.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -113,24 +186,69 @@ class SaveConfig(SaveConfigCallback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         path = Path(trainer.default_root_dir) / CONFIG
-        text = self.parser.dump(self.config, skip_unset=False)
+        config = self.config.clone()
+        for name in OF_A_PROCESS:
+            config.pop(name, None)
+        text = self.parser.dump(config, skip_unset=False, skip_validation=True)
         if path.exists() and path.read_text(encoding="utf-8") != text:
             os.replace(path, path.with_name(f"config.until-step-{trainer.global_step}.yaml"))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
 
-def move_aside(folder: Path) -> Path | None:
-    """Rename ``folder`` to ``<folder>.<n>`` with the first free n >= 1 if it holds a run.
+OF_A_PROCESS = ("ckpt_path", "weights_only")
+"""Arguments of ``fit`` that say where one process of a run begins."""
 
-    Returns:
-        Its new path, or None where there was no run.
+
+def _folder(trainer: Trainer, stage: str) -> Path:
+    """Where a command writes.
+
+    Raises:
+        RunFolderError: If the name means something else to Lightning than to us.
+        ValueError: If a fit would move the working directory.
     """
-    if not any((folder / mark).exists() for mark in MARKS):
-        return None
-    n = 1
-    while (aside := folder.with_name(f"{folder.name}.{n}")).exists():
-        n += 1
-    folder.rename(aside)
-    log.info("%s holds an earlier run: moved to %s", folder, aside)
-    return aside
+    name = str(trainer.default_root_dir)
+    if "::" in name or "://" in name:
+        raise RunFolderError(
+            f"trainer.default_root_dir is {name!r}: a run needs a local folder, without '::' in its name"
+        )
+    folder = Path(name)
+    if stage != "fit":
+        return folder / TrainerFn(stage).value
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"trainer.default_root_dir is {name!r}, which holds the working directory: a run needs a folder of its "
+            "own, e.g. runs/first"
+        )
+    return folder
+
+
+def _continues(folder: Path, ckpt_path: str | os.PathLike[str] | None) -> bool:
+    """Whether a checkpoint is one of the run in ``folder``."""
+    return ckpt_path is not None and Path(ckpt_path).resolve().is_relative_to(folder.resolve())
+
+
+def _check_folders(folder: Path) -> None:
+    for name in FOLDERS:
+        if (folder / name).exists():
+            check_writable(folder / name)
+
+
+def _remove_temporary(folder: Path) -> None:
+    """Remove what a killed run was about to replace its files by."""
+    for parent in (folder, folder / FOLDERS[0]):
+        for path in parent.glob(f"*{TEMPORARY}"):
+            path.unlink()
+
+
+def _check_callbacks(trainer: Trainer) -> None:
+    """Refuse a callback that would overwrite the checkpoint a run continues from."""
+    ours = (Path(trainer.default_root_dir) / FOLDERS[0]).resolve()
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if not isinstance(callback, ModelCheckpoint) or not callback.save_last:
+            continue
+        if callback.dirpath is None or Path(callback.dirpath).resolve() == ours:
+            raise ValueError(
+                "ModelCheckpoint(save_last) would overwrite checkpoints/last.ckpt, from which the run continues: leave "
+                "save_last out"
+            )

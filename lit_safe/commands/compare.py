@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from lit_safe.callbacks.run_folder import CONFIG, MARKS
+from lit_safe.callbacks.move_aside import CONFIG, MARKS
 from lit_safe.evaluation import Evaluation, differences
 from lit_safe.report.plots import plot_comparison
 from lit_safe.report.tables import (

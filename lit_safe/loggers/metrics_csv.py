@@ -13,6 +13,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from lit_safe.loggers.files import ELSEWHERE, TEMPORARY, named, sync
 from lit_safe.loggers.run_logger import Position
 
 FILE = "metrics.csv"
@@ -29,14 +30,15 @@ class MetricsCSV(Logger):
 
     def __init__(self) -> None:
         super().__init__()
+        self._folder: Path | None = None
         self._path: Path | None = None
         self._columns: list[str] = list(LEADING)
         self._rows = 0
 
     @property
     def name(self) -> str:
-        """Of the file."""
-        return FILE
+        """None: files that callbacks write for this logger lie in the run folder itself."""
+        return ""
 
     @property
     def version(self) -> str:
@@ -45,19 +47,25 @@ class MetricsCSV(Logger):
 
     @property
     def save_dir(self) -> str | None:
-        """The run folder, once it is open."""
-        return None if self._path is None else str(self._path.parent)
+        """The run folder, once it is known."""
+        return None if self._folder is None else str(self._folder)
+
+    def place(self, folder: Path) -> None:
+        """Take ``folder`` as the run folder. Writes nothing."""
+        self._folder = folder
 
     def open(self, folder: Path) -> None:
         """Write to ``folder/metrics.csv``, after the rows that it holds."""
-        self._path = folder / FILE
+        self._folder, self._path = folder, folder / FILE
         self._columns, rows = _read(self._path)
         self._rows = len(rows)
         if self._path.exists():
             self._write(rows)  # a kill may have left half a row
 
     def position(self) -> Position:
-        """Rows written; each was flushed when it was."""
+        """Rows written, all on disk."""
+        if self._path is not None and self._path.exists():
+            sync(self._path)
         return {FILE: self._rows}
 
     def cut_back(self, position: Position) -> None:
@@ -69,7 +77,7 @@ class MetricsCSV(Logger):
         columns, rows = _read(self._opened())
         keep = position.get(FILE, 0)
         if len(rows) < keep:
-            raise ValueError(f"{self._path} has {len(rows)} rows, the checkpoint was saved after {keep}")
+            raise ValueError(f"{self._path} has {len(rows)} rows, the checkpoint was saved after {keep}. {ELSEWHERE}")
         rows = rows[:keep]
         filled = [i for i, name in enumerate(columns) if name in LEADING or any(row[i] != "" for row in rows)]
         self._columns = [columns[i] for i in filled]
@@ -87,13 +95,14 @@ class MetricsCSV(Logger):
         cells = {"step": "" if step is None else str(step), "time": f"{time.time():.3f}"}
         cells |= {name: repr(value.item() if isinstance(value, Tensor) else value) for name, value in metrics.items()}
         new = [name for name in cells if name not in self._columns]
-        if new or not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _, rows = _read(path)
-            self._columns += new
-            self._write([[*row, *[""] * len(new)] for row in rows])
-        with path.open("a", newline="", encoding="utf-8") as file:
-            file.write(_line([cells.get(name, "") for name in self._columns]))
+        with named(path):
+            if new or not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _, rows = _read(path)
+                self._columns += new
+                self._write([[*row, *[""] * len(new)] for row in rows])
+            with path.open("a", newline="", encoding="utf-8") as file:
+                file.write(_line([cells.get(name, "") for name in self._columns]))
         self._rows += 1
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -106,7 +115,7 @@ class MetricsCSV(Logger):
 
     def _write(self, rows: Sequence[Sequence[str]]) -> None:
         path = self._opened()
-        new = path.with_suffix(".csv.tmp")
+        new = path.with_suffix(f".csv{TEMPORARY}")
         new.write_text("".join(map(_line, [self._columns, *rows])), newline="", encoding="utf-8")
         os.replace(new, path)
         self._rows = len(rows)
@@ -116,8 +125,15 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) of a file written by us; a last line without its end is a kill's and does not count."""
     if not path.exists():
         return list(LEADING), []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    columns, *rows = csv.reader(io.StringIO(whole)) if whole else [list(LEADING)]
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    try:
+        text = whole.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = whole.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line}, has a byte that is not UTF-8: the file is damaged. {ELSEWHERE}"
+        ) from None
+    columns, *rows = csv.reader(io.StringIO(text)) if text else [list(LEADING)]
     return columns, rows
 
 

@@ -14,6 +14,9 @@ class RunLogger(Protocol):
     Nothing is written before ``open``: a folder of an earlier run must be out of the way first.
     """
 
+    def place(self, folder: Path) -> None:
+        """Take ``folder`` as the run folder, for callbacks that ask a logger where to write. Writes nothing."""
+
     def open(self, folder: Path) -> None:
         """Write into ``folder`` from here on, after what is there already."""
 
@@ -26,3 +29,6 @@ class RunLogger(Protocol):
         Raises:
             ValueError: If less is there than ``position`` says.
         """
+
+    def finalize(self, status: str) -> None:
+        """Close the files, with everything logged so far in them."""

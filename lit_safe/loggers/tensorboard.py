@@ -1,6 +1,7 @@
 """TensorBoard curves of a run, continued without a step twice or missing."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 
+from lit_safe.loggers.files import ELSEWHERE, inside, named, sync
 from lit_safe.loggers.run_logger import Position
 
 FOLDER = "tensorboard"
@@ -23,16 +25,24 @@ class TensorBoardRun(TensorBoardLogger):
 
     def __init__(self) -> None:
         super().__init__(save_dir="", name="", version="", default_hp_metric=False)
+        self._folder: Path | None = None
+        self._is_open = False
+        self._synced: Position = {}
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder. Callbacks that ask the first logger for a folder write there."""
+        return "" if self._folder is None else str(self._folder)
 
     @property
     def log_dir(self) -> str:
-        """Where the event files lie."""
-        return self._root_dir
+        """The run folder. Profilers that have no folder of their own write there."""
+        return self.save_dir
 
     @property
     def root_dir(self) -> str:
-        """Where the event files lie."""
-        return self._root_dir
+        """The run folder."""
+        return self.save_dir
 
     @property
     @rank_zero_experiment
@@ -43,42 +53,66 @@ class TensorBoardRun(TensorBoardLogger):
             AttributeError: Before ``open``. Lightning asks every logger for its ``experiment`` (by ``hasattr``) before
                 any callback could have moved an earlier run aside.
         """
-        if not self._root_dir:
+        if not self._is_open:
             raise AttributeError("no folder yet: put lit_safe.callbacks.run_folder.RunFolder in callbacks")
-        return super().experiment
+        if self._experiment is None:
+            # two processes of one number may begin in the same second, in two containers for instance
+            suffix = f".{len(self._files())}"
+            with named(self._events):
+                self._experiment = SummaryWriter(str(self._events), filename_suffix=suffix)
+        return self._experiment
+
+    def place(self, folder: Path) -> None:
+        """Take ``folder`` as the run folder. Writes nothing."""
+        self._folder = folder
 
     def open(self, folder: Path) -> None:
         """Write to ``folder/tensorboard``, in a new event file."""
         self._close()
-        self._root_dir = str(folder / FOLDER)
+        self._folder, self._is_open, self._synced = folder, True, {}
 
     def position(self) -> Position:
-        """Bytes of every event file, flushed."""
+        """Bytes of every event file, all on disk."""
         self.save()
-        return {str(path.relative_to(self._run)): path.stat().st_size for path in self._files()}
+        position = {self._key(path): path.stat().st_size for path in self._files()}
+        for name, size in position.items():
+            if self._synced.get(name) != size:
+                sync(self._run / name)
+        self._synced = position
+        return dict(position)
 
     def cut_back(self, position: Position) -> None:
         """Truncate event files to their bytes in ``position``; those it does not name go.
 
         Raises:
-            ValueError: If a file is missing or shorter.
+            ValueError: If a file is missing or shorter, or a name points out of the folder of the event files.
         """
-        for name, size in position.items():
-            if not name.startswith(FOLDER):
-                continue
-            path = self._run / name
-            if not path.exists() or path.stat().st_size < size:
-                raise ValueError(f"{path} is missing or shorter than the {size} bytes it had at the checkpoint")
-            os.truncate(path, size)
+        sizes = {name: size for name, size in position.items() if Path(name).parts[:1] == (FOLDER,)}
+        paths = {name: inside(self._events, self._run / name) for name in sizes}
+        for name, path in paths.items():
+            if not path.exists() or path.stat().st_size < sizes[name]:
+                raise ValueError(
+                    f"{path} is missing or shorter than the {sizes[name]} bytes it had at the checkpoint. {ELSEWHERE}"
+                )
+        for name, path in paths.items():
+            os.truncate(path, sizes[name])
         for path in self._files():
-            if str(path.relative_to(self._run)) not in position:
+            if self._key(path) not in sizes:
                 path.unlink()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add one point to each curve."""
+        with named(self._events):  # Lightning's own method would call a full disk 'currently not supported'
+            for name, value in metrics.items():
+                self.experiment.add_scalar(name, float(value), step)
 
     @rank_zero_only
     def save(self) -> None:
         """Flush. Hyper-parameters are in the run's ``config.yaml``, not in a file of TensorBoard's."""
         if self._experiment is not None:
-            self._experiment.flush()
+            with named(self._events):
+                self._experiment.flush()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -92,10 +126,18 @@ class TensorBoardRun(TensorBoardLogger):
 
     @property
     def _run(self) -> Path:
-        return Path(self._root_dir).parent
+        assert self._folder is not None
+        return self._folder
+
+    @property
+    def _events(self) -> Path:
+        return self._run / FOLDER
+
+    def _key(self, path: Path) -> str:
+        return path.relative_to(self._run).as_posix()
 
     def _files(self) -> list[Path]:
-        return sorted(Path(self._root_dir).rglob("events.out.tfevents.*"))
+        return sorted(self._events.rglob("events.out.tfevents.*"))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_experiment": None}

@@ -1,4 +1,5 @@
 import csv
+import os
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,85 @@ def test_an_event_file_that_lost_records_is_an_error(tmp_path: Path) -> None:
     logger.finalize("failed")
     with pytest.raises(ValueError, match="missing or shorter"):
         logger.cut_back(position)
+
+
+@pytest.mark.parametrize("name", ["tensorboard/../../victim.txt", "tensorboard/../metrics.csv", "tensorboard/link"])
+def test_a_checkpoint_cannot_reach_files_outside_the_folder_of_event_files(tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious", encoding="utf-8")
+    run = tmp_path / "run"
+    (run / "tensorboard").mkdir(parents=True)
+    (run / "metrics.csv").write_text("precious", encoding="utf-8")
+    (run / "tensorboard" / "link").symlink_to(victim)
+    logger = TensorBoardRun()
+    logger.open(run)
+    with pytest.raises(ValueError, match="outside"):
+        logger.cut_back({name: 0})
+    assert victim.read_text(encoding="utf-8") == (run / "metrics.csv").read_text(encoding="utf-8") == "precious"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_named_by_the_file_that_did_not_fit(metrics: MetricsCSV, tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as raised:
+        metrics.log_metrics({}, step=1)
+    assert raised.value.filename == str(tmp_path / "metrics.csv")
+
+
+def test_event_files_that_cannot_be_written_are_an_error_of_the_disk_with_their_folder(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").touch()
+    logger = TensorBoardRun()
+    logger.open(tmp_path)
+    with pytest.raises(OSError, match="tensorboard"):
+        logger.log_metrics({"loss": 1.0}, step=1)
+
+
+def test_a_byte_that_is_not_text_is_named_by_file_and_line(metrics: MetricsCSV, tmp_path: Path) -> None:
+    metrics.log_metrics({"loss": 1.0}, step=1)
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(path.read_bytes() + b"2,\xff\n3,4\n")
+    with pytest.raises(ValueError, match=r"metrics.csv, line 3, has a byte .*fresh folder with --trainer.default_root"):
+        MetricsCSV().open(tmp_path)
+
+
+def test_rows_that_are_missing_come_with_a_way_to_go_on(metrics: MetricsCSV, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"fresh folder with --trainer\.default_root_dir"):
+        metrics.cut_back({"metrics.csv": 2})
+    logger = TensorBoardRun()
+    logger.open(tmp_path)
+    with pytest.raises(ValueError, match=r"fresh folder with --trainer\.default_root_dir"):
+        logger.cut_back({"tensorboard/events.out.tfevents.1": 2})
+
+
+def test_what_a_position_counts_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(number: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{number}")).name)
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    loggers = (MetricsCSV(), TensorBoardRun())
+    for logger in loggers:
+        logger.open(tmp_path)
+        logger.log_metrics({"loss": 1.0}, step=1)
+        logger.position()
+    [events] = (tmp_path / "tensorboard").iterdir()
+    assert synced == ["metrics.csv", tmp_path.name, events.name, "tensorboard"]
+    loggers[1].position()
+    assert len(synced) == 4  # an event file that has not grown is on disk already
+
+
+def test_two_processes_of_one_number_and_second_write_two_event_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.0)
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer._global_uid.get", lambda: 0)
+    for step in (1, 2):
+        logger = TensorBoardRun()
+        logger.open(tmp_path)
+        logger.log_metrics({"loss": float(step)}, step=step)
+        logger.finalize("success")
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+    assert curve(tmp_path, "loss") == [(1, 1.0), (2, 2.0)]

@@ -1,46 +1,17 @@
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from lightning import Callback, Trainer
 
+from lit_safe.callbacks.move_aside import move_aside
 from lit_safe.callbacks.run_checkpoint import RunCheckpoint
-from lit_safe.callbacks.run_folder import RunFolder, SaveConfig, move_aside
+from lit_safe.callbacks.run_folder import RunFolder, SaveConfig
 from lit_safe.loggers.metrics_csv import MetricsCSV
 from lit_safe.loggers.tensorboard import TensorBoardRun
-
-
-class Batches:
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter([torch.ones(2, 1), torch.zeros(2, 1)])
-
-    def __len__(self) -> int:
-        return 2
-
-
-BATCHES = Batches()
-
-
-class Line(LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.line = torch.nn.Linear(1, 1)
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        for logger in self.loggers:
-            logger.log_metrics({"train/loss": 1.0}, step=self.global_step)
-        return self.line(batch).square().mean()
-
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        for logger in self.loggers:
-            logger.log_metrics({"eval/loss": 2.0}, step=self.global_step)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+from tests.lit_safe.line_world import BATCHES, Line
 
 
 class Counter(Callback):
