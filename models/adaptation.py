@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import warnings
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -9,7 +12,17 @@ import torch
 import transformers
 from torch import nn
 
+from models.adapter import check_reach
 from models.extras import require
+
+log = logging.getLogger(__name__)
+
+IGNORED = (
+    "Model (has|with) `tie_word_embeddings",  # refused at load, as is the next
+    "target_(modules|parameters)=.* were set but no",
+    "The following (rank|alpha)_pattern keys",  # peft's own, from its translation of expert layers
+)
+"""Beginnings of peft's warnings that lead nowhere here."""
 
 
 @runtime_checkable
@@ -62,8 +75,14 @@ class LoRA:
         r: Rank.
         alpha: The update is scaled by ``alpha / r``.
         dropout: Dropout on the adapter's input. Above 0 the policy is no longer equal to its reference at step 0.
-        target_modules: ``all-linear`` (all but the head), a regular expression, or a list of name endings.
+        target_modules: ``all-linear`` (all but the head; routers and experts too where peft knows them), a regular
+            expression, or a list of name endings. The log says what carries an adapter.
+        target_parameters: Name endings of parameters that no layer of their own holds, such as fused experts
+            (``mlp.experts.gate_up_proj``) and routers (``mlp.router.weight``); they take no dropout and no DoRA.
+        modules_to_save: Name endings of modules of which a copy trains whole, such as norms or the input embedding.
+            A tied head keeps the weights it had.
         rslora: Scale by ``alpha / sqrt(r)`` instead.
+        dora: Train the length of each weight's rows too (Liu et al. 2024, arXiv:2402.09353).
         seed: The first adapter weights are a function of it.
     """
 
@@ -71,7 +90,10 @@ class LoRA:
     alpha: float = 32
     dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
+    target_parameters: list[str] | None = None
+    modules_to_save: list[str] | None = None
     rslora: bool = False
+    dora: bool = False
     seed: int = 0
 
     def apply(self, model: transformers.PreTrainedModel) -> nn.Module:
@@ -83,13 +105,50 @@ class LoRA:
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
+            target_parameters=self.target_parameters,
+            modules_to_save=self.modules_to_save,
             use_rslora=self.rslora,
+            use_dora=self.dora,
             # GPT-2's layers hold their weights transposed
             fan_in_fan_out=any(isinstance(m, transformers.pytorch_utils.Conv1D) for m in model.modules()),
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            for known in IGNORED:
+                warnings.filterwarnings("ignore", known)
             torch.manual_seed(self.seed)
-            return peft.get_peft_model(model, config)
+            try:
+                adapted = peft.get_peft_model(model, config)
+            except ValueError as fault:
+                raise ValueError(self._refusal(model, str(fault))) from None
+        if self.target_modules == "all-linear":
+            check_reach(adapted)
+        log.info("adapter on %s", ", ".join(_adapted(adapted)))
+        return adapted
+
+    def _refusal(self, model: transformers.PreTrainedModel, fault: str) -> str:
+        """What peft will not do, in one line."""
+        name = type(model).__name__
+        if "ParamWrapper" in fault:
+            asked = "dropout 0" if self.dropout else "dora: false"
+            return f"LoRA on fused parameters of {name} (experts, routers) needs {asked}, or other target_modules"
+        if "is not supported" in fault:
+            module = fault.split("Target module ", 1)[-1].split("(", 1)[0]
+            return (
+                f"target_modules names a {module} of {name}, which has no low-rank form: train it whole with "
+                "modules_to_save, or name its weights in target_parameters"
+            )
+        return f"target_modules fits nothing in {name}: {fault.splitlines()[0]}"
+
+
+def _adapted(model: nn.Module) -> list[str]:
+    """Names, within a layer, of what carries an adapter or trains whole."""
+    names = set()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            plain = re.sub(r"\.(lora_\w+|base_layer|modules_to_save|default)(?=\.|$)", "", name)
+            plain = re.sub(r"^base_model\.model\.(.*\.\d+\.)?", "", plain)
+            names.add(plain.removesuffix(".weight"))
+    return sorted(names)
 
 
 def _layers(model: transformers.PreTrainedModel) -> nn.ModuleList:

@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from lit_safe.types import IGNORE, PackedSequences, SequenceLogp
+from models.adapter import whole_copies
 from ops.sequence_logratio import Head, both_sequence_logp, sequence_logp, token_logp
 
 Layout = Literal["padded", "packed"]
@@ -52,6 +53,7 @@ class Backbone(nn.Module):
         self.model: Any = model
         self.backend = backend
         self.layout = layout
+        self._whole_copies = self.model is not self.causal_lm and whole_copies(model)
 
     @property
     def causal_lm(self) -> transformers.PreTrainedModel:
@@ -169,8 +171,17 @@ class Backbone(nn.Module):
         position_T = torch.cat([position[0] for _, position in rows])
         bounds_N1 = torch.tensor([0, 5, 8], dtype=torch.int32, device=device)
         sequences = PackedSequences(ids_T, ids_T, position_T, bounds_N1)
-        with self.computing():
-            own_TV = torch.cat([self.causal_lm(input_ids=ids, use_cache=False).logits[0] for ids, _ in rows])
+        try:
+            with self.computing():
+                own_TV = torch.cat([self.causal_lm(input_ids=ids, use_cache=False).logits[0] for ids, _ in rows])
+        except RuntimeError as fault:
+            kinds = sorted({str(p.dtype).removeprefix("torch.") for p in self.parameters()})
+            if len(kinds) == 1:
+                raise
+            raise ValueError(
+                f"{self._name} does not compute with weights in {', '.join(kinds)} on this device "
+                f"({str(fault).splitlines()[0]}): read it with dtype: float32"
+            ) from fault
         found = {"alone": torch.cat([self._decode(*row, None)[0] for row in rows])}
         found["laid out"] = self.response_hidden(sequences).hidden_RD
         if training:
@@ -212,11 +223,14 @@ class Backbone(nn.Module):
     def computing(self) -> AbstractContextManager[Any]:
         """Autocast to the smaller type where weights are of two types and nothing says in which they meet.
 
-        A trunk in bf16 below layers that train in fp32 is such a model. An adapter brings its own casts.
+        A trunk in bf16 below layers that train in fp32 is such a model, and so is a norm that trains whole beside an
+        adapter. Low-rank weights bring their own casts.
         """
         kind = self.device.type
         dtypes = {p.dtype for p in self.parameters()}
-        if len(dtypes) == 1 or self.model is not self.causal_lm or torch.is_autocast_enabled(kind):
+        if len(dtypes) == 1 or torch.is_autocast_enabled(kind):
+            return nullcontext()
+        if self.model is not self.causal_lm and not self._whole_copies:
             return nullcontext()
         return torch.autocast(kind, min(dtypes, key=lambda dtype: dtype.itemsize), cache_enabled=False)
 

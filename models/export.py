@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import copy
+import stat
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 import transformers
 
 from models.backbone import Backbone
+
+SHARD = "5GB"  # of weights in a file at most
+
+IGNORED = (
+    "Input and output embeddings are no longer tied after merging",  # a copy of the embedding trained whole
+    "Setting `save_embedding_layers` to `True`",  # an adapter on the embedding is stored with it
+)
+"""Beginnings of peft's warnings that tell a user nothing to do."""
 
 
 def save_pretrained(
@@ -18,10 +29,12 @@ def save_pretrained(
     adapter_only: bool,
     stop_ids: Iterable[int] = (),
 ) -> None:
-    """Write weights as safetensors, with tokenizer, chat template and generation config.
+    """Write weights as safetensors, with tokenizer, chat template and generation config; modes are the umask's.
 
-    An adapter is merged into a copy of the model, since unmerging would not give the trained weights back to the bit.
-    ``stop_ids`` stand in the generation config beside its own, so that ``generate`` stops where training did.
+    All weights are written in the widest type among them. So an fp32 adapter over a bf16 base is merged in fp32: bf16
+    would round most of a small update away. An adapter is merged into a copy of the model, since unmerging would not
+    give the trained weights back to the bit. ``stop_ids`` stand in the generation config beside its own, so that
+    ``generate`` stops where training did.
 
     Raises:
         ValueError: If ``adapter_only`` and there is no adapter.
@@ -30,12 +43,35 @@ def save_pretrained(
     if adapter_only and not has_adapter:
         raise ValueError("adapter_only needs an adapter: set adaptation to models.adaptation.LoRA")
     model = policy.model
-    if has_adapter and not adapter_only:
-        model = copy.deepcopy(policy.model).merge_and_unload()
-    model.save_pretrained(folder)
+    if not adapter_only:
+        kinds = {parameter.dtype for parameter in policy.parameters()}
+        if has_adapter or len(kinds) > 1:
+            model = copy.deepcopy(policy.model)
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(max(kinds, key=lambda kind: kind.itemsize))
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        for known in IGNORED:
+            warnings.filterwarnings("ignore", known, UserWarning)
+        if has_adapter and not adapter_only:
+            model = model.merge_and_unload()
+        model.save_pretrained(folder, **({} if adapter_only else {"max_shard_size": SHARD}))
     tokenizer.save_pretrained(folder)
     # last: it takes the place of the model's own, and an adapter has none
     _stopping_at(stop_ids, policy.causal_lm.generation_config).save_pretrained(folder)
+    open_to_readers(place)
+
+
+def open_to_readers(folder: Path) -> None:
+    """Give every file of ``folder`` the mode of a new file: the writer of safetensors lets its owner alone read."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(mode)
 
 
 def eos_ids(config: transformers.GenerationConfig | None) -> frozenset[int]:

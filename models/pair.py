@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_safe.precision import TrainableDtype, hold
 from lit_safe.types import MemoryEstimate, ModelFacts, ModelLimits, PackedSequences, SequenceLogp, SequenceStats
 from models.adaptation import Adaptation, Full
+from models.adapter import check_adapter
 from models.backbone import Backbone, Layout, no_dropout
 from models.digest import digest
 from models.export import eos_ids, save_pretrained
@@ -113,6 +114,8 @@ class PolicyReference(nn.Module):
             no_dropout(model)
         self._fingerprint = _fingerprint(model)
         policy = Backbone(self.adaptation.apply(model), backend=self.backend, layout=self._layout)
+        if policy.model is not policy.causal_lm:
+            check_adapter(policy.model)
         hold(policy.parameters(), self.trainable_dtype)
         policy.verify(training=self.disable_dropout)
         self._verified = {self._layout}

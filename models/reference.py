@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from models.adapter import beyond_adapter
 from models.backbone import Backbone, no_dropout
 from models.sources import ModelSource
 
@@ -71,6 +72,12 @@ class AdapterOff:
     def attach(self, policy: Backbone) -> OpenReference:
         if not hasattr(policy.model, "disable_adapter"):
             raise ValueError("reference AdapterOff needs an adapter: set adaptation to models.adaptation.LoRA")
+        left = beyond_adapter(policy.model)
+        if left:
+            raise ValueError(
+                f"reference AdapterOff: {left[0]} trains and stays when the adapter is off (one of {len(left)}): use "
+                "reference FrozenCopy, or an adapter with bias 'none'"
+            )
 
         @contextmanager
         def opened() -> Iterator[Backbone]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ import transformers
 import yaml
 from transformers.utils import cached_file, find_adapter_config_file
 
+from models.adapter import check_adapter
 from models.extras import require
 from models.sources.source import Description
 
@@ -20,7 +22,8 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 class HuggingFace:
     """Any causal language model of the hub, or of a folder. Reads safetensors or GGUF and never runs remote code.
 
-    A repository that holds a LoRA adapter alone gives its base model with the adapter merged in.
+    A repository that holds a LoRA adapter alone gives its base model with the adapter merged in, in fp32 where
+    ``dtype`` is ``auto``: bf16 would round most of a small update away.
 
     Args:
         name_or_path: Hub id, or a folder.
@@ -54,8 +57,15 @@ class HuggingFace:
         # not peft's auto class, which resizes the embeddings to the length of the tokenizer
         adapter = peft.PeftConfig.from_pretrained(self.name_or_path, revision=self.revision)
         options["revision"] = adapter.revision
+        if self.dtype == "auto":
+            options["dtype"] = torch.float32
         base = transformers.AutoModelForCausalLM.from_pretrained(adapter.base_model_name_or_path, **options)
-        return peft.PeftModel.from_pretrained(base, self.name_or_path, revision=self.revision).merge_and_unload()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Model (has|with) `tie_word_embeddings", UserWarning)  # checked below
+            warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied", UserWarning)
+            adapted = peft.PeftModel.from_pretrained(base, self.name_or_path, revision=self.revision)
+            check_adapter(adapted)
+            return adapted.merge_and_unload()
 
     def load_tokenizer(self) -> transformers.PreTrainedTokenizerBase:
         options = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
