@@ -117,6 +117,11 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
             self._tokens_hash = int.from_bytes(digest.digest()[:7], "big")
         return self._tokens_hash
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Let the module complete a batch on the host. Lightning takes this hook from data modules."""
+        complete = getattr(self.trainer.lightning_module, "complete", None) if self.trainer else None
+        return batch if complete is None else complete(batch)
+
     def connect(self, model: Any) -> None:
         """Take the tokenizer of ``model`` (a pair, or a module with a ``pair``), unless ``tokenizer`` names another."""
         self._model = model if hasattr(model, "load_tokenizer") else model.pair

@@ -3,25 +3,38 @@
 Letters: B pairs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
 
+from lit_safe.ranks import merge
 from lit_safe.types import PackedBatch, Pair, Scored
+
+SUMS = ("total", "count")  # the state of ``Means``
 
 STRATA = ("safe_safe", "safe_unsafe", "unsafe_unsafe")
 """Pairs by how many of their responses are unsafe; either order of ``safe_unsafe``."""
 
 
 class Measured(NamedTuple):
-    """A quantity ``value`` [B] and the pairs [B] (bool) that it is defined for."""
+    """A quantity ``value`` [B] and the weight [B] of each entry: bool or >= 0. At weight 0 the value may be NaN."""
 
     value: Tensor
-    where: Tensor
+    weight: Tensor
 
+    def pooled(self) -> "Measured":
+        """The same mean and total weight in one entry [1]."""
+        weight = self.weight.to(self.value)
+        total = torch.where(weight > 0, self.value * weight, 0).sum()
+        return Measured((total / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny))[None], weight.sum()[None])
+
+
+OBJECTIVE_LOSS, ANCHOR_LOSS = "loss/objective", "loss/anchor"
+"""The parts of a training loss with an anchor."""
 
 PAIR_NAMES = (
     "loss",
@@ -49,10 +62,11 @@ def better(margin_B: Tensor) -> Tensor:
     return (margin_B.sign() + 1) / 2
 
 
+@torch.no_grad()
 def pair_quantities(
     batch: PackedBatch, policy: Pair, logratio: Pair, scored: Scored, beta: float
 ) -> dict[str, Measured]:
-    """Everything logged of B pairs.
+    """Everything logged of B pairs, without gradient and without waiting for the device.
 
     ``loss`` is the mean over pairs of weight > 0 (SafeDPO's eq. 12 is a mean over the pairs that its T keeps).
     ``rewards/*`` are TRL's implicit rewards beta * logratio; ``logps/*`` sums of the policy's response log-probs in
@@ -64,31 +78,38 @@ def pair_quantities(
     unsafe = batch.label.unsafe
     known_B = present_B & ~(_unknown(batch.label.cost.chosen) | _unknown(batch.label.cost.rejected))
     unsafe_count_B = unsafe.chosen.long() + unsafe.rejected.long()
-    accuracy_B = better(logratio.margin)
+    length_2B = torch.stack(batch.response_length)
+    policy_2B = torch.stack(policy)
+    logratio_2B = torch.stack(logratio)
+    per_token_2B = policy_2B / length_2B.clamp(min=1)
+    side_32B = torch.stack([logratio_2B, policy_2B, per_token_2B])
+    margin_3B = side_32B[:, 0] - side_32B[:, 1]
+    accuracy_B, likelier_B, likelier_per_token_B = better(margin_3B).unbind()
+    reward_chosen_B, reward_rejected_B, reward_margin_B = (
+        beta * torch.stack([logratio.chosen, logratio.rejected, margin_3B[0]])
+    ).unbind()
     safer_B = torch.where(unsafe.chosen, 1 - accuracy_B, accuracy_B)
-    length = Pair(*(side.clamp(min=1) for side in batch.response_length))
-    per_token = Pair(policy.chosen / length.chosen, policy.rejected / length.rejected)
     stratum = {name: known_B & (unsafe_count_B == count) for count, name in enumerate(STRATA)}
-    values = {
-        "loss": Measured(scored.loss * scored.weight, present_B & (scored.weight > 0)),
-        "rewards/chosen": Measured(beta * logratio.chosen, present_B),
-        "rewards/rejected": Measured(beta * logratio.rejected, present_B),
-        "rewards/margins": Measured(beta * logratio.margin, present_B),
+    kept_B = scored.weight > 0
+    return {
+        "loss": Measured(scored.loss * scored.weight, present_B & kept_B),
+        "rewards/chosen": Measured(reward_chosen_B, present_B),
+        "rewards/rejected": Measured(reward_rejected_B, present_B),
+        "rewards/margins": Measured(reward_margin_B, present_B),
         "rewards/accuracies": Measured(accuracy_B, present_B),
         **{f"rewards/accuracies/{name}": Measured(accuracy_B, where_B) for name, where_B in stratum.items()},
         "rewards/accuracies/safer": Measured(safer_B, stratum["safe_unsafe"]),
         "logps/chosen": Measured(policy.chosen, present_B),
         "logps/rejected": Measured(policy.rejected, present_B),
-        "logps/accuracies": Measured(better(policy.margin), present_B),
-        "logps/accuracies_per_token": Measured(better(per_token.margin), present_B),
+        "logps/accuracies": Measured(likelier_B, present_B),
+        "logps/accuracies_per_token": Measured(likelier_per_token_B, present_B),
         "logratios/chosen": Measured(logratio.chosen, present_B),
         "logratios/rejected": Measured(logratio.rejected, present_B),
         "lengths/chosen": Measured(batch.response_length.chosen, present_B),
         "lengths/rejected": Measured(batch.response_length.rejected, present_B),
-        "pairs/dropped": Measured(scored.weight == 0, present_B),
+        "pairs/dropped": Measured(~kept_B, present_B),
         **{f"pairs/{name}": Measured(where_B, known_B) for name, where_B in stratum.items()},
     }
-    return {name: Measured(value.detach(), where) for name, (value, where) in values.items()}
 
 
 def _unknown(cost: Tensor) -> Tensor:
@@ -96,10 +117,11 @@ def _unknown(cost: Tensor) -> Tensor:
 
 
 class Means(Metric):
-    """Means of named quantities over everything seen since the last reset.
+    """Weighted means of named quantities over everything seen since the last reset.
 
-    Its sums are persistent (they lie in every checkpoint), so a run resumed inside a logging window logs what the
-    uninterrupted one does. A name nothing was seen of is left out of the result.
+    The sums lie in every checkpoint, so a run that resumes inside a logging window logs what the uninterrupted run
+    does. Each rank holds sums of its own: ``over_ranks`` gives those that belong into a checkpoint. A name of which
+    nothing was seen is left out of the result. Sums are float64, and float32 on a device without float64.
 
     Args:
         names: The quantities, in the order of their columns.
@@ -112,19 +134,46 @@ class Means(Metric):
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
         self.names = tuple(names)
-        for state in ("total", "count"):
+        for state in SUMS:
             zeros = torch.zeros(len(self.names), dtype=torch.float64)
             self.add_state(state, zeros, dist_reduce_fx="sum", persistent=True)
 
     def update(self, measured: Mapping[str, Measured]) -> None:
-        """Add values [B] where their mask [B] holds; every name must be given."""
-        for index, name in enumerate(self.names):
-            value, where = measured[name]
-            value = value.to(self.total)
-            self.total[index] += torch.where(where, value, 0).sum()
-            self.count[index] += where.sum()
+        """Add weighted values, B entries of each name.
 
-    def compute(self) -> dict[str, Tensor]:
-        """Means by name, fp32 []."""
-        mean = self.total / self.count
-        return {name: mean[i].float() for i, name in enumerate(self.names) if self.count[i] > 0}
+        Raises:
+            KeyError: If a name is missing or unknown.
+        """
+        if measured.keys() != set(self.names):
+            raise KeyError(f"measured {sorted(measured)}, the means are of {sorted(self.names)}")
+        # one stack for all names: a micro-batch takes a few operations on the device, not a few for each name
+        value_KB = torch.stack([measured[name].value for name in self.names]).to(self.total)
+        weight_KB = torch.stack([measured[name].weight for name in self.names]).to(self.total)
+        self.total += torch.where(weight_KB > 0, value_KB * weight_KB, 0).sum(1)
+        self.count += weight_KB.sum(1)
+
+    def compute(self) -> dict[str, float]:
+        """Means by name, rounded to fp32. Waits for the device once."""
+        mean_K, seen_K = torch.stack([self.total / self.count, self.count > 0]).float().tolist()
+        return {name: mean for name, mean, seen in zip(self.names, mean_K, seen_K, strict=True) if seen}
+
+    def over_ranks(self) -> dict[str, Tensor]:
+        """The sums of all ranks together, on every rank; each rank has to call it."""
+        return {state: merge(getattr(self, state).clone(), self.device) for state in SUMS}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
+        """Move the sums as torch moves a module; to float32 where the device refuses float64 (Apple's GPUs do)."""
+        try:
+            fn(self.total)
+        except TypeError:
+            self._defaults.update({state: self._defaults[state].float() for state in SUMS})
+            for state in SUMS:
+                setattr(self, state, getattr(self, state).float())
+        return super()._apply(fn, exclude_state)
+
+
+def on_host(values: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Scalars as numbers. Waits for the device once, however many tensors there are."""
+    tensors = [value.detach().reshape(()) for value in values.values() if isinstance(value, Tensor)]
+    numbers = iter(torch.stack(tensors).tolist() if tensors else [])
+    return {name: next(numbers) if isinstance(value, Tensor) else float(value) for name, value in values.items()}

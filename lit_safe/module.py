@@ -4,6 +4,7 @@ Letters: B pairs, N = 2B sequences.
 """
 
 import hashlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from lit_safe.anchors import Anchor
-from lit_safe.metrics import PAIR_NAMES, pair_quantities
+from lit_safe.metrics import ANCHOR_LOSS, OBJECTIVE_LOSS, PAIR_NAMES, Means, Measured, pair_quantities
 from lit_safe.precision import compute_dtype
 from lit_safe.quiet import quiet
 from lit_safe.reference_cache import ReferenceCache
@@ -63,6 +64,8 @@ class PreferenceAlignment(StepModule):
         super().__init__(pair, optimizer, schedule or Constant(), gradient_clip_norm, PAIR_NAMES)
         self.objective = objective
         self.anchor = anchor or Anchor()
+        self.anchor_means = None if anchor is None else Means((ANCHOR_LOSS, *anchor.names))
+        self._anchor_loss: list[Tensor] = []  # this rank's shares of the step's anchor terms
         self.reference_cache = ReferenceCache() if precompute_reference else None
         if reference_cache_dir is not None and not precompute_reference:
             raise ValueError("reference_cache_dir keeps what precompute_reference scores: set that to true")
@@ -122,30 +125,69 @@ class PreferenceAlignment(StepModule):
         if path is not None:
             cache.save(path)
 
+    def complete(self, item: Any) -> Any:
+        """A training item with its reference log-probs, called by the data module while its ids are on the host."""
+        if self.reference_cache is None or not self.trainer.training:
+            return item
+        return [self.reference_cache.attach(batch) for batch in item]
+
     def training_step(self, micro_batches: list[PackedBatch], batch_idx: int) -> None:
         """One optimizer step over all micro-batches, and what the anchor adds to it."""
-        if self.reference_cache is not None:
-            micro_batches = [self.reference_cache.attach(batch) for batch in micro_batches]
+        if self.reference_cache is not None and micro_batches[0].reference_logp is None:
+            micro_batches = self.complete(micro_batches)  # data of another kind, which did not call it
         shares = [partial(self.loss_share, batch) for batch in micro_batches]
-        norm = self.optimizer_step_over([*shares, *self.anchor.on_step(self, self.global_step)])
-        self.log_training(norm, {**{f"multiplier{i}": m for i, m in _named(self.multiplier)}, **self.anchor.logged()})
+        terms = [partial(self._anchored, term) for term in self.anchor.on_step(self, self.global_step)]
+        norm = self.optimizer_step_over([*shares, *terms])
+        if self.anchor_means is not None:
+            self.anchor_means.update({ANCHOR_LOSS: self._anchor_mean(), **self._measured_by_anchor()})
+        self.log_training(norm, {f"multiplier{i}": m for i, m in _named(self.multiplier.clone())})
 
     def loss_share(self, batch: PackedBatch) -> Tensor:
         """A micro-batch's share [] of its optimizer step's loss in nats: its weighted sum / pairs in the step."""
         policy, logratio, scored = self(batch)
         self.train_means.update(pair_quantities(batch, policy, logratio, scored, self.objective.beta))
-        self.count(batch.sequences, int(batch.present.sum()))
+        self.count(batch.sequences, batch.present)
         # a NaN label of a dropped or filler pair must not reach the sum: 0 * NaN is NaN ...
-        term_B = self.anchor.on_pairs(self, batch, policy)
         weight_B = scored.weight * batch.present
         kept_B = weight_B > 0
-        loss_B = scored.loss if term_B is None else scored.loss + term_B
-        loss_B = torch.where(kept_B, loss_B, torch.zeros_like(loss_B))
+        loss_B = torch.where(kept_B, scored.loss, 0)
         for side_B in logratio:  # ... nor the gradient, where it would meet the 0 that comes back from the sum
             if side_B.requires_grad:
-                side_B.register_hook(lambda grad_B: torch.where(kept_B, grad_B, torch.zeros_like(grad_B)))
+                side_B.register_hook(lambda grad_B: torch.where(kept_B, grad_B, 0))
         # with no pair left the sum is 0 and still has a (zero) gradient
-        return (loss_B * weight_B).sum() / batch.pairs_in_step + 0.0 * policy.margin.sum()
+        share = (loss_B * weight_B).sum() / batch.pairs_in_step + 0.0 * policy.margin.sum()
+        term_B = self.anchor.on_pairs(self, batch._replace(present=kept_B), policy)
+        if term_B is None:
+            return share
+        return share + self._anchored(lambda: (torch.where(kept_B, term_B, 0) * weight_B).sum() / batch.pairs_in_step)
+
+    def _anchored(self, term: Callable[[], Tensor]) -> Tensor:
+        """A share of the anchor's, noted for ``loss/anchor``."""
+        share = term()
+        self._anchor_loss.append(share.detach())
+        return share
+
+    def _anchor_mean(self) -> Measured:
+        """The step's anchor terms, a sum over ranks that counts as one."""
+        ranks = self.trainer.world_size
+        share = torch.stack(self._anchor_loss).sum() if self._anchor_loss else torch.zeros((), device=self.device)
+        self._anchor_loss = []
+        return Measured(share[None] * ranks, torch.full_like(share[None], 1 / ranks))
+
+    def _measured_by_anchor(self) -> dict[str, Measured]:
+        pooled = {name: measured.pooled() for name, measured in self.anchor.logged().items()}
+        return {name: Measured(*(part.to(self.device) for part in measured)) for name, measured in pooled.items()}
+
+    def window_means(self) -> dict[str, float]:
+        """The window's means; with an anchor, ``loss`` is the sum that is optimised, its parts stand beside it."""
+        means = super().window_means()
+        if self.anchor_means is None:
+            return means
+        anchor: dict[str, float] = self.anchor_means.compute()
+        self.anchor_means.reset()
+        objective = means.get("loss", 0.0)  # no pair was kept
+        total = objective + anchor[ANCHOR_LOSS]
+        return {**means, **anchor, "loss": total, OBJECTIVE_LOSS: objective}
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
         """Add a batch to the means of the split."""

@@ -75,7 +75,7 @@ class ReferenceCache:
     def attach(self, batch: PackedBatch) -> PackedBatch:
         """The batch with its reference log-probs, or as it is where one of them is not known.
 
-        Reads the batch's ids back from its device: a wait for the host, unmeasured on a GPU.
+        Reads the batch's ids on the host, so it is called before a batch goes to its device.
         """
         known = [self._known.get(key) for key in _keys(batch.sequences)]
         if None in known:

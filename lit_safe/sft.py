@@ -42,7 +42,7 @@ class SupervisedFineTuning(StepModule):
         length_N = cumulative_T1[bounds_N1[1:]] - cumulative_T1[bounds_N1[:-1]]
         per_token_N = nll_N.detach() / length_N.clamp(min=1)
         return nll_N * batch.present, {
-            "loss": Measured(per_token_N, batch.present),
+            "loss": Measured(per_token_N, length_N * batch.present),  # a mean over tokens, as the loss of a step is
             "lengths/response": Measured(length_N, batch.present),
         }
 
@@ -54,7 +54,7 @@ class SupervisedFineTuning(StepModule):
     def _loss_share(self, batch: SequenceBatch) -> Tensor:
         nll_N, measured = self._nll(batch)
         self.train_means.update(measured)
-        self.count(batch.sequences, int(batch.present.sum()))
+        self.count(batch.sequences, batch.present)
         return nll_N.sum() / batch.tokens_in_step
 
     def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,12 +17,26 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lit_safe.hashing import hash64
-from lit_safe.metrics import Means
+from lit_safe.metrics import SUMS, Means, on_host
 from lit_safe.precision import check_trainable, check_trainer_precision
 from lit_safe.process_memory import peak_bytes
 from lit_safe.rng import isolated
 from lit_safe.schedules import Schedule
 from lit_safe.types import PackedSequences, PairModel, RunData
+
+
+@dataclass
+class Window:
+    """What is logged of the optimizer steps since the last record, beside means.
+
+    ``seconds`` are those inside optimizer steps: not those of validations, dual steps, reports and checkpoints.
+    """
+
+    tokens: int = 0
+    rows: Tensor | int = 0
+    seconds: float = 0.0
+    rate: float = math.nan  # learning rate of the last step
+    last: Mapping[str, Tensor | float] = field(default_factory=dict)  # of the last step
 
 
 class StepModule(LightningModule):
@@ -57,9 +72,7 @@ class StepModule(LightningModule):
         self.gradient_clip_norm = gradient_clip_norm
         self.train_means = Means(metric_names)
         self.eval_means = Means(metric_names)
-        self._window_started = time.monotonic()
-        self._window_tokens = 0
-        self._window_rows = 0
+        self._window = Window()
 
     def configure_callbacks(self) -> list[Callback]:
         """Add none; refuse settings of the trainer under which training would go wrong, before anything is read.
@@ -91,6 +104,11 @@ class StepModule(LightningModule):
         """Load policy and reference, once."""
         self.pair.load()
 
+    @property
+    def seed(self) -> int:
+        """The run's seed, which every random draw of training names: the data module's; 0 outside a trainer."""
+        return 0 if self._trainer is None else int(getattr(self.trainer.datamodule, "seed", 0))  # type: ignore[attr-defined]
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer over what trains, with the schedule stepped once an optimizer step.
 
@@ -119,11 +137,12 @@ class StepModule(LightningModule):
         Raises:
             FloatingPointError: If the norm is not finite; nothing has been stepped then.
         """
+        started = time.perf_counter()
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         optimizer.zero_grad()
         # dropout, where a user asks for it, must not depend on what was drawn before: a resumed run draws the same
-        with isolated(hash64("step", self.global_step, self.global_rank)):
+        with isolated(hash64("step", self.seed, self.global_step, self.global_rank)):
             for index, share in enumerate(shares):
                 with contextlib.nullcontext() if index == len(shares) - 1 else self._no_sync():
                     # ranks average their gradients, a step's loss is a sum over ranks
@@ -136,53 +155,95 @@ class StepModule(LightningModule):
         norm = torch.nn.utils.clip_grad_norm_(parameters, bound)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"gradient norm is {norm.item()} at optimizer step {self.global_step}")
+        self._window.rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
+        self._scheduler().step()
+        self._window.seconds += time.perf_counter() - started
+        return norm.detach()
+
+    def _scheduler(self) -> torch.optim.lr_scheduler.LambdaLR:
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
-        scheduler.step()
-        return norm.detach()
+        return scheduler
 
     def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return contextlib.nullcontext() if block is None else block()
 
-    def count(self, sequences: PackedSequences, rows: int) -> None:
-        """Add to what ``perf/*`` reports."""
-        self._window_tokens += len(sequences.input_ids)
-        self._window_rows += rows
+    def count(self, sequences: PackedSequences, present: Tensor) -> None:
+        """Add a micro-batch's tokens and the rows that are ``present`` [B] (bool) to what ``perf/*`` reports."""
+        self._window.tokens += len(sequences.input_ids)
+        self._window.rows = self._window.rows + present.sum()  # on the device: no step waits for it
 
     def log_training(self, norm: Tensor, extra: Mapping[str, Tensor | float]) -> None:
-        """Log the window's means every ``trainer.log_every_n_steps`` optimizer steps, and start a new window."""
-        if self.global_step % max(1, self.trainer.log_every_n_steps):  # type: ignore[attr-defined]
-            return
-        means = self.train_means.compute()
+        """Log the window's means every ``trainer.log_every_n_steps`` optimizer steps, and start a new window.
+
+        Args:
+            norm: The step's gradient norm [].
+            extra: What else is logged of the window's last step.
+        """
+        self._window.last = {**extra, "grad_norm": norm, "learning_rate": self._window.rate}
+        if self.global_step % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+            self._log_window()
+
+    def window_means(self) -> dict[str, float]:
+        """The means of the window by name, over all ranks; a new window starts."""
+        means: dict[str, float] = self.train_means.compute()
         self.train_means.reset()
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        seconds = time.monotonic() - self._window_started
-        values: dict[str, Tensor | float] = {
-            **means,
-            **extra,
-            "grad_norm": norm,
-            "learning_rate": optimizer.param_groups[0]["lr"],
+        return means
+
+    def _log_window(self) -> None:
+        window, self._window = self._window, Window()
+        ranks = self.trainer.world_size
+        values = {
+            **self.window_means(),
+            **window.last,
             "epoch": self.global_step / max(1, int(self.trainer.num_training_batches)),
-            "perf/tokens_per_s": self._window_tokens * self.trainer.world_size / seconds,
-            "perf/rows_per_s": self._window_rows * self.trainer.world_size / seconds,
+            "perf/tokens_per_s": window.tokens * ranks / window.seconds,
+            "perf/rows_per_s": window.rows * ranks / window.seconds,
             "perf/peak_gib": _peak_gib(self.device),
         }
-        self._window_started, self._window_tokens, self._window_rows = time.monotonic(), 0, 0
         self.publish("train", values)
 
     def publish(self, prefix: str, values: Mapping[str, Tensor | float]) -> None:
         """Write ``<prefix>/<name>`` to every logger at this optimizer step, and offer them to callbacks."""
-        named = {f"{prefix}/{name}": float(value) for name, value in values.items()}
+        named = {f"{prefix}/{name}": value for name, value in on_host(values).items()}
         for logger in self.loggers:
             logger.log_metrics(named, step=self.global_step)
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in named.items()})
 
     def on_train_start(self) -> None:
-        """Start the clock of ``perf/*`` when training does."""
-        self._window_started = time.monotonic()
+        """Take up the schedule of this run.
+
+        The optimizer of a checkpoint holds the rate that the run before had in mind for its next step. A run that was
+        given more epochs, or more steps, has another one in mind.
+        """
+        self._window = Window()
+        scheduler = self._scheduler()
+        factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+        for group, base, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, factors, strict=True):
+            group["lr"] = base * factor
+
+    def on_train_end(self) -> None:
+        """Log the last window, however few steps it has."""
+        if self._window.last:
+            self._log_window()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the sums of all ranks into the checkpoint, which holds this rank's. Lightning calls it on every rank."""
+        for name, means in self._means():
+            checkpoint["state_dict"].update({f"{name}.{k}": v for k, v in means.over_ranks().items()})
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the first rank go on from the sums of all ranks, and the others from zero."""
+        if self.global_rank == 0:
+            return
+        for name, _ in self._means():
+            for key in (f"{name}.{state}" for state in SUMS):
+                checkpoint["state_dict"][key] = torch.zeros_like(checkpoint["state_dict"][key])
+
+    def _means(self) -> list[tuple[str, Means]]:
+        return [(name, part) for name, part in self.named_modules() if isinstance(part, Means)]
 
     def on_validation_epoch_start(self) -> None:
         """A validation's means are its own."""

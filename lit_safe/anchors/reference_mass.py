@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lit_safe.anchors import Anchor
 from lit_safe.hashing import hash64, uniforms
+from lit_safe.metrics import Measured
 from lit_safe.progress import progress
 from lit_safe.quiet import device_of, quiet
 from lit_safe.ranks import rank_and_world
@@ -55,6 +56,8 @@ class ReferenceMass(Anchor):
     Raises:
         ValueError: If a number is not positive, or a turn takes more samples than there are.
     """
+
+    names = ("anchor/log_mass",)
 
     def __init__(
         self,
@@ -138,9 +141,10 @@ class ReferenceMass(Anchor):
             shares.append(partial(self._share, module, index, self._drawn(index, number), place < len(turns)))
         return shares
 
-    def logged(self) -> dict[str, Tensor]:
-        """``anchor/log_mass``: the mean over this rank's prompts of the last step, nats."""
-        return {"anchor/log_mass": torch.stack(self._log_mass).mean()} if self._log_mass else {}
+    def logged(self) -> dict[str, Measured]:
+        """``anchor/log_mass``: of this rank's prompts in the last step, nats."""
+        log_mass = torch.stack(self._log_mass) if self._log_mass else torch.zeros(0)
+        return {"anchor/log_mass": Measured(log_mass, torch.ones_like(log_mass))}
 
     def _turns(self, step: int) -> list[tuple[int, int]]:
         """Prompts of a step with the number of their turn: every prompt once in each round, in an order of its own."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_safe.anchors import Anchor
 from lit_safe.hashing import uniform
+from lit_safe.metrics import Measured
 from lit_safe.sequences import select_sequences
 from lit_safe.types import PackedBatch, Pair
 
@@ -33,11 +34,13 @@ class ReferenceSupport(Anchor):
     Args:
         weight: > 0; nats of loss for a nat.
         floor: In (0, 1), a probability; below it the reference finds a token implausible.
-        share: In (0, 1]: of the pairs, by a hash of the pair alone: the same in every epoch and run.
+        share: In (0, 1]: of the pairs, by a hash of the run's seed and the pair: the same in every epoch.
 
     Raises:
         ValueError: If an argument lies outside its range.
     """
+
+    names = ("anchor/lost_support",)
 
     def __init__(self, weight: float = 1.0, floor: float = 0.001, share: float = 1.0) -> None:
         if not (math.isfinite(weight) and weight > 0):
@@ -49,24 +52,27 @@ class ReferenceSupport(Anchor):
         self.weight = weight
         self.floor = floor
         self.share = share
-        self._mean: Tensor | None = None
+        self._lost: list[Measured] = []  # of the step's micro-batches
 
     def on_pairs(self, module: "PreferenceAlignment", batch: PackedBatch, policy: Pair) -> Tensor | None:
         """[B] nats, 0 for pairs outside ``share``."""
         index_b = torch.arange(len(batch.pair_id), device=batch.pair_id.device)
         if self.share < 1:
             # a draw of its own: ``Annotation.draw`` decides sampled labels, and pairs chosen by it would be of one kind
-            chosen_B = [uniform("support-share", pair) < self.share for pair in batch.pair_id.tolist()]
+            chosen_B = [uniform("support-share", module.seed, pair) < self.share for pair in batch.pair_id.tolist()]
             index_b = index_b[torch.tensor(chosen_B, device=index_b.device)]
         if not len(index_b):
             return None
         both_n = torch.stack([2 * index_b, 2 * index_b + 1], dim=1).flatten()
         kept_n = module.pair.support_logratio(select_sequences(batch.sequences, both_n), self.floor)
         lost_b = -kept_n.view(-1, 2).mean(-1)
-        self._mean = lost_b.detach().mean()
+        self._lost.append(Measured(lost_b.detach(), batch.present[index_b]))
         # pairs of the share speak for the others
         return torch.zeros_like(policy.chosen).index_add(0, index_b, lost_b) * (self.weight / self.share)
 
-    def logged(self) -> dict[str, Tensor]:
-        """``anchor/lost_support``: nats a response, the mean over the last micro-batch."""
-        return {} if self._mean is None else {"anchor/lost_support": self._mean}
+    def logged(self) -> dict[str, Measured]:
+        """``anchor/lost_support``: nats a response, of the pairs in the share that count in the last step."""
+        lost, self._lost = self._lost, []
+        if not lost:
+            return {name: Measured(torch.zeros(0), torch.zeros(0)) for name in self.names}
+        return {"anchor/lost_support": Measured(*(torch.cat(parts) for parts in zip(*lost, strict=True)))}

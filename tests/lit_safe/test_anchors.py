@@ -48,7 +48,7 @@ def test_what_a_leak_costs_is_the_squared_log_of_the_mass_left():
     module.pair.logit_PK.data.copy_(reference_PK)
     module.pair.logit_PK.data[:, UNSEEN] = 0.0
     assert term(module).item() == pytest.approx(3 * math.log(2) ** 2, rel=1e-4)
-    assert module.anchor.logged()["anchor/log_mass"].item() == pytest.approx(-math.log(2), rel=1e-4)
+    assert module.anchor.logged()["anchor/log_mass"].pooled().value.item() == pytest.approx(-math.log(2), rel=1e-4)
 
 
 def test_it_brings_the_mass_back_and_leaves_preferences_alone():
@@ -178,3 +178,28 @@ def test_the_nll_of_a_dropped_pair_is_dropped_with_it():
 def test_arguments_out_of_range_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         ReferenceMass(**bad)
+
+
+def test_what_support_is_lost_is_a_mean_over_the_pairs_that_count_of_all_micro_batches():
+    batch = all_pairs()
+    unsafe = batch.label._replace(cost=Pair(*(side.clone() for side in batch.label.cost)))
+    for side in unsafe.cost:
+        side[: len(side) // 3] = 1.0  # SafeDPO drops the first third
+        side[len(side) // 3 :] = -1.0
+    present = torch.arange(len(batch.pair_id)) % 5 > 0
+    batch = batch._replace(label=unsafe, present=present)
+    module = world(ReferenceSupport(floor=1e-4), SafeDPO(), leak=30.0)
+    module.pair.logit_PK.data += torch.linspace(0, 2, P)[:, None] * torch.nn.functional.one_hot(
+        torch.tensor(UNSEEN), module.pair.logit_PK.shape[1]
+    )
+    counts = present & (torch.arange(len(present)) >= len(present) // 3)
+    whole = ReferenceSupport(floor=1e-4).on_pairs(module, batch, module(batch)[0])
+    expected = whole[counts].mean().item()
+    assert expected != pytest.approx(whole.mean().item(), rel=1e-3), "the others are to differ"
+    half = len(present) // 2
+    for part in (range(half), range(half, len(present))):
+        module.loss_share(take_pairs(batch, list(part)))
+    measured = module.anchor.logged()["anchor/lost_support"]
+    assert measured.pooled().value.item() == pytest.approx(expected, rel=1e-5)
+    assert measured.pooled().weight.item() == counts.sum()
+    assert module.anchor.logged()["anchor/lost_support"].pooled().weight.item() == 0, "a step's own alone"

@@ -18,7 +18,6 @@ from lit_safe.loggers.tensorboard import TensorBoardRun
 from lit_safe.metrics import PAIR_NAMES
 from lit_safe.module import PreferenceAlignment
 from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO
-from lit_safe.schedules import Linear
 from lit_safe.types import PackedBatch, Pair, SequenceLogp
 from models.adaptation import LastLayers, LoRA
 from models.pair import PolicyReference
@@ -224,20 +223,6 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_steps_nothing(tmp_path:
     with pytest.raises(FloatingPointError, match=r"gradient norm is \w+ at optimizer step 0"):
         one_step(module, tmp_path)
     assert torch.equal(weights(module), weights(loaded(aligned())))
-
-
-def test_the_learning_rate_follows_the_schedule_by_optimizer_steps(tmp_path: Path) -> None:
-    module, rates = aligned(lr=1.0, schedule=Linear()), []
-    data = pairs(Fruit(8), pairs_per_step=2, micro_batch_pairs=1)
-    log = module.log_training
-    module.log_training = lambda norm, extra: (
-        rates.append(module.optimizers().param_groups[0]["lr"]),
-        log(norm, extra),
-    )
-    run = trainer(tmp_path, max_epochs=2)
-    run.fit(module, data)
-    total = run.global_step
-    assert rates == pytest.approx([1 - (step + 1) / total for step in range(total)])
 
 
 # -- what is asked of the data

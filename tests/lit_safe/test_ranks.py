@@ -13,14 +13,14 @@ pytestmark = pytest.mark.slow  # three processes import Lightning and transforme
 
 # optimizer steps of two epochs: 26 pairs in steps of 5, of which SafeDPO keeps between 16 and 20
 STEPS = {"c_dpo": 12, "safe_dpo": 8}
-SCRIPT = Path(__file__).with_name("module_two_ranks.py")
+HERE = Path(__file__).parent
 
 
-def ended(devices: int, objective: str, folder: Path) -> list[Any]:
+def ended(script: str, *words: str, folder: Path, devices: int = 2) -> list[Any]:
     """What each of as many processes was left with."""
     done = subprocess.run(
-        [sys.executable, SCRIPT, str(devices), objective, folder],
-        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"},
+        [sys.executable, HERE / script, *words, folder],
+        env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         encoding="utf-8",
         timeout=240,
@@ -32,7 +32,10 @@ def ended(devices: int, objective: str, folder: Path) -> list[Any]:
 
 @pytest.mark.parametrize("objective", ["safe_dpo", "c_dpo"])
 def test_two_ranks_end_where_one_does(objective: str, tmp_path: Path) -> None:
-    (alone,), (first, second) = (ended(devices, objective, tmp_path / str(devices)) for devices in (1, 2))
+    (alone,), (first, second) = (
+        ended("module_two_ranks.py", str(devices), objective, folder=tmp_path / str(devices), devices=devices)
+        for devices in (1, 2)
+    )
     assert first["steps"]["all"] == second["steps"]["all"] == alone["steps"]["all"] == STEPS[objective]
     assert first["steps"]["partial"] == 2
     unsafe_alone = first["steps"]["dropped alone"] + second["steps"]["dropped alone"]
@@ -51,3 +54,11 @@ def test_two_ranks_end_where_one_does(objective: str, tmp_path: Path) -> None:
     assert {"eval/loss", "train/grad_norm", "dual/cost"} <= set(means)
     found = {name: first["seen"][name] for name in means}
     assert found == pytest.approx(means, rel=1e-4, abs=1e-6)
+
+
+def test_a_run_resumed_inside_a_logging_window_logs_what_the_uninterrupted_one_does(tmp_path: Path) -> None:
+    for whole, resumed in ended("window_two_ranks.py", folder=tmp_path):
+        assert list(whole) == list(resumed) == [4, 6]
+        assert {"train/loss", "train/rewards/margins", "train/anchor/lost_support"} <= set(whole[4])
+        for step, means in whole.items():
+            assert resumed[step] == pytest.approx(means, rel=1e-6)
