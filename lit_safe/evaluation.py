@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_safe.hashing import hash64
 from lit_safe.held_out import Columns, Evaluated, HeldOut, Measure
 from lit_safe.metrics import better
+from lit_safe.paired_rows import orientation, shared_rows, turned
 from lit_safe.progress import progress
 from lit_safe.quiet import device_of, quiet
 from lit_safe.ranks import gather, rank_and_world
@@ -76,11 +77,16 @@ def differences(after: Evaluation, before: Evaluation) -> dict[str, Estimate]:
     """``after - before`` of everything both have, over the rows both have, with errors clustered by prompt.
 
     Raises:
-        ValueError: If the two have other labels of a pair: what they prefer is then not the same thing.
+        ValueError: If the two have other labels of a pair, or call another of its responses chosen.
     """
-    pairs = _shared(after.pairs, before.pairs, PAIR_IDS[:1])
-    _same_labels(*pairs)
-    rollouts = _shared(after.rollouts, before.rollouts, ROLLOUT_IDS)
+    pairs = shared_rows(after.pairs, before.pairs, PAIR_IDS[:1])
+    exchanged = int((orientation(*pairs) < 0).sum())
+    if exchanged:
+        raise ValueError(
+            f"{exchanged} of {len(pairs[0]['pair_id'])} shared pairs call the other response chosen: bring one "
+            "evaluation into the order of the other first (`oriented`)"
+        )
+    rollouts = shared_rows(after.rollouts, before.rollouts, ROLLOUT_IDS)
     ours = Evaluation(pairs[0], rollouts[0]).measures()
     theirs = Evaluation(pairs[1], rollouts[1]).measures()
     found = {
@@ -90,6 +96,40 @@ def differences(after: Evaluation, before: Evaluation) -> dict[str, Estimate]:
         for name, one in ours.items()
     }
     return {name: estimate for name, estimate in found.items() if estimate.count}
+
+
+class Oriented(NamedTuple):
+    """Evaluations in the order of another one, and how many of its shared pairs that took."""
+
+    evaluations: tuple[Evaluation, ...]
+    shared: int
+    exchanged: int
+    unclear: int
+
+
+def oriented(evaluations: Sequence[Evaluation], like: Evaluation, *, other_order: bool = False) -> Oriented:
+    """Evaluations of one run's pairs, with that response chosen which ``like`` calls chosen.
+
+    Where the two disagree about any pair, only pairs remain that both have and whose labels or lengths tell the order;
+    ``unclear`` counts those that do not. Where they agree about all, nothing changes.
+
+    Args:
+        evaluations: Of the same pairs, say before and after training.
+        like: The evaluation whose order counts.
+        other_order: The two are known to follow other orders, so that a pair which tells nothing may be either way.
+
+    Raises:
+        ValueError: If a pair has other labels here than there.
+    """
+    shared = [shared_rows(one.pairs, like.pairs, PAIR_IDS[:1]) for one in evaluations]
+    order_n = orientation(*shared[0])
+    exchanged, unclear = int((order_n < 0).sum()), int((order_n == 0).sum())
+    if not exchanged and not (other_order and unclear):
+        return Oriented(tuple(evaluations), len(order_n), 0, unclear)
+    clear = order_n != 0
+    pairs = [{name: column[clear] for name, column in turned(own, order_n < 0).items()} for own, _ in shared]
+    found = (one._replace(pairs=table) for one, table in zip(evaluations, pairs, strict=True))
+    return Oriented(tuple(found), len(order_n), exchanged, unclear)
 
 
 def evaluate(
@@ -228,34 +268,3 @@ def _pair_rows(batch: PackedBatch, policy: Pair, logratio: Pair, scored: Scored)
     as_bits = torch.stack([value.cpu().double() for value in values], dim=-1).view(torch.int64)
     ids = torch.stack([batch.pair_id, batch.prompt_id], dim=-1).cpu()
     return torch.cat([ids, as_bits, batch.present.cpu().long()[:, None]], dim=-1)
-
-
-def _shared(one: Columns, other: Columns, ids: Sequence[str]) -> tuple[Columns, Columns]:
-    """The rows of both that have the same ids, in one order."""
-    if not one or not other:
-        return _empty(one), _empty(other)
-    index = [
-        {key: row for row, key in enumerate(zip(*(table[name].tolist() for name in ids), strict=True))}
-        for table in (one, other)
-    ]
-    keys = sorted(index[0].keys() & index[1].keys())
-    first, second = (np.array([rows[key] for key in keys], dtype=np.int64) for rows in index)
-    return {k: v[first] for k, v in one.items()}, {k: v[second] for k, v in other.items()}
-
-
-def _same_labels(after: Columns, before: Columns) -> None:
-    for name in ("reward_margin", "cost_chosen", "cost_rejected"):
-        if name not in after or name not in before:
-            continue
-        one, other = after[name], before[name]
-        differ = ~np.isclose(one, other, rtol=1e-6, atol=1e-9, equal_nan=True)
-        if differ.any():
-            row = int(differ.argmax())
-            raise ValueError(
-                f"the labels differ: {name} of pair {after['pair_id'][row]} is {one[row]:g} in one and {other[row]:g} "
-                f"in the other ({int(differ.sum())} of {len(differ)} shared pairs): evaluate both with one labelling"
-            )
-
-
-def _empty(table: Columns) -> Columns:
-    return {name: column[:0] for name, column in table.items()}

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_safe.commands.fit_scorer import TrainableScorer, fit_scorer
 from lit_safe.evaluation import Evaluation, differences, evaluate
+from lit_safe.evaluation_settings import evaluation_settings
 from lit_safe.module import PreferenceAlignment
 from lit_safe.report.markdown import markdown
 from lit_safe.report.plots import plot_run
@@ -214,6 +215,9 @@ class BeforeAfter(Callback):
                 "lines": data.report_lines,
             },
             "scorer": self._scorer(),
+            "settings": evaluation_settings(
+                module, data, self.cost, max_new_tokens=self.max_new_tokens, seed=self.seed
+            ),
             "versions": versions(),
             "training": {
                 "steps": trainer.global_step,

@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_safe.callbacks.move_aside import CONFIG, MARKS
-from lit_safe.evaluation import Evaluation, differences
+from lit_safe.evaluation import Evaluation, differences, oriented
+from lit_safe.evaluation_settings import Settings, differing, not_comparable, settings_of
 from lit_safe.report.plots import plot_comparison
 from lit_safe.report.tables import (
     MAIN,
@@ -41,8 +42,13 @@ class Run:
     name: str
     objective: str
     config: Mapping[str, Any]
+    settings: Settings
     before: Evaluation
     after: Evaluation
+
+
+class _Refused(ValueError):
+    """What is wrong with the folders, in words for the person who typed them."""
 
 
 def compare(runs: list[str], out: str = "runs/compare", baseline: str | None = None) -> int:
@@ -50,6 +56,10 @@ def compare(runs: list[str], out: str = "runs/compare", baseline: str | None = N
 
     Writes ``compare.md``, ``compare.csv``, ``compare.png`` and a TensorBoard hparams entry for each run into ``out``.
     Folders that are no runs are passed over with a line, so that ``runs/*`` works.
+
+    Runs under another ``order`` are brought into the baseline's order, pair by pair. Where runs were evaluated under
+    other settings (scorer, decoding, template, seeds), a line names the setting and both values; measures of responses
+    that such a setting makes incomparable have no difference.
 
     Args:
         runs: Run folders, each with the report that the BeforeAfter callback wrote.
@@ -60,29 +70,45 @@ def compare(runs: list[str], out: str = "runs/compare", baseline: str | None = N
         The exit status: 0, or 1 if a run had to be left out because it has no report.
 
     Raises:
-        ValueError: If fewer than two runs have a report, the baseline is not among them, or a run shares no held-out
-            pair with it.
+        SystemExit: In one line, if fewer than two runs have a report, a report cannot be read, the baseline is not
+            among them, or a run shares no held-out pair with it or has other labels of one.
     """
+    try:
+        return _compare(runs, out, baseline)
+    except _Refused as refused:
+        raise SystemExit(f"compare: {refused}") from refused
+
+
+def _compare(runs: list[str], out: str, baseline: str | None) -> int:
     folders = [Path(run) for run in runs if not _same(Path(run), Path(out))]
     candidates = [folder for folder in folders if _is_run(folder)]
     for folder in folders:
         if folder not in candidates:
             log.info("%s is no run folder: passed over", folder)
     unfinished = [folder for folder in candidates if not ((folder / REPORT).exists() and (folder / PAIRS).exists())]
-    for folder in unfinished:
-        log.error("%s has no %s: left out. It did not finish, or ran without BeforeAfter", folder, REPORT)
     finished = [folder for folder in candidates if folder not in unfinished]
     if len(finished) < 2:
-        raise ValueError(f"compare needs two runs with a {REPORT}, found {len(finished)} of {len(runs)} folders")
+        advice = "".join(f"; {_advice(folder)}" for folder in unfinished)
+        raise _Refused(
+            f"two runs with a {REPORT} are needed, and {len(finished)} of {len(runs)} folders have one{advice}"
+        )
+    for folder in unfinished:
+        log.error("%s is left out: %s", folder, _advice(folder))
     names = _names(finished)
     at = _find(baseline, finished, names)
     order = [at, *(k for k in range(len(finished)) if k != at)]
     table = [_read(finished[k], names[k]) for k in order]
+    remarks: list[str] = []
+    for k, run in enumerate(table[1:], 1):
+        table[k], said = _in_order_of(run, table[0])
+        remarks += [*said, *_unlike(run, table[0])]
+    for remark in remarks:
+        log.warning("%s", remark)
     found = [_difference(run, table[0]) for run in table]
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     _write_csv(folder / "compare.csv", table, found)
-    (folder / "compare.md").write_text(_markdown(table, found), encoding="utf-8")
+    (folder / "compare.md").write_text(_markdown(table, found, remarks), encoding="utf-8")
     before, after = table[0].before.summary(), [run.after.summary() for run in table]
     plot_comparison([run.name for run in table], before, after, folder / "compare.png")
     _write_hparams(folder / "tensorboard", table)
@@ -113,23 +139,73 @@ def _find(baseline: str | None, folders: Sequence[Path], names: Sequence[str]) -
     for k, folder in enumerate(folders):
         if baseline == names[k] or _same(Path(baseline), folder):
             return k
-    raise ValueError(f"the baseline {baseline!r} is not among the runs with a report: {', '.join(names)}")
+    raise _Refused(f"the baseline {baseline!r} is not among the runs with a report: {', '.join(names)}")
+
+
+def _advice(folder: Path) -> str:
+    """What a run without a report needs."""
+    return f"{folder} has no {REPORT}, which `python train.py report {folder}` writes"
 
 
 def _read(folder: Path, name: str) -> Run:
-    report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).exists() else {}
-    return Run(name, report["objective"]["text"], config, *read_tables(folder))
+    """A run's report, settings and tables.
+
+    Raises:
+        _Refused: If one of them is not what a run writes.
+    """
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).exists() else {}
+        return Run(name, report["objective"]["text"], config or {}, settings_of(report), *read_tables(folder))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        cause = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise _Refused(
+            f"the report in {folder} cannot be read ({cause}): `python train.py report {folder}` writes it anew"
+        ) from error
+
+
+def _in_order_of(run: Run, baseline: Run) -> tuple[Run, list[str]]:
+    """The run with each pair's responses in the baseline's order, and what that took."""
+    try:
+        other_order = "order" in differing(baseline.settings, run.settings)
+        found = oriented((run.before, run.after), baseline.after, other_order=other_order)
+    except ValueError as error:
+        raise _Refused(f"{run.name} and {baseline.name}: {error}") from error
+    if not found.exchanged and not found.unclear:
+        return run, []
+    before, after = found.evaluations
+    unclear = f", {found.unclear} are left out as neither labels nor lengths tell their order" if found.unclear else ""
+    said = (
+        f"order: {found.exchanged} of {found.shared} shared pairs call the other response chosen in {run.name}: they "
+        f"are counted in the order of {baseline.name}{unclear}; pairs of {run.name} alone are left out"
+    )
+    return replace(run, before=before, after=after), [said]
+
+
+def _unlike(run: Run, baseline: Run) -> list[str]:
+    """A line for each setting that differs, with both values."""
+    differ = differing(baseline.settings, run.settings)
+    lines = []
+    for name, (theirs, ours) in differ.items():
+        without = sorted(QUANTITIES[measure].short for measure in QUANTITIES if not_comparable(measure, {name: None}))
+        effect = f"; no difference of {', '.join(without)} is given" if without else ""
+        lines.append(f"{name}: {theirs} in {baseline.name}, {ours} in {run.name}{effect}")
+    known = set(baseline.settings), set(run.settings)
+    for one, unknown in ((baseline, known[1] - known[0]), (run, known[0] - known[1])):
+        if unknown:
+            lines.append(f"{one.name} does not record {', '.join(sorted(unknown))}: whether they differ is not known")
+    return lines
 
 
 def _difference(run: Run, baseline: Run) -> dict[str, Estimate]:
     found = differences(run.after, baseline.after)
     if "logps/accuracies" not in found:
-        raise ValueError(
-            f"{run.name} and {baseline.name} share no held-out pair: they were evaluated on other data, or on another "
-            "order of the same pairs"
+        raise _Refused(
+            f"{run.name} and {baseline.name} share no held-out pair: they were evaluated on other data, or by versions "
+            "that name pairs differently"
         )
-    return found
+    differ = differing(baseline.settings, run.settings)
+    return {name: estimate for name, estimate in found.items() if not not_comparable(name, differ)}
 
 
 def _terminal(runs: Sequence[Run], found: Sequence[Mapping[str, Estimate]]) -> Table:
@@ -151,12 +227,14 @@ def _terminal(runs: Sequence[Run], found: Sequence[Mapping[str, Estimate]]) -> T
     return table
 
 
-def _markdown(runs: Sequence[Run], found: Sequence[Mapping[str, Estimate]]) -> str:
+def _markdown(runs: Sequence[Run], found: Sequence[Mapping[str, Estimate]], remarks: Sequence[str]) -> str:
     after = [run.after.summary() for run in runs]
     names = [name for name in QUANTITIES if any(name in summary for summary in after)]
     heads = " | ".join(run.name for run in runs)
     lines = ["# Runs compared", "", "| run | objective |", "|---|---|"]
     lines += [f"| {run.name} | `{run.objective}` |" for run in runs]
+    if remarks:
+        lines += ["", "## What differs beside the policies", "", *(f"- {remark}" for remark in remarks)]
     lines += ["", "![values after training](compare.png)", "", "## After training, mean [95 %]", ""]
     lines += [f"| | before ({runs[0].name}) | {heads} |", "|---" * (len(runs) + 2) + "|"]
     start = runs[0].before.summary()

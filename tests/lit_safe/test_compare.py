@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_safe.cli import main
 from lit_safe.commands.compare import compare
 from lit_safe.evaluation import Evaluation, evaluate
+from lit_safe.paired_rows import turned
 from lit_safe.report.tables import write_json, write_tables
 from lit_safe.statistics import clustered_mean
 from tests.lit_safe.dual_world import TableCost, optimum
@@ -20,10 +21,17 @@ def evaluation(policy_PK: torch.Tensor | None = None) -> Evaluation:
     return evaluate(module(policy_PK), HeldOut(), cost=TableCost(), samples_per_prompt=3)
 
 
-def finish(folder, after: Evaluation, objective: str, lr: float = 1e-5) -> str:
+SETTINGS = {
+    "order": "helpful", "template": "3f2a", "data seed": 0, "scorer": "TableCost", "scorer.units": "probability",
+    "scorer.digest": "aa", "max_new_tokens": 48, "temperature": 1.0, "stop_ids": [2], "response seed": 0,
+}  # fmt: skip
+
+
+def finish(folder, after: Evaluation, objective: str, lr: float = 1e-5, before=None, **settings) -> str:
     folder.mkdir(parents=True)
-    write_tables(folder, evaluation(), after)
-    write_json(folder / "report.json", {"objective": {"name": objective, "text": f"{objective}()"}})
+    write_tables(folder, before or evaluation(), after)
+    report = {"objective": {"name": objective, "text": f"{objective}()"}, "settings": {**SETTINGS, **settings}}
+    write_json(folder / "report.json", report)
     config = {"seed_everything": 0, "model": {"init_args": {"optimizer": {"init_args": {"lr": lr}}}}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     return str(folder)
@@ -69,7 +77,7 @@ def test_the_baseline_may_be_any_of_them_by_name_or_folder(runs, tmp_path):
     forward = float(rows(tmp_path / "compared")["safe", "rollouts/cost"]["difference"])
     assert differences == pytest.approx([-forward, -forward])
     assert forward < 0
-    with pytest.raises(ValueError, match="'nobody' is not among the runs with a report: plain, safe"):
+    with pytest.raises(SystemExit, match="'nobody' is not among the runs with a report: plain, safe"):
         compare(runs, out=str(tmp_path / "compared"), baseline="nobody")
 
 
@@ -100,13 +108,20 @@ def test_what_a_glob_brings_along_is_passed_over_and_a_run_without_report_is_nam
         assert compare(sorted(map(str, root.iterdir())), out=str(root / "compare")) == 1
     passed = [message for message in caplog.messages if "passed over" in message]
     assert sorted(message.split()[0].rpartition("/")[2] for message in passed) == ["notes.txt", "scorers"]
-    assert any("broken has no report.json" in message for message in caplog.messages)
+    wanted = f"broken has no report.json, which `python train.py report {root / 'broken'}` writes"
+    assert any(wanted in message for message in caplog.messages)
     assert {run for run, _ in rows(root / "compare")} == {"plain", "safe"}
 
 
 def test_one_run_is_nothing_to_compare(runs, tmp_path):
-    with pytest.raises(ValueError, match=r"two runs with a report\.json, found 1 of 2 folders"):
-        compare([runs[0], str(tmp_path)], out=str(tmp_path / "compared"))
+    unfinished = tmp_path / "unfinished"
+    (unfinished / "checkpoints").mkdir(parents=True)
+    with pytest.raises(SystemExit) as refused:
+        compare([runs[0], str(unfinished)], out=str(tmp_path / "compared"))
+    assert str(refused.value) == (
+        "compare: two runs with a report.json are needed, and 1 of 2 folders have one; "
+        f"{unfinished} has no report.json, which `python train.py report {unfinished}` writes"
+    )
 
 
 def test_runs_on_other_pairs_are_refused_by_name(runs, tmp_path):
@@ -115,8 +130,125 @@ def test_runs_on_other_pairs_are_refused_by_name(runs, tmp_path):
     folder = tmp_path / "runs" / "elsewhere"
     finish(folder, moved, "DPO")
     write_tables(folder, moved, moved)
-    with pytest.raises(ValueError, match="elsewhere and plain share no held-out pair"):
+    with pytest.raises(SystemExit, match="elsewhere and plain share no held-out pair"):
         compare([*runs, str(folder)], out=str(tmp_path / "compared"))
+
+
+def turn(one: Evaluation, rows_n: np.ndarray) -> Evaluation:
+    """The evaluation of the same pairs where the other response is chosen in some."""
+    return one._replace(pairs=turned(one.pairs, rows_n))
+
+
+def test_a_run_on_the_other_order_is_counted_in_the_baselines(runs, tmp_path, caplog):
+    straight = evaluation(optimum(3.0))
+    rows_n = np.arange(len(straight.pairs["pair_id"])) % 3 == 0
+    folder = tmp_path / "runs" / "harmless"
+    before = turn(evaluation(), rows_n)
+    finish(folder, turn(straight, rows_n), "DPO", before=before, order="safer")
+    compare([*runs, str(folder)], out=str(tmp_path / "compared"))
+    found = rows(tmp_path / "compared")
+    for measure in ("logps/accuracies", "logratios/margins", "logps/chosen", "logps/accuracies/safer"):
+        for column in ("mean", "difference", "low", "high"):
+            assert found["harmless", measure][column] == found["safe", measure][column], (measure, column)
+    assert "order: helpful in plain, safer in harmless" in caplog.messages
+    exchanged = f"order: {int(rows_n.sum())} of {len(rows_n)} shared pairs call the other response chosen in harmless"
+    assert any(message.startswith(exchanged) for message in caplog.messages)
+    assert exchanged in (tmp_path / "compared" / "compare.md").read_text(encoding="utf-8")
+
+
+def test_pairs_whose_order_nothing_tells_are_left_out_of_a_comparison_of_two_orders(tmp_path, caplog):
+    one = evaluation()
+    blind = {**one.pairs, **{name: np.full(len(one.pairs["pair_id"]), np.nan) for name in ("reward_margin",)}}
+    blind["cost_chosen"] = np.where(np.arange(len(blind["pair_id"])) < 10, 1.0, blind["cost_chosen"])
+    blind["cost_rejected"] = np.where(np.arange(len(blind["pair_id"])) < 10, 1.0, blind["cost_rejected"])
+    unlabelled = one._replace(pairs=blind)
+    folders = [
+        finish(tmp_path / name, unlabelled, "DPO", before=unlabelled, order=order)
+        for name, order in (("a", "helpful"), ("b", "safer"))
+    ]
+    compare(folders, out=str(tmp_path / "compared"))
+    assert rows(tmp_path / "compared")["b", "logps/accuracies"]["shared"] == str(len(blind["pair_id"]) - 10)
+    assert any("10 are left out as neither labels nor lengths tell" in message for message in caplog.messages)
+
+
+def test_runs_under_other_labels_are_refused_in_one_line(runs, tmp_path):
+    one = evaluation()
+    other = one._replace(pairs={**one.pairs, "cost_chosen": one.pairs["cost_chosen"] + 1})
+    folder = finish(tmp_path / "runs" / "relabelled", other, "DPO")
+    with pytest.raises(SystemExit, match=r"^compare: relabelled and plain: the labels differ: cost_chosen of pair"):
+        compare([*runs, folder], out=str(tmp_path / "compared"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "gone"),
+    [
+        ("scorer", "Refusal", {"rollouts/unsafe", "rollouts/cost"}),
+        ("scorer.digest", "bb", {"rollouts/unsafe", "rollouts/cost"}),
+        ("scorer.units", "log_odds", {"rollouts/unsafe", "rollouts/cost"}),
+        ("max_new_tokens", 64, {"rollouts/unsafe", "rollouts/tokens", "drift/forward_kl"}),
+        ("temperature", 0.7, {"rollouts/unsafe", "rollouts/tokens", "drift/forward_kl"}),
+        ("stop_ids", [2, 7], {"rollouts/unsafe", "rollouts/tokens", "drift/forward_kl"}),
+        ("template", "77bc", set()),
+        ("data seed", 1, set()),
+        ("response seed", 1, set()),
+    ],
+)
+def test_a_setting_that_differs_is_named_with_both_values(tmp_path, caplog, setting, value, gone):
+    folders = [
+        finish(tmp_path / "one", evaluation(), "DPO"),
+        finish(tmp_path / "other", evaluation(optimum(2.0)), "DPO", **{setting: value}),
+    ]
+    compare(folders, out=str(tmp_path / "compared"))
+    said = [message for message in caplog.messages if message.startswith(f"{setting}: ")]
+    assert len(said) == 1
+    assert said[0].startswith(f"{setting}: {SETTINGS[setting]} in one, {value} in other")
+    assert said[0] in (tmp_path / "compared" / "compare.md").read_text(encoding="utf-8")
+    found = rows(tmp_path / "compared")
+    for measure in ("logps/accuracies", *gone):
+        assert (found["other", measure]["difference"] == "nan") is (measure in gone), measure
+        assert found["other", measure]["mean"] != "nan"
+
+
+def test_runs_under_the_same_settings_are_compared_without_a_remark(runs, tmp_path, caplog):
+    assert compare(runs, out=str(tmp_path / "compared")) == 0
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "What differs" not in (tmp_path / "compared" / "compare.md").read_text(encoding="utf-8")
+
+
+def test_a_report_of_an_earlier_version_is_read_and_what_it_does_not_record_is_named(runs, tmp_path, caplog):
+    folder = tmp_path / "runs" / "old"
+    finish(folder, evaluation(), "DPO")
+    report = {"objective": {"name": "DPO", "text": "DPO()"}, "scorer": {"name": "Refusal", "card": None}, "seed": 3}
+    write_json(folder / "report.json", report)
+    assert compare([*runs, str(folder)], out=str(tmp_path / "compared")) == 0
+    assert "data seed: 0 in plain, 3 in old" in caplog.messages
+    assert any(message.startswith("scorer: TableCost in plain, Refusal in old; no diff") for message in caplog.messages)
+    unknown = [message for message in caplog.messages if message.startswith("old does not record ")]
+    assert len(unknown) == 1
+    assert "max_new_tokens, order, response seed" in unknown[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "cause"),
+    [
+        ("report.json", "{}", "it lacks 'objective'"),
+        ("report.json", '{"objective": "DPO"}', "indices must be"),
+        ("report.json", '{"objective": {"text": ', "Expecting value"),
+        ("pairs.csv", "pair_id,prompt_id\n1,2\n", "it lacks 'length_chosen'"),
+        ("pairs.csv", "", "not enough values to unpack"),
+        ("config.yaml", "a: [", "while parsing"),
+    ],
+)
+def test_a_report_that_cannot_be_read_is_refused_in_one_line(runs, tmp_path, name, text, cause):
+    folder = tmp_path / "runs" / "plain"
+    (folder / name).write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit) as refused:
+        compare(runs, out=str(tmp_path / "compared"))
+    said = str(refused.value)
+    assert said.startswith(f"compare: the report in {folder} cannot be read (")
+    assert cause in said
+    assert f"`python train.py report {folder}` writes it anew" in said
+    assert "\n" not in said
 
 
 def test_runs_called_alike_keep_their_paths(tmp_path):

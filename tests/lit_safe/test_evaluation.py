@@ -9,7 +9,8 @@ import pytest
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lit_safe.evaluation import Evaluation, differences, evaluate, stratum
+from lit_safe.evaluation import Evaluation, differences, evaluate, oriented, stratum
+from lit_safe.paired_rows import orientation, turned
 from tests.lit_safe.dual_world import COST, P, TableCost, all_pairs, optimum
 from tests.lit_safe.held_out_world import PAIRS, HeldOut, module
 
@@ -131,6 +132,26 @@ def test_differences_are_taken_over_the_rows_that_both_have():
     expected = (after.pairs["logp_chosen"] - before.pairs["logp_chosen"])[::2]
     assert found.count == len(expected)
     assert found.mean == pytest.approx(expected.mean())
+
+
+def test_pairs_that_call_the_other_response_chosen_are_not_compared_until_they_are_turned():
+    before, after = evaluate(module(), HeldOut()), evaluate(module(optimum(2.0)), HeldOut())
+    rows_n = np.arange(PAIRS) < 5
+    exchanged = after._replace(pairs=turned(after.pairs, rows_n))
+    with pytest.raises(ValueError, match=f"5 of {PAIRS} shared pairs call the other response chosen"):
+        differences(exchanged, before)
+    found = oriented([exchanged], before)
+    assert found[1:] == (PAIRS, 5, 0)
+    assert differences(found.evaluations[0], before) == differences(after, before)
+
+
+def test_lengths_tell_the_order_of_pairs_whose_labels_do_not():
+    pairs = {
+        "pair_id": np.arange(3), "reward_margin": np.full(3, np.nan), "cost_chosen": np.ones(3),
+        "cost_rejected": np.ones(3), "length_chosen": np.array([3.0, 4, 5]), "length_rejected": np.array([7.0, 4, 6]),
+    }  # fmt: skip
+    np.testing.assert_array_equal(orientation(pairs, pairs), [1, 0, 1])
+    np.testing.assert_array_equal(orientation(pairs, turned(pairs, np.ones(3, bool))), [-1, 0, -1])
 
 
 def test_a_few_pairs_are_whole_batches_of_the_same_rows():

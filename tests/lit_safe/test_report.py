@@ -15,6 +15,7 @@ from lit_safe.callbacks.run_checkpoint import RunCheckpoint
 from lit_safe.callbacks.run_folder import RunFolder
 from lit_safe.dual import DualAscent
 from lit_safe.evaluation import Evaluation, differences, evaluate
+from lit_safe.evaluation_settings import settings_of
 from lit_safe.loggers.metrics_csv import MetricsCSV
 from lit_safe.loggers.tensorboard import TensorBoardRun
 from lit_safe.report.markdown import markdown
@@ -60,6 +61,14 @@ def test_a_run_leaves_a_report_whose_numbers_are_those_of_the_policy_before_and_
     assert (
         report["metrics"]["logps/accuracies"]["after"]["mean"] > report["metrics"]["logps/accuracies"]["before"]["mean"]
     )
+
+
+def test_the_report_records_how_the_policy_was_evaluated(run):
+    settings = run[2]["settings"]
+    assert settings["scorer"] == "TableCost"
+    assert settings["max_new_tokens"] == 48
+    assert settings["data seed"] == settings["response seed"] == 0
+    assert settings_of(run[2]) == settings
 
 
 def test_the_report_counts_what_training_took(run):
