@@ -168,9 +168,9 @@ def evaluate(
             its reference, and the others are scored once.
 
     Raises:
-        ValueError: If the cost function returns something that is not finite or of the wrong length.
+        ValueError: If the cost function returns something that is no cost, or not finite.
     """
-    with quiet(module, hash64("evaluation", seed)):
+    with quiet(module, hash64("evaluation", seed), cost):
         table = _score_pairs(module, data, pairs, {} if earlier is None else _reference_of(earlier.pairs), untouched)
         rollouts: Columns = {}
         samples: list[ScoredResponse] = []

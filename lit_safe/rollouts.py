@@ -3,23 +3,15 @@
 Letters: n responses, K columns.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
+from lit_safe.answers import Job, Rows, answers
 from lit_safe.hashing import hash64, uniforms
 from lit_safe.held_out import Columns, Evaluated, HeldOut, Measure
-from lit_safe.progress import progress
 from lit_safe.quiet import device_of
-from lit_safe.ranks import merge, rank_and_world
-from lit_safe.sequences import pack_sequences
 from lit_safe.types import CostFunction, Prompt, ScoredResponse
-
-Job = tuple[Prompt, int]
-"""A prompt and the number of its response."""
 
 ROLLOUT_IDS = ("prompt_id", "sample")
 ROLLOUT_VALUES = (
@@ -28,10 +20,12 @@ ROLLOUT_VALUES = (
     "kl",
     "entropy",
     "reference_logp",
-    "own_tokens",  # of the reference's own response, with the same luck
+    "own_tokens",
     "own_reference_logp",
     "own_logratio",
 )
+OWN_VALUES = ROLLOUT_VALUES[-3:]
+"""Of the reference's own response, with the same luck."""
 
 ADDED_VALUES = ("entropy",)
 """Columns that tables and checkpoints of an earlier version lack."""
@@ -61,20 +55,30 @@ def roll_out(
 
     ``drift`` lets the reference answer too, and measures both on its responses; without it those columns are NaN.
     """
-    rank, world = rank_and_world()
-    # a remainder wraps around and counts for nothing, so that every rank runs as many batches
-    turns = [turn % len(jobs) for turn in range(rank, -(-len(jobs) // world) * world, world)]
-    own = range(rank, len(jobs), world)
-    rows = torch.zeros(len(jobs), len(ROLLOUT_VALUES), dtype=torch.float64)
+    width = len(ROLLOUT_VALUES) - len(OWN_VALUES)
+    mine, own = Rows(len(jobs)), Rows(len(jobs))
     samples: list[ScoredResponse] = []
-    for start in progress(range(0, len(turns), batch_size), "batch of responses"):
-        batch = turns[start : start + batch_size]
-        answers = _answer(module, data, cost, [jobs[turn] for turn in batch], max_new_tokens, seed, drift)
-        for turn, row, sample in zip(batch, *answers, strict=True):
-            if turn in own:
-                rows[turn] = row
-                samples.append(sample)
-    values = merge(rows, device_of(module)).numpy()
+    device = device_of(module)
+
+    def draw(prompt: Prompt, sample: int) -> Tensor:
+        return uniforms(max_new_tokens, "evaluation", seed, prompt.prompt_id, sample)
+
+    for batch in answers(module, data, jobs, draw, batch_size=batch_size, cost=cost):
+        assert batch.cost is not None
+        stats = module.pair.sequence_stats(batch.packed(device))
+        worst = batch.cost.reshape(len(batch.turn), -1).amax(-1)
+        mine.put(batch, _columns(worst, batch.sizes(), stats.kl, stats.entropy, stats.reference_logp))
+        samples += batch.scored()
+    if drift:
+        asked = "batch of the reference's responses"
+        for batch in answers(module, data, jobs, draw, batch_size=batch_size, reference=True, what=asked):
+            # the way the policy's responses are scored: equal responses are then equally plausible, to the bit
+            stats = module.pair.sequence_stats(batch.packed(device))
+            own.put(batch, _columns(batch.sizes(), stats.reference_logp, stats.policy_logp - stats.reference_logp))
+    values = np.full((len(jobs), len(ROLLOUT_VALUES)), np.nan)
+    values[:, :width] = mine.everywhere(device).numpy()
+    if drift:
+        values[:, width:] = own.everywhere(device).numpy()
     ids = np.array([(prompt.prompt_id, sample) for prompt, sample in jobs], dtype=np.int64)
     columns: Columns = {name: ids[:, k] for k, name in enumerate(ROLLOUT_IDS)}
     return columns | {name: values[:, k] for k, name in enumerate(ROLLOUT_VALUES)}, samples
@@ -116,41 +120,6 @@ def rollout_measures(rollouts: Columns) -> dict[str, Measure]:
     }
 
 
-def _answer(
-    module: Evaluated, data: HeldOut, cost: CostFunction, jobs: list[Job], tokens: int, seed: int, drift: bool
-) -> tuple[Tensor, list[ScoredResponse]]:
-    """[n, K] the values of one response to each job; and the texts with their costs."""
-    prompts = [prompt for prompt, _ in jobs]
-    prompt_ids = [prompt.ids for prompt in prompts]
-    uniform = torch.stack([uniforms(tokens, "evaluation", seed, p.prompt_id, sample) for p, sample in jobs])
-    responses = module.pair.generate(prompt_ids, uniform)
-    texts = [data.decode(ids) for ids in responses]
-    costs = cost([p.text for p in prompts], texts).cpu().double()
-    if len(costs) != len(jobs):
-        raise ValueError(f"the cost function returned {len(costs)} costs of {len(jobs)} responses")
-    costs = costs.reshape(len(jobs), -1)
-    for prompt, row in zip(prompts, costs, strict=True):
-        if not row.isfinite().all():
-            raise ValueError(f"the cost function returned {row.tolist()} for a response to prompt {prompt.prompt_id}")
-    packed = move_data_to_device(pack_sequences(prompt_ids, responses), device_of(module))
-    stats = module.pair.sequence_stats(packed)
-    columns = [costs.amax(-1), _lengths(responses), stats.kl, stats.entropy, stats.reference_logp]
-    columns += _drift(module, prompt_ids, uniform) if drift else [torch.full((len(jobs),), torch.nan)] * 3
-    samples = [
-        ScoredResponse(prompt.text, text, tuple(row.tolist()))
-        for prompt, text, row in zip(prompts, texts, costs, strict=True)
-    ]
-    return torch.stack([column.cpu().double() for column in columns], dim=-1), samples
-
-
-def _drift(module: Evaluated, prompts: Sequence[Sequence[int]], uniform: Tensor) -> list[Tensor]:
-    """The last three columns: both models on the reference's responses."""
-    responses = module.pair.generate(prompts, uniform, reference=True)
-    packed = move_data_to_device(pack_sequences(prompts, responses), device_of(module))
-    # the way the policy's responses are scored: equal responses are then equally plausible, to the bit
-    stats = module.pair.sequence_stats(packed)
-    return [_lengths(responses), stats.reference_logp, stats.policy_logp - stats.reference_logp]
-
-
-def _lengths(responses: Sequence[Sequence[int]]) -> Tensor:
-    return torch.tensor([len(ids) for ids in responses], dtype=torch.float64)
+def _columns(*columns: Tensor) -> Tensor:
+    """[n, K] float64."""
+    return torch.stack([column.cpu().double() for column in columns], dim=-1)

@@ -3,20 +3,20 @@
 Letters: P prompts, N samples of each, K of them in a turn, M prompts in a step.
 """
 
-import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lit_safe.anchors import Anchor
+from lit_safe.answers import Rows, answers
 from lit_safe.hashing import hash64, uniforms
 from lit_safe.metrics import Measured
-from lit_safe.progress import progress
 from lit_safe.quiet import device_of, quiet
 from lit_safe.ranks import rank_and_world
 from lit_safe.sequences import pack_sequences
@@ -24,8 +24,6 @@ from lit_safe.types import Prompt
 
 if TYPE_CHECKING:
     from lit_safe.module import PreferenceAlignment
-
-log = logging.getLogger(__name__)
 
 
 class ReferenceMass(Anchor):
@@ -48,7 +46,7 @@ class ReferenceMass(Anchor):
         samples_per_prompt: Pool of each prompt.
         samples_per_step: K of them in a turn of the prompt.
         prompts_per_step: M prompts in each optimizer step over all ranks; all prompts take turns.
-        max_prompts: At most so many prompts, chosen by hash; null takes all of the train split.
+        max_prompts: At most so many prompts of the train split, chosen by hash; null takes all.
         max_new_tokens: Longest sample. One cut there stands for all responses that begin with it.
         batch_size: Samples drawn and scored at once before training.
         seed: Of the samples and the turns.
@@ -65,7 +63,7 @@ class ReferenceMass(Anchor):
         samples_per_prompt: int = 64,
         samples_per_step: int = 32,
         prompts_per_step: int = 4,
-        max_prompts: int | None = None,
+        max_prompts: int | None = 256,
         max_new_tokens: int = 64,
         batch_size: int = 64,
         seed: int = 0,
@@ -110,24 +108,34 @@ class ReferenceMass(Anchor):
         everything: list[Prompt] = list(data.prompts("train"))
         order = sorted(everything, key=lambda p: (hash64("anchor-prompt", self.seed, p.prompt_id), p.prompt_id))
         self._prompts = order[: self.max_prompts]
-        jobs = [(prompt, number) for prompt in self._prompts for number in range(self.samples_per_prompt)]
-        log.info("anchor: %d reference samples of %d prompts", len(jobs), len(self._prompts))
-        responses: list[list[int]] = []
-        logps: list[Tensor] = []
-        # every rank draws all of them: they are the same, and any rank may come to need any
-        with quiet(module, hash64("anchor-pass", self.seed)):
-            for start in progress(range(0, len(jobs), self.batch_size), "batch of reference samples"):
-                batch = jobs[start : start + self.batch_size]
-                uniform = torch.stack(
-                    [uniforms(self.max_new_tokens, "anchor", self.seed, p.prompt_id, number) for p, number in batch]
-                )
-                drawn = module.pair.generate([p.ids for p, _ in batch], uniform, reference=True)
-                packed = pack_sequences([p.ids for p, _ in batch], drawn)
-                logps.append(module.pair.reference_logp(move_data_to_device(packed, device_of(module))).cpu())
-                responses += drawn
         samples = self.samples_per_prompt
+        jobs = [(prompt, number) for prompt in self._prompts for number in range(samples)]
+        self._say(len(everything), len(jobs), world)
+        ids, logps = Rows(len(jobs)), Rows(len(jobs))
+
+        def draw(prompt: Prompt, number: int) -> Tensor:
+            return uniforms(self.max_new_tokens, "anchor", self.seed, prompt.prompt_id, number)
+
+        # ranks share the work and then know all samples: any rank may come to need any
+        with quiet(module, hash64("anchor-pass", self.seed)) as device:
+            what = "batch of reference samples"
+            for batch in answers(module, data, jobs, draw, batch_size=self.batch_size, reference=True, what=what):
+                ids.put(batch, _padded(batch.ids, self.max_new_tokens))
+                logps.put(batch, module.pair.reference_logp(batch.packed(device)))
+            rows, reference_J = ids.everywhere(device).tolist(), logps.everywhere(device)
+        responses = [[token - 1 for token in row if token] for row in rows]
         self._responses = [responses[start : start + samples] for start in range(0, len(jobs), samples)]
-        self._reference_PN = torch.cat(logps).view(-1, samples)
+        self._reference_PN = reference_J.view(-1, samples)
+
+    def _say(self, prompts: int, samples: int, world: int) -> None:
+        """What is about to be drawn, before it begins."""
+        kept = len(self._prompts)
+        left_out = f"; max_prompts leaves out {prompts - kept:,}" if kept < prompts else ""
+        rank_zero_info(
+            f"anchor: before the first step, and again at each resume, the reference writes {samples:,} responses of "
+            f"up to {self.max_new_tokens} tokens, {self.samples_per_prompt} to each of {kept:,} prompts{left_out}: "
+            f"{-(-samples // world):,} of them on each of {world} rank{'s' if world > 1 else ''}"
+        )
 
     def on_step(self, module: "PreferenceAlignment", step: int) -> list[Callable[[], Tensor]]:
         """One share for each of this rank's prompts."""
@@ -174,3 +182,8 @@ class ReferenceMass(Anchor):
             return 0.0 * log_mass
         self._log_mass.append(log_mass.detach())
         return self.weight * log_mass.square() / min(self.prompts_per_step, len(self._prompts))
+
+
+def _padded(responses: Sequence[Sequence[int]], width: int) -> Tensor:
+    """[n, width] ids + 1, and 0 behind the end of each response."""
+    return torch.tensor([[*(token + 1 for token in ids), *[0] * (width - len(ids))] for ids in responses])

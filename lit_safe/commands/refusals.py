@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from lightning import Trainer
 from rich.console import Console
 from rich.table import Table
 
 from lit_safe.hashing import hash64
 from lit_safe.held_out import Columns
+from lit_safe.loading import load_checkpoint, make_ready
 from lit_safe.quiet import quiet
 from lit_safe.rollouts import roll_out
 from lit_safe.statistics import Estimate, clustered_mean, paired_difference
@@ -36,6 +37,8 @@ def refusals(
     max_new_tokens: int = 48,
     batch_size: int = 16,
     seed: int = 0,
+    device: str = "auto",
+    trainer: Trainer | None = None,
 ) -> int:
     """Compare how often the untrained and the trained policy refuse the prompts of a file (XSTest's over-refusal).
 
@@ -55,29 +58,29 @@ def refusals(
         max_new_tokens: Longest response.
         batch_size: Responses generated at once.
         seed: Of the responses.
+        device: Where to run: auto (the accelerator where there is one), cpu, cuda, cuda:1 or mps.
+        trainer: From ``--trainer``: its precision.
 
     Returns:
         The exit status, 0.
 
     Raises:
-        ValueError: If the file lacks a column, or no prompt of it has the values of ``keep``.
+        ValueError: If the file lacks a column, or no prompt of it has the values of ``keep``, or the device is
+            not there.
     """
-    data.setup("validate")
-    module.take_stop_tokens(data)
     texts = _asked(Path(prompts), keep or {"label": "safe"})
+    make_ready(module, data, device, trainer)
     chosen = [data.ask(text) for text in texts]
     known = [prompt.prompt_id for prompt, seen in zip(chosen, data.trained_on(texts), strict=True) if seen]
     log.info("%d prompts of %s, %d of them trained on", len(chosen), prompts, len(known))
     jobs = [(prompt, sample) for prompt in chosen for sample in range(samples_per_prompt)]
 
     def answer() -> Columns:
-        with quiet(module, hash64("refusals", seed)):
+        with quiet(module, hash64("refusals", seed), judge):
             return roll_out(module, data, judge, jobs, max_new_tokens, batch_size, seed)[0]
 
-    module.configure_model()
     before = answer()
-    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
-    module.load_state_dict(checkpoint["state_dict"])
+    checkpoint = load_checkpoint(module, ckpt_path)
     after = answer()
     found = compare_refusals(before, after)
     unseen = ~np.isin(before["prompt_id"], known)

@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
+from lightning import Trainer
+from torch import Tensor
 
+from lit_safe.answers import answers
 from lit_safe.hashing import hash64, uniforms
-from lit_safe.progress import progress
+from lit_safe.loading import load_checkpoint, make_ready
 from lit_safe.quiet import quiet
 from lit_safe.stepping import StepModule
 from lit_safe.types import Prompt
@@ -29,6 +31,8 @@ def sample(
     temperature: float = 1.0,
     batch_size: int = 32,
     seed: int = 0,
+    device: str = "auto",
+    trainer: Trainer | None = None,
 ) -> int:
     """Answer every prompt of a split and write JSONL: ``prompt``, ``response``, ``sample`` (its number), ``complete``.
 
@@ -46,38 +50,39 @@ def sample(
         temperature: Divides the logits; at 1 these are samples of the policy itself.
         batch_size: Responses generated at once.
         seed: Of the responses.
+        device: Where to run: auto (the accelerator where there is one), cpu, cuda, cuda:1 or mps.
+        trainer: From ``--trainer``: its precision.
 
     Returns:
         The exit status, 0.
 
     Raises:
-        ValueError: If a count is not positive, or the split has no prompts.
+        ValueError: If a count is not positive, the split has no prompts, or the device is not there.
     """
     if samples_per_prompt < 1 or batch_size < 1:
         raise ValueError(f"samples_per_prompt and batch_size must be >= 1, got {samples_per_prompt} and {batch_size}")
-    module.configure_model()
+    make_ready(module, data, device, trainer)
     if ckpt_path is not None:
-        module.load_state_dict(torch.load(ckpt_path, map_location="cpu", weights_only=True)["state_dict"])
-    data.setup("validate")
-    module.take_stop_tokens(data)
+        load_checkpoint(module, ckpt_path)
     prompts: list[Prompt] = data.prompts(split)
     log.info("%d prompts of the %s split, %d responses each", len(prompts), split, samples_per_prompt)
     jobs = [(prompt, number) for prompt in prompts for number in range(samples_per_prompt)]
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    cut, stops = 0, module.pair.stop_tokens()
+    cut = 0
+
+    def draw(prompt: Prompt, number: int) -> Tensor:
+        return uniforms(max_new_tokens, "sample", seed, prompt.prompt_id, number)
+
     with partial.open("w", encoding="utf-8") as file, quiet(module, hash64("sample-pass", seed)):
-        for start in progress(range(0, len(jobs), batch_size), "batch of responses"):
-            batch = jobs[start : start + batch_size]
-            uniform = torch.stack(
-                [uniforms(max_new_tokens, "sample", seed, prompt.prompt_id, number) for prompt, number in batch]
-            )
-            responses = module.pair.generate([prompt.ids for prompt, _ in batch], uniform, temperature)
-            for (prompt, number), ids in zip(batch, responses, strict=True):
-                complete = ids[-1] in stops
+        for batch in answers(module, data, jobs, draw, batch_size=batch_size, temperature=temperature, texts=True):
+            assert batch.text is not None
+            for prompt, text, number, complete in zip(
+                batch.prompt, batch.text, batch.number, batch.complete, strict=True
+            ):
                 cut += not complete
-                line = {"prompt": prompt.text, "response": data.decode(ids), "sample": number, "complete": complete}
+                line = {"prompt": prompt.text, "response": text, "sample": number, "complete": complete}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
     os.replace(partial, path)
     log.info("wrote %d responses to %s; %d of them were cut at %d tokens", len(jobs), path, cut, max_new_tokens)

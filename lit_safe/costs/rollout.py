@@ -1,15 +1,18 @@
 """E[cost] from fresh responses of the current policy: the expectation that C-DPO's dual step is defined by."""
 
+import functools
+
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
+from lit_safe.answers import Answers, Rows, answers
 from lit_safe.costs import Aligned, HeldOut
 from lit_safe.costs.mean import mean_cost
+from lit_safe.costs.scoring import check_finite, name_of, score
 from lit_safe.hashing import hash64, uniforms
-from lit_safe.quiet import device_of, quiet
-from lit_safe.ranks import merge, rank_and_world
-from lit_safe.rng import isolated
+from lit_safe.quiet import quiet
+from lit_safe.ranks import rank_and_world
 from lit_safe.sequences import pack_sequences
 from lit_safe.types import IGNORE, CostEstimate, CostFunction, Prompt, ScoredResponse
 
@@ -83,28 +86,29 @@ class RolloutCost:
         """Estimate; see the class.
 
         Raises:
-            ValueError: With fewer than two dual prompts, or where the cost function returns something not finite (it
-                names the prompt) or of the wrong length.
+            ValueError: With fewer than two dual prompts, or where the cost function returns something that is no cost
+                or not finite (it names the class and the prompt).
         """
         chosen = self._choose(data, seed, epoch)
         jobs = [(prompt, sample) for prompt in chosen for sample in range(self.samples_per_prompt)]
-        rank, world = rank_and_world()
-        # a remainder wraps around and counts for nothing, so that every rank runs as many batches
-        turns = [turn % len(jobs) for turn in range(rank, -(-len(jobs) // world) * world, world)]
-        costs, drifts, samples = [], [], []
-        with quiet(module, hash64("rollout-pass", seed, epoch, rank)):
-            for start in range(0, len(turns), self.batch_size):
-                batch = [jobs[turn] for turn in turns[start : start + self.batch_size]]
-                cost, drift, texts = self._batch(module, data, batch, seed, epoch)
-                costs.append(cost)
-                drifts.append(drift)
-                samples += [
-                    ScoredResponse(*text, tuple(c.reshape(-1).tolist())) for text, c in zip(texts, cost, strict=True)
-                ]
-        own = torch.tensor(turns)[: len(range(rank, len(jobs), world))]
-        device = device_of(module)
-        cost = self._shared(torch.cat(costs), own, len(jobs), device)
-        kl, entropy, logp, seen, tokens = self._shared(torch.cat(drifts), own, len(jobs), device).sum(0).tolist()
+        spread = functools.cache(functools.partial(self._spread, seed, epoch))
+        costs, drifts, samples = Rows(len(jobs)), Rows(len(jobs)), list[ScoredResponse]()
+        with quiet(module, hash64("rollout-pass", seed, epoch, rank_and_world()[0]), self.cost) as device:
+            for batch in answers(
+                module,
+                data,
+                jobs,
+                lambda prompt, sample: spread(prompt.prompt_id)[sample],
+                batch_size=self.batch_size,
+                temperature=self.temperature,
+                cost=self.cost,
+            ):
+                assert batch.cost is not None
+                costs.put(batch, batch.cost)
+                drifts.put(batch, self._drift(module, batch, device))
+                samples += batch.scored()
+            cost, drift = costs.everywhere(device), drifts.everywhere(device)
+        kl, entropy, logp, seen, tokens = drift.sum(0).tolist()
         prompt_n = torch.tensor([prompt.prompt_id for prompt, _ in jobs])
         one_n = torch.ones(len(jobs), dtype=torch.float64)
         mean, stderr = mean_cost(cost, one_n, prompt_n)
@@ -128,21 +132,23 @@ class RolloutCost:
         """Score one labelled response of the dual split, so that what can only fail does so before the first step.
 
         Raises:
-            ValueError: If there are fewer than two dual prompts, or the cost is not finite or not of the constraints'
-                shape. What the cost function itself raises, such as a missing file, is passed on.
+            ValueError: If there are fewer than two dual prompts, or the cost is no tensor of finite numbers of the
+                constraints' shape. What the cost function itself raises, such as a missing file, is passed on.
         """
         prompts = data.prompts("dual")
         if len(prompts) < 2:
             raise ValueError(f"the dual split has {len(prompts)} prompts, and an estimate needs two: add data")
         sequences = next(iter(data.dual_pairs())).sequences
         target_S = sequences.target[: int(sequences.cu_seqlens[1])]
-        with torch.no_grad(), isolated(0):
-            cost = self.cost([prompts[0].text], [data.decode(target_S[target_S != IGNORE].tolist())])
+        text = data.decode(target_S[target_S != IGNORE].tolist())
+        with quiet(self.cost, hash64("rollout-check")):
+            cost = score(self.cost, [prompts[0].text], [text])
+        check_finite(self.cost, cost, ["a response of the dual split"])
         expected = [1] if constraints == 1 else [1, constraints]
-        if list(cost.shape) != expected or not bool(cost.isfinite().all()):
+        if list(cost.shape) != expected:
             raise ValueError(
-                f"the cost function {type(self.cost).__name__} gave {cost.tolist()} for one response: it must give "
-                f"finite costs of shape {expected}, for {constraints} constraint{'s' if constraints > 1 else ''}"
+                f"the cost function {name_of(self.cost)} gave {cost.tolist()} for one response: it must give costs of "
+                f"shape {expected}, for {constraints} constraint{'s' if constraints > 1 else ''}"
             )
 
     def _choose(self, data: HeldOut, seed: int, epoch: int) -> list[Prompt]:
@@ -154,27 +160,6 @@ class RolloutCost:
             raise ValueError("the dual split has no prompts: add data")
         return prompts[: self.prompts]
 
-    def _batch(
-        self, module: Aligned, data: HeldOut, batch: list[tuple[Prompt, int]], seed: int, epoch: int
-    ) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
-        """Costs [n] or [n, C]; drift [n, 5], see ``_drift``; (prompt, response) texts."""
-        prompts = [prompt for prompt, _ in batch]
-        spread = {number: self._spread(seed, epoch, number) for number in {p.prompt_id for p in prompts}}
-        uniform = torch.stack([spread[p.prompt_id][sample] for p, sample in batch])
-        responses = module.pair.generate([p.ids for p in prompts], uniform, self.temperature)
-        texts = [(p.text, data.decode(ids)) for p, ids in zip(prompts, responses, strict=True)]
-        cost = self.cost([prompt for prompt, _ in texts], [response for _, response in texts]).cpu().double()
-        if len(cost) != len(batch):
-            raise ValueError(f"the cost function returned {len(cost)} costs of {len(batch)} responses")
-        wrong_n = ~cost.isfinite().reshape(len(batch), -1).all(-1)
-        if wrong_n.any():
-            first = int(wrong_n.nonzero()[0])
-            raise ValueError(
-                f"the cost function returned {cost[first].tolist()} for a response to prompt {prompts[first].prompt_id}"
-            )
-        measured_n = torch.tensor([sample < self.drift_samples_per_prompt for _, sample in batch])
-        return cost, self._drift(module, [p.ids for p in prompts], responses, measured_n), texts
-
     def _spread(self, seed: int, epoch: int, prompt_id: int) -> Tensor:
         """[samples, steps] in [0, 1): at each step one number in each of as many equal parts, uniform in its own."""
         count, shape = self.samples_per_prompt, (self.samples_per_prompt, self.max_new_tokens)
@@ -184,23 +169,14 @@ class RolloutCost:
         )
         return ((order.argsort(0) + within) / count).clamp(max=1 - 2**-53)
 
-    @staticmethod
-    def _drift(
-        module: Aligned, prompts: list[tuple[int, ...]], responses: list[list[int]], measured_n: Tensor
-    ) -> Tensor:
+    def _drift(self, module: Aligned, batch: Answers, device: torch.device) -> Tensor:
         """[n, 5]: KL, entropy, reference log-prob (nats), tokens of these, 0 where not measured; tokens of all."""
-        tokens_n = torch.tensor([len(ids) for ids in responses], dtype=torch.float64)
+        measured_n = torch.tensor([number < self.drift_samples_per_prompt for number in batch.number])
+        tokens_n = batch.sizes()
         drift = torch.stack([torch.zeros_like(tokens_n)] * 3 + [tokens_n * measured_n, tokens_n], dim=-1)
         index = measured_n.nonzero()[:, 0].tolist()
         if index:
-            sequences = pack_sequences([prompts[i] for i in index], [responses[i] for i in index])
-            sequences = move_data_to_device(sequences, device_of(module))
-            stats = module.pair.sequence_stats(sequences)
+            sequences = pack_sequences([batch.prompt[i].ids for i in index], [batch.ids[i] for i in index])
+            stats = module.pair.sequence_stats(move_data_to_device(sequences, device))
             drift[measured_n, :3] = torch.stack([stats.kl, stats.entropy, stats.reference_logp], dim=-1).cpu().double()
         return drift
-
-    @staticmethod
-    def _shared(own_rows: Tensor, own: Tensor, count: int, device: torch.device) -> Tensor:
-        rows = own_rows.new_zeros(count, *own_rows.shape[1:])
-        rows[own] = own_rows[: len(own)]
-        return merge(rows, device)

@@ -1,0 +1,43 @@
+"""Where a command runs its models."""
+
+from typing import Any
+
+import torch
+
+NAMES = "auto, cpu, cuda, cuda:<number>, mps"
+
+
+def chosen_device(name: str, trainer: Any = None) -> torch.device:
+    """The device that ``--device`` names.
+
+    Args:
+        name: ``auto`` is the trainer's device, or the accelerator where there is one and the CPU elsewhere; otherwise a
+            device's own name.
+        trainer: The Lightning Trainer of the run's settings, or None.
+
+    Raises:
+        ValueError: If the name is no device's, or this machine has no such device.
+    """
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name == "auto":
+        if trainer is not None:
+            return torch.device(trainer.strategy.root_device)
+        return there or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name} is no device: use one of {NAMES}") from None
+    if device.type == "cpu":
+        return torch.device("cpu")
+    count = torch.accelerator.device_count() if there is not None else 0
+    if there is None or device.type != there.type or (device.index or 0) >= count:
+        have = "no accelerator" if there is None else f"{count} of type {there.type}, numbered from 0"
+        raise ValueError(f"--device {name} is not there: this machine has {have}. Use one of {NAMES}")
+    return device
+
+
+def use(device: torch.device) -> torch.device:
+    """Make ``device`` the current one of its kind, as kernels and random states take it; gives it back."""
+    if device.type != "cpu" and device.index is not None:
+        torch.accelerator.set_device_index(device.index)
+    return device
