@@ -1,5 +1,7 @@
 """A checkpoint becomes a Hugging Face folder that scores as the checkpoint does."""
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,18 @@ from models.adaptation import LastLayers, LoRA
 from models.pair import PolicyReference
 from models.reference import AdapterOff
 from models.sources import TinyLlama
-from tests.lit_safe.pair_world import adamw, aligned, pairs, plain_logp, talk, trainer
+from tests.lit_safe.pair_world import Fruit, adamw, aligned, pairs, plain_logp, talk, trainer
+
+
+class InBf16(TinyLlama):
+    """As a checkpoint that was published in bf16: weights alone, as transformers reads it."""
+
+    def load_model(self) -> transformers.PreTrainedModel:
+        model = super().load_model()
+        for parameter in model.parameters():
+            parameter.data = parameter.data.bfloat16()
+        return model
+
 
 PAIRS = {
     "full": lambda: PolicyReference(TinyLlama()),
@@ -106,19 +119,133 @@ def test_what_would_be_written_wrongly_is_refused(tmp_path: Path) -> None:
         export(other, pairs(), ckpt_path=path, out=str(tmp_path / "other"))
     with pytest.raises(ValueError, match="adapter_only needs an adapter"):
         export(built("full"), pairs(), ckpt_path=path, out=str(tmp_path / "none"), adapter_only=True)
-    assert not (tmp_path / "other").exists()
-    assert not (tmp_path / "none").exists()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["run", "taken"]
 
 
-def test_an_export_that_scores_otherwise_fails(tmp_path: Path) -> None:
-    class Forgetful(PolicyReference):
-        def save_pretrained(self, folder: str, *, adapter_only: bool = False) -> None:
-            with torch.no_grad():
-                next(self.parameters())[40:90] += 0.2
-            super().save_pretrained(folder)
-            with torch.no_grad():
-                next(self.parameters())[40:90] -= 0.2
+class Moved(PolicyReference):
+    """Writes other weights than it holds: its first ones are off by ``by``."""
 
+    by = 0.0
+    fault: BaseException | None = None
+
+    def save_pretrained(self, folder: str, *, adapter_only: bool = False) -> None:
+        first = next(p for name, p in self.named_parameters() if p.requires_grad and "lora_A" not in name)
+        with torch.no_grad():
+            first[:90] += self.by
+        super().save_pretrained(folder, adapter_only=adapter_only)
+        with torch.no_grad():
+            first[:90] -= self.by
+        if self.fault is not None:
+            raise self.fault
+
+
+@pytest.mark.parametrize("adapter_only", [False, True], ids=["whole", "adapter"])
+def test_a_folder_that_scores_otherwise_is_not_there_and_a_good_one_takes_its_place(
+    adapter_only: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind = "adapter" if adapter_only else "full"
+    path = checkpoint_of(built(kind), pairs(), tmp_path / "run")
+    inner = PAIRS[kind]()
+    module = aligned(SafeDPO(), pair=Moved(inner.source, inner.adaptation, inner.reference))
+    module.pair.by = 1e-3  # a few thousandths of a nat a response
+    out = tmp_path / "out"
+    assert export(module, pairs(), ckpt_path=path, out=str(out), adapter_only=adapter_only) == 1
+    assert "is not written: log-probs differ" in caplog.text
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+    module.pair.by = 0.0
+    assert export(module, pairs(), ckpt_path=path, out=str(out), adapter_only=adapter_only) == 0
+    assert (out / "README.md").exists()
+
+
+def test_a_failure_while_writing_leaves_nothing_that_a_retry_refuses(tmp_path: Path) -> None:
+    path, out = checkpoint_of(built("full"), pairs(), tmp_path / "run"), tmp_path / "out"
+    module = aligned(SafeDPO(), pair=Moved(TinyLlama()))
+    module.pair.fault = OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="No space left"):
+        export(module, pairs(), ckpt_path=path, out=str(out))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+    module.pair.fault = None
+    (tmp_path / ".out.unfinished").mkdir()  # of an export that was killed
+    out.mkdir()
+    assert export(module, pairs(), ckpt_path=path, out=str(out)) == 0
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "run"]
+
+
+class Unheld(Fruit):
+    """Two rows, whose prompts the split puts into training."""
+
+    def prompt(self, i: int) -> Any:
+        return super().prompt(i + 2)
+
+
+def test_without_held_out_rows_fixed_texts_are_compared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = checkpoint_of(built("full"), pairs(), tmp_path / "run")
-    module = aligned(SafeDPO(), pair=Forgetful(TinyLlama()))
-    assert export(module, pairs(), ckpt_path=path, out=str(tmp_path / "out")) == 1
+    with caplog.at_level("INFO"):
+        assert export(built("full"), pairs(Unheld(2)), ckpt_path=path, out=str(tmp_path / "out")) == 0
+    assert "compared on fixed texts alone: the val split has no rows" in caplog.text
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are those of POSIX")
+@pytest.mark.parametrize("umask", [0o022, 0o027], ids=["022", "027"])
+def test_files_have_the_modes_of_the_umask(umask: int, tmp_path: Path) -> None:
+    path, out = checkpoint_of(built("full"), pairs(), tmp_path / "run"), tmp_path / "out"
+    before = os.umask(umask)
+    try:
+        export(built("full"), pairs(), ckpt_path=path, out=str(out))
+    finally:
+        os.umask(before)
+    assert {file.name: file.stat().st_mode & 0o777 for file in out.iterdir()} == {
+        file.name: 0o666 & ~umask for file in out.iterdir()
+    }
+    assert out.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+BF16 = {
+    "full": lambda: PolicyReference(InBf16()),
+    "held in bf16": lambda: PolicyReference(InBf16(), trainable_dtype="bfloat16"),
+    "adapter": lambda: PolicyReference(InBf16(), LoRA(r=2), AdapterOff()),
+    "last layer over a bf16 trunk": lambda: PolicyReference(InBf16(), LastLayers(1)),
+}
+
+
+@pytest.mark.parametrize("kind", BF16)
+def test_a_bf16_policy_is_compared_to_the_rounding_of_fp32(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = aligned(SafeDPO(), lr=1e-4, pair=BF16[kind]())
+    trainer(tmp_path / "run", max_steps=3, precision="bf16-mixed", callbacks=[RunCheckpoint()],
+            enable_checkpointing=True).fit(made, pairs())  # fmt: skip
+    path, again = str(tmp_path / "run" / "checkpoints" / "last.ckpt"), aligned(SafeDPO(), pair=BF16[kind]())
+    with caplog.at_level("INFO"):
+        assert export(again, pairs(), ckpt_path=path, out=str(tmp_path / "out")) == 0
+    gap, bound = (float(x) for x in re.findall(r"by (\S+) nats a token, rounding by (\S+):? at most", caplog.text)[0])
+    assert gap <= bound < 2e-5
+    read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert read.dtype == (torch.bfloat16 if kind == "held in bf16" else torch.float32)
+
+
+def test_large_models_are_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, out = checkpoint_of(built("full"), pairs(), tmp_path / "run"), tmp_path / "out"
+    monkeypatch.setattr("models.export.SHARD", "50KB")
+    assert export(built("full"), pairs(), ckpt_path=path, out=str(out)) == 0
+    assert len(list(out.glob("model-*.safetensors"))) > 1
+    assert (out / "model.safetensors.index.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        ("dual: {limit: -0.5, lr: 0.1}", "cost limit: -0.5 (in units of the cost)"),
+        ("dual: {limit: 0.0, lr: 0.0}", "cost limit: none: the multiplier did not move"),
+        (None, "cost limit: not known"),
+    ],
+    ids=["limit", "no dual step", "no configuration"],
+)
+def test_the_card_names_the_limit_and_the_data(config: str | None, line: str, tmp_path: Path) -> None:
+    path = checkpoint_of(built("full"), pairs(), tmp_path / "run")
+    if config is not None:
+        (tmp_path / "run" / "config.yaml").write_text(config, encoding="utf-8")
+    export(built("full"), pairs(), ckpt_path=path, out=str(tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert line in card
+    assert "optimizer steps: 3, on 26 rows; 4 are held out" in card

@@ -1,0 +1,118 @@
+"""Whether an exported folder is the policy that was trained: log-probs of both, computed alike.
+
+Letters: N sequences, S tokens of one of them, V vocabulary.
+"""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lit_safe.types import IGNORE, PackedSequences, PairModel
+
+TEXTS = (
+    "The river rises in the hills and reaches the sea near an old town.",
+    "Q: How much is 17 times 23? A: 391, because 17 * 20 is 340 and 17 * 3 is 51.",
+    "def mean(numbers):\n    return sum(numbers) / len(numbers)\n",
+    "I am sorry, but I cannot help with that. Is there anything else that you would like to know?",
+)
+"""What every export is compared on, with the tokenizer that is exported."""
+
+TOKENS = 64  # of a text at most
+
+
+class Comparison(NamedTuple):
+    """The largest difference in nats a token, and what rounding explains."""
+
+    gap: float
+    bound: float
+
+    @property
+    def same(self) -> bool:
+        """Whether rounding explains the difference; never with a NaN."""
+        return self.gap <= self.bound
+
+
+def compare_folder(pair: PairModel, folder: Path, held_out: PackedSequences | None) -> Comparison:
+    """Compare a policy with the folder that it wrote, on fixed texts and on held-out responses.
+
+    Weights of both are cast up, to fp32 at least. That is exact for every weight, so the folder must give the policy's
+    log-probs to the rounding of fp32 products, whatever type the policy computes in.
+
+    A product of D terms in blocks, as processors make them, is off by a few units u (2^-24 in fp32) of its size. A
+    model of L layers adds 2 L + 1 of them to a sum, where independent errors grow as a root: to about
+    sqrt(2 L + 1) u of a logit. A log-prob is a difference of two such numbers. With a factor of 4 to spare the bound is
+    8 sqrt(2 L + 1) u (1 + largest logit) nats a token.
+
+    Args:
+        pair: The loaded policy, in evaluation mode. Its weights are cast in place.
+        folder: A whole model, or an adapter alone.
+        held_out: More to compare on.
+    """
+    assert isinstance(pair, nn.Module)
+    dtype = max((p.dtype for p in pair.parameters()), key=lambda one: one.itemsize)
+    dtype = torch.promote_types(dtype, torch.float32)
+    pair.to(dtype)
+    model = _read(pair, folder).to(dtype).eval()
+    config = model.config.get_text_config()
+    gap = largest = 0.0
+    for sequences in [fixed(pair.load_tokenizer(), config), *([] if held_out is None else [held_out])]:
+        with torch.no_grad():
+            ours_N = pair.policy_logp(sequences).double()
+        theirs_N, logit = plain_logp(model, sequences)
+        scored = sequences.target != IGNORE
+        tokens_N = torch.stack([part.sum() for part in scored.split(sequences.cu_seqlens.diff().tolist())])
+        gap_N = (ours_N - theirs_N).abs() / tokens_N.clamp(min=1)
+        gap, largest = max(gap, float(gap_N.nan_to_num(torch.inf).max())), max(largest, logit)
+    unit = torch.finfo(dtype).eps / 2
+    return Comparison(gap, 8 * (2 * config.num_hidden_layers + 1) ** 0.5 * unit * (1 + largest))
+
+
+def plain_logp(model: Any, sequences: PackedSequences) -> tuple[Tensor, float]:
+    """[N] float64 response log-probs in nats by transformers, a sequence at a time, and the largest logit."""
+    sums, largest = [], 0.0
+    for start, end in itertools.pairwise(sequences.cu_seqlens.tolist()):
+        with torch.no_grad():
+            logits_SV = model(input_ids=sequences.input_ids[start:end][None]).logits[0]
+        largest = max(largest, float(logits_SV.abs().max()))
+        target_S = sequences.target[start:end]
+        scored_S = target_S != IGNORE
+        logp_SV = logits_SV[scored_S].double().log_softmax(-1)
+        sums.append(logp_SV.gather(-1, target_S[scored_S][:, None]).sum())
+    return torch.stack(sums), largest
+
+
+def fixed(tokenizer: Any, config: Any) -> PackedSequences:
+    """``TEXTS`` with every token but the first scored, cut to what the model can read."""
+    positions = min(TOKENS, getattr(config, "max_position_embeddings", None) or TOKENS)
+    rows: list[Sequence[int]] = []
+    for text in TEXTS:
+        ids = [number for number in tokenizer(text)["input_ids"] if number < config.vocab_size]
+        rows += [ids[:positions]] if len(ids) > 1 else []
+    flat = [number for ids in rows for number in ids]
+    target = [number for ids in rows for number in [*ids[1:], IGNORE]]
+    position = [place for ids in rows for place in range(len(ids))]
+    bounds = torch.tensor([0, *itertools.accumulate(map(len, rows))], dtype=torch.int32)
+    return PackedSequences(torch.tensor(flat), torch.tensor(target), torch.tensor(position), bounds)
+
+
+def first(sequences: PackedSequences, count: int) -> PackedSequences:
+    """The first ``count`` sequences."""
+    bounds = sequences.cu_seqlens[: count + 1]
+    end = int(bounds[-1])
+    ids, target, position = (tensor[:end] for tensor in sequences[:3])
+    return PackedSequences(ids, target, position, bounds)
+
+
+def _read(pair: Any, folder: Path) -> Any:
+    """What stock transformers reads from the folder; an adapter alone comes with its base from the pair's source."""
+    if (folder / "adapter_config.json").exists():
+        from peft import PeftModel  # installed, as there is an adapter
+
+        return PeftModel.from_pretrained(pair.source.load_model(), str(folder))
+    from transformers import AutoModelForCausalLM  # seconds to import: only the export needs it here
+
+    return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
