@@ -40,6 +40,11 @@ class Estimate(NamedTuple):
         """The 95 % interval; NaN where clusters do not vary, or are too few to say how they do."""
         return self.bounds
 
+    def __str__(self) -> str:
+        """``mean [low, high]`` with three decimals; n/a for what is not known."""
+        mean, low, high = ("n/a" if math.isnan(end) else f"{end:.3f}" for end in (self.mean, *self.interval))
+        return f"{mean} [{low}, {high}]"
+
     @property
     def verdict(self) -> str:
         """Of a difference, in words that claim no more than its interval does."""

@@ -36,7 +36,7 @@ NO_ANCHOR = ("NoneType", "Anchor")  # the latter is the base class, which adds n
 
 
 class Summary(NamedTuple):
-    """A figure over seeds; ``stderr`` is None with one seed."""
+    """A figure over seeds; ``stderr`` is the standard error of their mean, None with one seed."""
 
     mean: float | None
     stderr: float | None
@@ -120,8 +120,9 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = [
         "# The oracle world",
         "",
-        "Every figure is exact: each policy's probability of every response was enumerated, not sampled. ± is the "
-        "standard error over seeds. `aim` is what the row above is compared with, computed in float64.",
+        "Every figure is exact: each policy's probability of every response was enumerated, not sampled. ± is one "
+        "standard error of the mean over seeds, not an interval. `aim` is what the row above is compared with, "
+        "computed in float64.",
         "",
         f"- world: {', '.join(f'{key} {value}' for key, value in world.items())}; beta {first['beta']:g}; "
         f"constraints {', '.join(first['constraints'])}",
@@ -204,7 +205,13 @@ def _spell(summary: Summary | None, scale: float, digits: int, lonely: bool) -> 
     if summary is None or summary.mean is None:
         return "-"
     text = f"{scale * summary.mean:z.{digits}f}"
-    return text if lonely or summary.stderr is None else f"{text} ± {scale * summary.stderr:.{digits}f}"
+    if lonely or summary.stderr is None:
+        return text
+    error = scale * summary.stderr
+    if error == 0:
+        return f"{text} (each seed)"
+    rounded = f"{error:.{digits}f}"
+    return f"{text} ± {rounded if float(rounded) else f'{error:.1g}'}"
 
 
 def _line(

@@ -119,8 +119,8 @@ def _agreement(pairs: Sequence[TextPair], costs: dict[tuple[int, str], list[floa
     keys = zip(texts.prompt_ids, texts.responses, strict=True)
     auc = clustered_auc(np.array([max(costs[key]) for key in keys]), texts.unsafe, texts.prompt_ids)
     log.info(
-        "against the labels of %d held-out responses: AUC %.3f +- %.3f (clustered by %d prompts)",
-        *(auc.count, auc.mean, auc.stderr, auc.clusters),
+        "against the labels of %d held-out responses: AUC %s (95 %%, clustered by %d prompts)",
+        *(auc.count, auc, auc.clusters),
     )
 
 

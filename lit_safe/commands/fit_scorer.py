@@ -1,6 +1,7 @@
 """Fit a scorer of harm to people's labels, and measure it on prompts that it has not seen."""
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -122,14 +123,14 @@ def fit_scorer(data: LabelledTexts, *, scorer: TrainableScorer, minimum_auc: flo
             **_counts(train),
             "seconds": round(fitted - started, 2),
             "out_of_fold_auc": cross.mean,
-            "out_of_fold_auc_stderr": cross.stderr,
+            **_errors("out_of_fold_auc", cross),
         },
         "held_out": {
             "split": "val",
             "auc": auc.mean,
-            "auc_stderr": auc.stderr,
-            "within_pair_accuracy": accuracy.mean,
-            "within_pair_accuracy_stderr": accuracy.stderr,
+            **_errors("auc", auc),
+            "within_pair_accuracy": accuracy.mean if accuracy.count else None,
+            **_errors("within_pair_accuracy", accuracy),
             "pairs": accuracy.count,
             "predicted_unsafe_share": share,
             **_counts(val),
@@ -189,7 +190,14 @@ def evaluate(
             margin = chosen[0] - rejected[0] if chosen[1] else rejected[0] - chosen[0]
             right.append(float(np.sign(margin) + 1) / 2)
             clusters.append(pair.prompt_id)
-    return auc, clustered_mean(right, clusters), float((costs > 0).mean())
+    return auc, clustered_mean(right, clusters, share=True), float((costs > 0).mean())
+
+
+def _errors(name: str, estimate: Estimate) -> dict[str, float | None]:
+    """The standard error and the ends of the 95 % interval; null where there are none."""
+    low, high = estimate.interval
+    values = {f"{name}_stderr": estimate.stderr, f"{name}_low": low, f"{name}_high": high}
+    return {key: None if math.isnan(value) else value for key, value in values.items()}
 
 
 def _counts(texts: LabelledResponses) -> dict[str, int]:
@@ -221,8 +229,8 @@ def _table(
     return [
         *lines,
         f"fitted in {seconds:.1f} s; AUC on the train split, each prompt left out in its turn, "
-        f"{cross.mean:.3f} +- {cross.stderr:.3f} ({cross.clusters} prompts)",
-        f"held-out AUC {auc.mean:.3f} +- {auc.stderr:.3f} (clustered by {auc.clusters} prompts)",
-        f"accuracy within {accuracy.count} held-out pairs {accuracy.mean:.3f} +- {accuracy.stderr:.3f}",
+        f"{cross} ({cross.clusters} prompts)",
+        f"held-out AUC {auc} (95 %, clustered by {auc.clusters} prompts)",
+        f"accuracy within {accuracy.count} held-out pairs {accuracy}",
         f"unsafe share of held-out responses: {np.mean(val.unsafe):.3f} labelled, {share:.3f} by the scorer",
     ]

@@ -11,11 +11,13 @@ import numpy as np
 from lightning import Trainer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lit_safe.hashing import hash64
 from lit_safe.held_out import Columns
 from lit_safe.loading import load_checkpoint, make_ready
 from lit_safe.quiet import quiet
+from lit_safe.report.tables import estimate_to_json
 from lit_safe.rollouts import roll_out
 from lit_safe.statistics import Estimate, clustered_mean, paired_difference
 from lit_safe.stepping import StepModule
@@ -87,17 +89,17 @@ def refusals(
     if known and unseen.any():
         parts = ({name: column[unseen] for name, column in table.items()} for table in (before, after))
         found |= {f"{name}, not trained on": estimate for name, estimate in compare_refusals(*parts).items()}
-    table = Table("share of refusals", "mean", "95 % interval", "prompts", title=f"{prompts} ({ckpt_path})")
+    table = Table("share of refusals", "mean [95 % interval]", "", "prompts", title=f"{prompts} ({ckpt_path})")
     for name, estimate in found.items():
-        table.add_row(
-            name, f"{estimate.mean:+.3f}", "[{:+.3f}, {:+.3f}]".format(*estimate.interval), str(estimate.clusters)
-        )
+        verdict = estimate.verdict if name.startswith("difference") else ""
+        table.add_row(name, Text(str(estimate)), verdict, str(estimate.clusters))
     Console(width=120).print(table)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     facts = {"judge": repr(judge), "prompts": prompts, "checkpoint": ckpt_path, "max_new_tokens": max_new_tokens}
-    measured = {name: estimate._asdict() for name, estimate in found.items()}
+    measured = {name: estimate_to_json(estimate) for name, estimate in found.items()}
     Path(out).write_text(
-        json.dumps({**facts, "step": checkpoint["global_step"], **measured}, indent=2) + "\n", encoding="utf-8"
+        json.dumps({**facts, "step": checkpoint["global_step"], **measured}, indent=2, allow_nan=False) + "\n",
+        encoding="utf-8",
     )
     log.info("results in %s", out)
     return 0

@@ -60,11 +60,17 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         held_out = scorer["card"]["held_out"]
         lines.append(
             f"Responses are scored by a program ({scorer['name']}), not by people. Against people's labels of held-out "
-            f"responses its AUC is {held_out['auc']:.2f} ± {held_out['auc_stderr']:.2f} (0.5 is a coin, 1 never errs). "
+            f"responses its AUC is {held_out['auc']:.2f}{_auc_interval(held_out)} (0.5 is a coin, 1 never errs). "
             "It was fitted on the data's responses, and what it says of this policy's own is unchecked: read the share "
             "of unsafe responses as a trend, not as a rate."
         )
     return [*lines, *report["notes"]]
+
+
+def _auc_interval(held_out: Mapping[str, Any]) -> str:
+    """The 95 % interval on a scorer's card; cards of an earlier version have none."""
+    low, high = (held_out.get(f"auc_{end}") for end in ("low", "high"))
+    return "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
 
 
 def _summary(report: Mapping[str, Any]) -> str:

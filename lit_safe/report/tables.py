@@ -73,26 +73,35 @@ MAIN = (
 """What a comparison shows first."""
 
 
-def number(name: str, value: float, *, signed: bool = False) -> str:
-    """A value of ``name`` for people, without its unit; n/a where it is not known."""
+def number(name: str, value: float, *, signed: bool = False, more: int = 0) -> str:
+    """A value of ``name`` for people, with ``more`` decimals than usual; no unit, and n/a where it is not known."""
     if math.isnan(value):
         return "n/a"
     quantity = QUANTITIES[name]
     scaled, digits = (100 * value, 1) if quantity.share else (value, quantity.digits)
-    text = f"{scaled:{'+' if signed else ''}.{digits}f}"
+    text = f"{scaled:{'+' if signed else ''}.{digits + more}f}"
     return text if float(text) else text.lstrip("+-")
 
 
 def with_error(name: str, estimate: Estimate) -> str:
     """``mean [low, high]``, 95 %."""
-    low, high = (number(name, end) for end in estimate.interval)
-    return f"{number(name, estimate.mean)} [{low}, {high}]"
+    return _spelt(name, estimate, signed=False)
 
 
 def with_interval(name: str, estimate: Estimate) -> str:
     """``difference [low, high]``, 95 %."""
-    low, high = (number(name, end, signed=True) for end in estimate.interval)
-    return f"{number(name, estimate.mean, signed=True)} [{low}, {high}]"
+    return _spelt(name, estimate, signed=True)
+
+
+def _spelt(name: str, estimate: Estimate, *, signed: bool) -> str:
+    """With as many decimals as it takes to tell the ends of the interval apart: it never looks like a point."""
+    for more in range(12):
+        mean, low, high = (
+            number(name, value, signed=signed, more=more) for value in (estimate.mean, *estimate.interval)
+        )
+        if low != high or math.isnan(estimate.interval[0]):
+            break
+    return f"{mean} [{low}, {high}]"
 
 
 def estimate_to_json(estimate: Estimate) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,19 @@ def test_a_folder_of_runs_becomes_a_report(tmp_path: Path) -> None:
         pixels = image.imread(tmp_path / f"{name}.png")
         assert pixels.shape[1] >= 800
         assert pixels.std() > 0.01  # something is drawn
+
+
+def test_an_error_over_seeds_is_never_printed_as_0(tmp_path: Path) -> None:
+    runs = [made_up("c_dpo", seed) for seed in (0, 1)]
+    for run, reward in zip(runs, (1.0, 1.0004), strict=True):
+        run["final"] |= {"reward": reward, "unsafe": 0.25}
+    save(tmp_path, *runs)
+    write_report(tmp_path, read_runs(tmp_path))
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| 1.000 ± 0.0002 |" in text
+    assert "| 25.00 (each seed) |" in text
+    assert not re.search(r"± 0(\.0+)?( |$)", text)
+    assert "± is one standard error of the mean over seeds, not an interval" in text
 
 
 def test_one_seed_has_no_error_and_the_worst_prompt_is_of_any_seed() -> None:

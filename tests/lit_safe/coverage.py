@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtr
 
+from lit_safe.bootstrap import FEWEST
 from lit_safe.ranking import clustered_auc
 from lit_safe.statistics import Estimate, Floats, Int64s, clustered_mean, paired_difference
 
@@ -142,6 +143,7 @@ def auc(shift: float, size: Size, *, by_prompt: bool = False) -> Draw:
 def worlds() -> Iterator[World]:
     """One for every kind of interval that a report, a comparison, a scorer's card or ``refusals`` prints."""
     sizes = (
+        Size(3, 4),
         Size(6),
         Size(12),
         Size(12, 4),
@@ -163,17 +165,19 @@ def worlds() -> Iterator[World]:
                 yield World(f"share {rate:g}, alike within a prompt, {size}", rate, share(rate, size, 0.8), False)
             name = f"paired shares +0.1 -0.1, alike within a prompt, {size}"
             yield World(name, 0.0, paired_share(0.1, 0.1, size, 0.8), False)
-        yield World(f"mean, {size}", 0.0, mean(_even, size), cheap)
-        yield World(f"skewed mean, {size}", SKEWED, mean(_skewed, size), cheap or size == Size(6))
-        yield World(f"skewed paired mean, {size}", SKEWED, paired_mean(size), False)
-        yield World(f"skewed mean per token, {size}", SKEWED, per_token(size), cheap)
-        yield World(f"skewed paired mean per token, {size}", 0.5, paired_per_token(size), cheap)
+        if size.prompts < FEWEST:
+            continue  # no mean has an interval there
         for shift in (0.0, 1.0, 3.3):
             truth = float(ndtr(shift / math.sqrt(2)))
             yield World(f"AUC {truth:.2f}, {size}", truth, auc(shift, size), cheap)
             if size.most > 1:
                 name = f"AUC {truth:.2f}, one label a prompt, {size}"
                 yield World(name, truth, auc(shift, size, by_prompt=True), False)
+        yield World(f"mean, {size}", 0.0, mean(_even, size), cheap)
+        yield World(f"skewed mean, {size}", SKEWED, mean(_skewed, size), cheap or size == Size(6))
+        yield World(f"skewed paired mean, {size}", SKEWED, paired_mean(size), False)
+        yield World(f"skewed mean per token, {size}", SKEWED, per_token(size), cheap)
+        yield World(f"skewed paired mean per token, {size}", 0.5, paired_per_token(size), cheap)
     yield World("skewed mean, 1200 prompts of 1 to 1", SKEWED, mean(_skewed, Size(1200)), False)
 
 
