@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from data.schema import SftSource, Source
 
 CODE = Path(__file__).parent
+STORED = ("arrays.npz", "facts.json")
+CHECKSUMS = "sha256.json"
 
 
 class Cache:
     """One folder for each set of inputs, named by their sha256: ``inputs.json``, ``facts.json`` and ``arrays.npz``.
+
+    ``sha256.json`` has the checksums of the last two; what does not have its own any more is never read.
 
     Args:
         folder: Made when first written to.
@@ -37,10 +41,18 @@ class Cache:
         return self.folder / hashlib.sha256(_canonical(inputs).encode()).hexdigest()
 
     def read(self, inputs: Mapping[str, Any]) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]] | None:
-        """Arrays and facts stored under these inputs, or None."""
+        """Arrays and facts stored under these inputs, or None.
+
+        Raises:
+            ValueError: The entry is damaged; names its file.
+        """
         entry = self.entry(inputs)
         if not entry.is_dir():
             return None
+        sums = _checksums(entry)
+        for name in STORED:
+            if _sha256(entry / name) != sums.get(name):
+                raise _damaged(entry / name)
         with np.load(entry / "arrays.npz", allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         return arrays, json.loads((entry / "facts.json").read_text("utf-8"))
@@ -53,6 +65,8 @@ class Cache:
             np.savez(unfinished / "arrays.npz", **arrays)  # type: ignore[arg-type]
             (unfinished / "facts.json").write_text(json.dumps(facts), "utf-8")
             (unfinished / "inputs.json").write_text(json.dumps(inputs, indent=2, sort_keys=True), "utf-8")
+            sums = {name: _sha256(unfinished / name) for name in STORED}
+            (unfinished / CHECKSUMS).write_text(json.dumps(sums), "utf-8")
             try:
                 os.rename(unfinished, self.entry(inputs))
             except OSError:
@@ -60,6 +74,31 @@ class Cache:
                     raise
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _checksums(entry: Path) -> dict[str, str]:
+    try:
+        sums = json.loads((entry / CHECKSUMS).read_bytes())
+    except (OSError, ValueError) as error:
+        raise _damaged(entry / CHECKSUMS) from error
+    if not isinstance(sums, dict):
+        raise _damaged(entry / CHECKSUMS)
+    return sums
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> ValueError:
+    return ValueError(
+        f"{path}: this file of the data cache is damaged; delete the folder {path.parent}, and the next "
+        "run makes it again"
+    )
 
 
 def named_inputs(

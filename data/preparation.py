@@ -15,6 +15,9 @@ Order = Literal["helpful", "safer", "safe_better", "helpful_or_safer"]
 pairs removed in which that one is unsafe (DPO-SAFEBETTER); or the more helpful one, and where nobody says which that
 is, the less harmful one: for SafeDPO, which orders safe/unsafe pairs by safety in any case."""
 
+LARGEST = 1e30  # of a reward or cost: differences, and products with a multiplier, stay finite in fp32
+SMALLEST = 1e-37  # fp32 holds smaller numbers with less precision, or as 0, and the sign of a cost is its safety
+
 _WORD: dict[Order, str] = {
     "safer": "safer",
     "helpful": "better",
@@ -131,6 +134,7 @@ def _candidate(
         report.drop("both responses are identical", item.id)
         return None
     rewards, costs = annotator.rewards(item), annotator.costs(item)
+    _check_range(item.id, annotator.constraints, rewards, costs)
     prompt = prompt_id(item.prompt)
     keys = [hash64(prompt, text) for text in texts]
     for key, cost in zip(keys, costs, strict=True):
@@ -154,6 +158,19 @@ def _candidate(
         item.split_group,
     )
     return _Candidate(row, by_safety, source, prompt, frozenset(keys), text_id(item.prompt, *texts))
+
+
+def _check_range(
+    row: str, constraints: Sequence[str], rewards: Sequence[float], costs: Sequence[Sequence[float]]
+) -> None:
+    """Refuse labels that fp32, in which batches hold them, would turn into infinities or into another sign."""
+    named = [("reward", value) for value in rewards]
+    named += [(f"cost {name}", value) for side in costs for name, value in zip(constraints, side, strict=True)]
+    for column, value in named:
+        if abs(value) > LARGEST:
+            raise BadRow(row, column, f"is beyond {LARGEST:g} units, so its margins may be infinite in fp32")
+        if column != "reward" and 0 < abs(value) < SMALLEST:
+            raise BadRow(row, column, f"is not 0 and within {SMALLEST:g} of it, so fp32 would lose its sign")
 
 
 def _better(row: Row, rewards: tuple[float, float]) -> int | None:

@@ -22,6 +22,7 @@ class BeaverTails:
         pairs_per_prompt: At most this many pairs of one prompt, chosen by hash.
         categories: Harm categories to carry as scores, by their names in the dataset; each may become a constraint.
         responses_from: Who wrote the responses.
+        config: Hub only: which of the dataset's configurations.
     """
 
     licence = "CC-BY-NC-4.0"
@@ -34,10 +35,11 @@ class BeaverTails:
         pairs_per_prompt: int = 2,
         categories: Sequence[str] = (),
         responses_from: ResponsesFrom = "model",
+        config: str | None = None,
     ) -> None:
         if pairs_per_prompt < 1:
             raise ValueError(f"pairs_per_prompt must be at least 1, got {pairs_per_prompt}")
-        self.table = Table(path, split, revision)
+        self.table = Table(path, split, revision, config=config)
         self.pairs_per_prompt = pairs_per_prompt
         self.categories = tuple(categories)
         self.responses_from = responses_from

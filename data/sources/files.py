@@ -1,86 +1,91 @@
-"""Raw rows of a local file or a hub dataset, each with a name for messages; what columns mean is for sources to say."""
+"""Raw rows of local files or a hub dataset, each with a name for messages; what columns mean is for sources to say."""
 
-import csv
+import glob
 import hashlib
-import itertools
-import json
-import sys
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from data.schema import BadRow, check_flag, check_number
+from data.sources.formats import FORMATS, Cell, Record, Records, format_of, read
 
-Record = Mapping[str, Any]
+__all__ = ["Cell", "Record", "Table", "flag_of", "number_of"]
+
 Parsed = TypeVar("Parsed")
-FORMATS = (".jsonl", ".json", ".csv", ".parquet")
-
-
-class Cell(str):
-    """The text of a CSV cell: the only text that may stand for a number or a flag, as CSV has no types."""
-
-    __slots__ = ()
+# What a folder has that is laid out like a hub dataset: a card, or files and folders named after a split
+SPLIT_NAME = re.compile(r"(^|[-._ 0-9])(train|training|test|testing|val|valid|validation|dev|eval)([-._ 0-9]|$)", re.I)
 
 
 class Table:
-    """Rows of a local JSONL, JSON, CSV or Parquet file, or of one split of a hub dataset or a folder laid out like one.
+    """Rows of local JSONL, JSON, CSV or Parquet files, or of one split of a hub dataset or a folder laid out like one.
 
-    What ends like one of these four files is a file, what is a folder on disk is a folder, anything else is a hub id.
-    Rows of a file are named by its name and their number from 1 (for JSONL: their line), others by their index from 0.
+    What ends like one of these files (or that and ``.gz``) is a file. A pattern such as ``shards/*.jsonl`` is all
+    files that it matches, and a folder all such files in it, in the order of their names. A folder with a README.md or
+    with files or folders named after splits is laid out like a hub dataset, and ``split`` chooses from it. Anything
+    else is a hub id. Rows of a file are named by its name and their number from 1 (for JSONL: their line), others by
+    their index from 0.
 
     Args:
-        path: The file, the folder, or the hub id (``owner/name``).
-        split: Hub and folder only: which split.
+        path: The file, the pattern, the folder, or the hub id (``owner/name``).
+        split: Hub, and folder laid out like one: which split.
         revision: Hub only: branch, tag or commit; None is the newest, and the commit it stands for is described.
         data_dir: Hub only: the folder inside the repository that is the dataset.
+        config: Hub, and folder laid out like one: the name of one of the dataset's configurations.
     """
 
     def __init__(
-        self, path: str, split: str = "train", revision: str | None = None, data_dir: str | None = None
+        self,
+        path: str,
+        split: str = "train",
+        revision: str | None = None,
+        data_dir: str | None = None,
+        config: str | None = None,
     ) -> None:
-        self.path, self.split, self.revision, self.data_dir = path, split, revision, data_dir
+        self.path, self.split, self.revision, self.data_dir, self.config = path, split, revision, data_dir, config
 
     @property
     def file(self) -> bool:
-        """Whether this is a file rather than a hub dataset or a folder."""
-        return Path(self.path).is_file() or (Path(self.path).suffix in FORMATS and not Path(self.path).is_dir())
+        """Whether this is one file rather than several, a folder or a hub dataset."""
+        path = Path(self.path)
+        return path.is_file() or (format_of(path) is not None and not path.is_dir() and not self._pattern)
 
     @property
     def name(self) -> str:
-        """What rows are named after: the file's name, or the hub id with folder and split."""
+        """What rows are named after: the file's name, or the folder or hub id with configuration, folder and split."""
         if self.file:
             return Path(self.path).name
-        return f"{self.path}{'/' if self.data_dir else ''}{self.data_dir or ''}[{self.split}]"
+        if self._pattern or (Path(self.path).is_dir() and not self._like_a_hub):
+            return self.path
+        parts = [part for part in (self.path, self.data_dir, self.config) if part]
+        return f"{'/'.join(parts)}[{self.split}]"
 
     def describe(self) -> dict[str, str]:
         """Which data this is: the content's hash, or the hub id with split and the commit that is read."""
         if self.file:
             return {"name": self.name, "sha256": _sha256(Path(self.path))}
+        if self._pattern:
+            return {"name": self.name, "sha256": _sha256_of(self._files())}
         if Path(self.path).is_dir():
             paths = sorted(path for path in Path(self.path).rglob("*") if path.is_file())
-            names = "".join(f"{path.relative_to(self.path)}:{_sha256(path)}\n" for path in paths)
-            return {"name": self.name, "sha256": hashlib.sha256(names.encode()).hexdigest()}
+            return {"name": self.name, "sha256": _sha256_of(paths, self.path)}
         return {"name": self.name, "commit": str(self._builder().hash)}
 
-    def records(self) -> Iterator[tuple[str, Record] | BadRow]:
+    def records(self) -> Records:
         """Every row with its name, in order; a ``BadRow`` where a line holds no row at all.
 
         Raises:
-            ValueError: If the file is missing, is of an unknown kind, or cannot be read as what its name says.
+            ValueError: If a file is missing, is of an unknown kind, or cannot be read as what its name says, or a hub
+                dataset cannot be loaded.
         """
-        if not self.file:
-            builder = self._builder()
-            builder.download_and_prepare()
+        if self.file:
+            yield from read(Path(self.path))
+        elif self._pattern or (Path(self.path).is_dir() and not self._like_a_hub):
+            for path in self._files():
+                yield from read(path)
+        else:
             name = self.name
-            yield from ((f"{name}:{i}", row) for i, row in enumerate(builder.as_dataset(split=self.split)))
-            return
-        readers = {".jsonl": self._jsonl, ".json": self._json, ".csv": self._csv, ".parquet": self._parquet}
-        suffix = Path(self.path).suffix
-        if suffix not in readers:
-            raise ValueError(f"{self.path}: cannot read {suffix or 'such a file'}, only {', '.join(FORMATS)}")
-        if not Path(self.path).is_file():
-            raise ValueError(f"{self.path}: no such file")
-        yield from readers[suffix]()
+            yield from ((f"{name}:{i}", row) for i, row in enumerate(self._dataset()))
 
     def parsed(self, parse: Callable[[str, Record], Parsed]) -> Iterator[Parsed | BadRow]:
         """What ``parse(name, record)`` makes of every row, or the ``BadRow`` it raised."""
@@ -95,41 +100,55 @@ class Table:
             else:
                 yield row
 
+    @property
+    def _pattern(self) -> bool:
+        return glob.has_magic(self.path) and not Path(self.path).exists()
+
+    @property
+    def _like_a_hub(self) -> bool:
+        folder = Path(self.path)
+        inside = [path.relative_to(folder) for path in folder.rglob("*")]
+        named = [part for path in inside for part in path.parts if SPLIT_NAME.search(part)]
+        return (folder / "README.md").is_file() or bool(named)
+
+    def _files(self) -> list[Path]:
+        """The files that the pattern matches or the folder holds, by name."""
+        found = glob.glob(self.path, recursive=True) if self._pattern else Path(self.path).rglob("*")
+        paths = sorted(path for path in map(Path, found) if path.is_file())
+        files = paths if self._pattern else [path for path in paths if format_of(path) is not None]
+        if not files:
+            what = (
+                "matches no file" if self._pattern else f"is a folder without a file that ends in {', '.join(FORMATS)}"
+            )
+            raise ValueError(f"{self.path}: {what}")
+        return files
+
     def _builder(self) -> Any:
+        return self._loaded(lambda datasets: self._open(datasets))
+
+    def _dataset(self) -> Any:
+        def load(datasets: Any) -> Any:
+            builder = self._open(datasets)
+            builder.download_and_prepare()
+            return builder.as_dataset(split=self.split)
+
+        return self._loaded(load)
+
+    def _open(self, datasets: Any) -> Any:
+        return datasets.load_dataset_builder(
+            self.path, name=self.config, revision=self.revision, data_dir=self.data_dir
+        )
+
+    def _loaded(self, load: Callable[[Any], Any]) -> Any:
+        """What ``load`` makes of the datasets package; a failure is one line that names the dataset."""
         import datasets  # takes a second to import, and local files do without
 
-        return datasets.load_dataset_builder(self.path, revision=self.revision, data_dir=self.data_dir)
-
-    def _jsonl(self) -> Iterator[tuple[str, Record] | BadRow]:
-        name = self.name
-        with open(self.path, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _json_object(f"{name}:{number}", line)
-
-    def _json(self) -> Iterator[tuple[str, Record] | BadRow]:
         try:
-            rows = json.loads(Path(self.path).read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{self.path}: is not JSON ({error})") from error
-        if not isinstance(rows, list):
-            raise ValueError(f"{self.path}: holds {type(rows).__name__}, not a list of rows")
-        yield from (_checked(f"{self.name}:{number}", row) for number, row in enumerate(rows, 1))
-
-    def _csv(self) -> Iterator[tuple[str, Record] | BadRow]:
-        csv.field_size_limit(sys.maxsize)  # the text check names an overlong field; the reader would lose its place
-        # bytes that are not UTF-8 become lone surrogates, which the text check names by row and column
-        with open(self.path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            lines = itertools.dropwhile(lambda line: line.startswith("#"), file)  # a comment above the header
-            for number, row in enumerate(csv.DictReader(lines), 1):
-                cells = {key: Cell(value) for key, value in row.items() if key and isinstance(value, str)}
-                yield f"{self.name}:{number}", cells
-
-    def _parquet(self) -> Iterator[tuple[str, Record] | BadRow]:
-        import datasets
-
-        rows = datasets.load_dataset("parquet", data_files=self.path, split="train", streaming=True)
-        yield from ((f"{self.name}:{number}", row) for number, row in enumerate(rows, 1))
+            return load(datasets)
+        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            hint = "; name one with config:" if "Config name is missing" in reason else ""
+            raise ValueError(f"{self.name}: cannot be loaded{hint} ({reason[:300]})") from error
 
 
 def number_of(row: str, column: str, value: object) -> float:
@@ -159,18 +178,8 @@ def _sha256(path: Path) -> str:
         raise ValueError(f"{path}: {error.strerror}") from error
 
 
-def _json_object(name: str, line: bytes) -> tuple[str, Record] | BadRow:
-    try:
-        return _checked(name, json.loads(line))
-    except UnicodeDecodeError:
-        return BadRow(name, "*", "is not UTF-8")
-    except RecursionError:
-        return BadRow(name, "*", "nests too deep")
-    except ValueError:
-        return BadRow(name, "*", "is not JSON")
-
-
-def _checked(name: str, row: object) -> tuple[str, Record] | BadRow:
-    if isinstance(row, dict):
-        return name, row
-    return BadRow(name, "*", f"is {type(row).__name__}, not an object")
+def _sha256_of(paths: list[Path], folder: str | None = None) -> str:
+    """One hash of several files' names and contents."""
+    names = (path.relative_to(folder).as_posix() if folder else path.name for path in paths)
+    lines = [f"{name}:{_sha256(path)}\n" for name, path in zip(names, paths, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -24,6 +24,7 @@ class HHRLHF:
         data_dir: Hub only: harmless-base, helpful-base, helpful-online or helpful-rejection-sampled.
         chosen_is: What ``chosen`` was preferred for: "safer" in harmless-base, "better" in the helpful sets.
         responses_from: Who wrote the responses.
+        config: Hub only: which of the dataset's configurations.
     """
 
     licence = "MIT"
@@ -36,8 +37,9 @@ class HHRLHF:
         data_dir: str | None = "harmless-base",
         chosen_is: Literal["safer", "better"] = "safer",
         responses_from: ResponsesFrom = "model",
+        config: str | None = None,
     ) -> None:
-        self.table = Table(path, split, revision, data_dir)
+        self.table = Table(path, split, revision, data_dir, config)
         self.chosen_is = chosen_is
         self.responses_from = responses_from
 

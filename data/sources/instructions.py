@@ -20,6 +20,7 @@ class Instructions:
         response: Column of the response.
         user_turn: Whether a plain prompt is a user's turn (and goes through the chat template) or raw text.
         licence: Of the data.
+        config: Hub only: which of the dataset's configurations.
     """
 
     def __init__(
@@ -32,8 +33,9 @@ class Instructions:
         response: str = "response",
         user_turn: bool = True,
         licence: str = "unknown",
+        config: str | None = None,
     ) -> None:
-        self.table = Table(path, split, revision)
+        self.table = Table(path, split, revision, config=config)
         self.prompt, self.input, self.response = prompt, input, response
         self.user_turn = user_turn
         self.licence = licence

@@ -1,4 +1,7 @@
-"""Conversations as lists of turns, in the spellings of TRL (role, content) and ShareGPT (from, value)."""
+"""Conversations as lists of turns, in the spellings of TRL (role, content) and ShareGPT (from, value).
+
+A content may be a list of text parts. Images, tool calls and other parts are refused.
+"""
 
 from data.schema import BadRow, Message, check_text
 
@@ -30,4 +33,19 @@ def _message(row: str, column: str, turn: object) -> Message:
     role = check_text(row, f"{column}.{role_key}", turn.get(role_key))
     if role not in ROLES:
         raise BadRow(row, f"{column}.{role_key}", f"is not one of {', '.join(ROLES)}")
-    return Message(ROLES[role], check_text(row, f"{column}.{text_key}", turn.get(text_key)))
+    if turn.get("tool_calls"):
+        raise BadRow(row, f"{column}.tool_calls", "is not supported: a turn is text")
+    return Message(ROLES[role], check_text(row, f"{column}.{text_key}", _text(row, f"{column}.{text_key}", turn)))
+
+
+def _text(row: str, column: str, turn: dict[str, object]) -> object:
+    """A turn's content; where it is a list of text parts, their texts one after the other."""
+    content = turn.get(column.rpartition(".")[2])
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for i, part in enumerate(content):
+        if not isinstance(part, dict) or part.get("type") != "text":
+            raise BadRow(row, f"{column}[{i}]", "is not a part of type text, the only one that is supported")
+        texts.append(check_text(row, f"{column}[{i}].text", part.get("text")))
+    return "".join(texts)

@@ -19,6 +19,7 @@ class PKUSafeRLHF:
         revision: Hub only: branch, tag or commit.
         categories: Harm categories to carry as scores, by their names in the dataset; each may become a constraint.
         responses_from: Who wrote the responses; "reference" where they are samples of the reference policy itself.
+        config: Hub only: which of the dataset's configurations.
     """
 
     licence = "CC-BY-NC-4.0"
@@ -30,8 +31,9 @@ class PKUSafeRLHF:
         revision: str | None = None,
         categories: Sequence[str] = (),
         responses_from: ResponsesFrom = "model",
+        config: str | None = None,
     ) -> None:
-        self.table = Table(path, split, revision)
+        self.table = Table(path, split, revision, config=config)
         self.categories = tuple(categories)
         self.responses_from = responses_from
 

@@ -28,6 +28,7 @@ class ScoredPairs:
         user_turn: Whether a plain prompt is a user's turn (and goes through the chat template) or raw text.
         licence: Of the data.
         responses_from: Who wrote the responses.
+        config: Hub only: which of the dataset's configurations.
     """
 
     def __init__(
@@ -44,10 +45,11 @@ class ScoredPairs:
         user_turn: bool = True,
         licence: str = "unknown",
         responses_from: ResponsesFrom = "unknown",
+        config: str | None = None,
     ) -> None:
         if len(responses) != 2:
             raise ValueError(f"responses must name two columns, got {list(responses)}")
-        self.table = Table(path, split, revision)
+        self.table = Table(path, split, revision, config=config)
         self.prompt, self.responses = prompt, tuple(responses)
         self.labels = LabelColumns(scores, safe)
         self.better, self.safer = better, safer

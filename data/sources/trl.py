@@ -34,6 +34,7 @@ class TRL:
             as TRL takes it.
         licence: Of the data.
         responses_from: Who wrote the responses.
+        config: Hub only: which of the dataset's configurations.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class TRL:
         user_turn: bool = False,
         licence: str = "unknown",
         responses_from: ResponsesFrom = "unknown",
+        config: str | None = None,
     ) -> None:
-        self.table = Table(path, split, revision, data_dir)
+        self.table = Table(path, split, revision, data_dir, config)
         self.prompt, self.chosen, self.rejected = prompt, chosen, rejected
         self.chosen_is = chosen_is
         self.split_group = split_group

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -150,3 +151,24 @@ def test_a_writer_that_fails_leaves_nothing_and_the_second_of_two_changes_nothin
 def test_without_a_folder_nothing_is_kept(run, tmp_path):
     assert run(cache_dir=None)[1] is True
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["arrays.npz", "facts.json", "sha256.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
+def test_a_damaged_entry_is_refused_by_its_name_and_made_again_once_deleted(run, tmp_path, name, damage):
+    run()
+    (entry,) = tmp_path.iterdir()
+    path = entry / name
+    content = path.read_bytes()
+    middle = len(content) // 2
+    if damage == "gone":
+        path.unlink()
+    else:
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        path.write_bytes({"flip": flipped, "cut": content[:middle], "empty": b""}[damage])
+    with pytest.raises(
+        ValueError, match=rf"{entry.name}/.*: this file of the data cache is damaged; delete the folder"
+    ):
+        run()
+    shutil.rmtree(entry)
+    assert run()[1] is True

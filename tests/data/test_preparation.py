@@ -273,3 +273,26 @@ def test_a_cap_counts_repetitions_and_takes_them_as_they_fall() -> None:
     assert len(kept) == 100 == report.kept
     counts = [sum(row.rejected == f"b{i}" for row in kept) for i in range(4)]
     assert min(counts) > 10  # and not one pair's hundred repetitions
+
+
+@pytest.mark.parametrize("value", [1e39, -1e39, 1e31, 1e308])
+@pytest.mark.parametrize("column", ["harm", "help"])
+def test_a_label_beyond_what_a_batch_can_hold_is_a_bad_row(column: str, value: float) -> None:
+    annotator = Scores((Score("harm"),), Score("help"))
+    scores = {"harm": 1.0, "help": 1.0}
+    row = replace(pair(), responses=(Response("a", scores=scores | {column: value}), Response("b", scores=scores)))
+    with pytest.raises(BadRow, match=rf"row r, column '{'cost harm' if column == 'harm' else 'reward'}': is beyond 1e"):
+        prepare([Listed([row])], annotator)
+    _, report = prepare([Listed([row])], annotator, on_bad_row="skip")
+    assert report.kept == 0
+
+
+def test_a_cost_that_fp32_would_take_for_zero_is_a_bad_row_and_zero_is_none() -> None:
+    annotator = Scores((Score("harm"),))
+    for value, good in ((1e-46, False), (-1e-46, False), (0.0, True), (1e-30, True)):
+        row = replace(pair(), responses=(Response("a", scores={"harm": value}), Response("b", scores={"harm": 1.0})))
+        if good:
+            assert len(prepare([Listed([row])], annotator)[0]) == 1
+        else:
+            with pytest.raises(BadRow, match="fp32 would lose its sign"):
+                prepare([Listed([row])], annotator)

@@ -1,3 +1,4 @@
+import gzip
 import json
 from pathlib import Path
 
@@ -123,3 +124,123 @@ def test_what_neither_exists_nor_ends_like_a_file_is_a_hub_id() -> None:
     table = Table("owner/name", "test", data_dir="part")
     assert not table.file
     assert table.name == "owner/name/part[test]"
+
+
+# -- strictness: nothing is cut, merged or replaced without a word
+
+
+def test_a_csv_row_with_surplus_cells_is_a_bad_row_and_the_next_one_is_read(tmp_path: Path) -> None:
+    bad, good = write(tmp_path / "a.csv", "a,b\none,two,three\nfour,five\n").records()
+    assert isinstance(bad, BadRow)
+    assert (bad.row, bad.reason) == ("a.csv:1", "has more cells than the header has names (2)")
+    assert good == ("a.csv:2", {"a": "four", "b": "five"})
+
+
+def test_a_column_named_twice_in_a_csv_header_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a.csv: the header names column 'b' more than once"):
+        list(write(tmp_path / "a.csv", "a,b,b\n1,2,3\n").records())
+    assert list(write(tmp_path / "b.csv", ",a,\n0,x,\n").records()) == [("b.csv:1", {"a": "x"})], "no name is no column"
+
+
+@pytest.mark.parametrize(
+    "rows", ['q1,"Hi" she said\nq2,"Bye" he said\n', 'q1,"open\nq2,"again\n', 'q1,"never closed\nq2,x\n']
+)
+def test_a_field_that_begins_with_a_quote_and_does_not_end_with_one_is_named_and_merges_no_rows(
+    tmp_path: Path, rows: str
+) -> None:
+    found = list(write(tmp_path / "a.csv", f"# version\na,b\nq0,fine\n{rows}").records())
+    assert found[0] == ("a.csv:1", {"a": "q0", "b": "fine"})
+    assert isinstance(found[1], BadRow)
+    assert (found[1].row, found[1].reason) == ("a.csv:2 (line 4)", "has a quote that does not end its field")
+    assert all(isinstance(item, BadRow) for item in found[1:])
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [('{"a": 1, "b": 2, "a": 3}', "a"), ('{"a": [{"role": "user", "role": "x"}]}', "role")],
+    ids=["top", "inside"],
+)
+def test_a_json_object_that_names_a_key_twice_is_a_bad_row(tmp_path: Path, text: str, key: str) -> None:
+    for name, content in (("a.jsonl", f'{text}\n{{"a": 1}}\n'), ("a.json", f'[{text}, {{"a": 1}}]')):
+        bad, good = write(tmp_path / name, content).records()
+        assert isinstance(bad, BadRow)
+        assert (bad.row, bad.column, bad.reason) == (f"{name}:1", key, "stands more than once in one object")
+        assert good == (f"{name}:2", {"a": 1})
+
+
+def test_a_damaged_parquet_file_is_refused_by_name_wherever_it_is_cut(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.parquet"
+    datasets.Dataset.from_list([{"text": f"row {i} " * 20} for i in range(500)]).to_parquet(str(whole))
+    content = whole.read_bytes()
+    for size in (0, 3, len(content) // 2, len(content) - 5):
+        with pytest.raises(ValueError, match=r"cut.parquet: cannot be read as Parquet"):
+            list(write(tmp_path / "cut.parquet", content[:size]).records())
+    middle = len(content) // 2
+    flipped = content[: middle - 500] + b"\xff" * 1000 + content[middle + 500 :]
+    with pytest.raises(ValueError, match=r"flipped.parquet: cannot be read as Parquet"):
+        list(write(tmp_path / "flipped.parquet", flipped).records())
+
+
+# -- several files, folders, gzip, configurations
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+def test_a_gzipped_file_holds_the_rows_of_the_file_inside(tmp_path: Path, kind: str) -> None:
+    text = {"jsonl": '{"a": "x"}\n{"a": "y"}', "json": '[{"a": "x"}, {"a": "y"}]', "csv": "a\nx\ny\n"}[kind]
+    plain = list(write(tmp_path / f"p.{kind}", text).records())
+    zipped = write(tmp_path / f"p.{kind}.gz", gzip.compress(text.encode()))
+    assert list(zipped.records()) == [(name.replace(kind, f"{kind}.gz"), row) for name, row in plain]
+    for damage in (gzip.compress(text.encode())[:-6], b"no gzip", gzip.compress(text.encode())[:12] + b"\xff" * 20):
+        with pytest.raises(ValueError, match=rf"bad.{kind}.gz: the gzip data are damaged"):
+            list(write(tmp_path / f"bad.{kind}.gz", damage).records())
+
+
+def test_a_pattern_and_a_folder_are_all_their_files_in_order(tmp_path: Path) -> None:
+    folder = tmp_path / "set.jsonl"  # a folder may be named like a file
+    folder.mkdir()
+    write(folder / "b.jsonl", '{"n": 2}')
+    write(folder / "a.jsonl.gz", gzip.compress(b'{"n": 1}'))
+    write(folder / "c.csv", "n\n3\n")
+    write(folder / "notes.txt", "no data")
+    expected = [("a.jsonl.gz:1", {"n": 1}), ("b.jsonl:1", {"n": 2}), ("c.csv:1", {"n": "3"})]
+    assert list(Table(str(folder)).records()) == expected
+    pattern = Table(str(folder / "[ab].*"))
+    assert list(pattern.records()) == expected[:2]
+    before = pattern.describe()
+    write(folder / "c.csv", "n\n4\n")
+    assert pattern.describe() == before
+    write(folder / "b.jsonl", '{"n": 9}')
+    assert pattern.describe() != before
+
+
+def test_a_pattern_without_a_file_and_a_folder_without_data_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").mkdir()
+    with pytest.raises(ValueError, match=r"none-\*\.jsonl: matches no file"):
+        list(Table(str(tmp_path / "none-*.jsonl")).records())
+    with pytest.raises(ValueError, match=r"empty\.jsonl: is a folder without a file that ends in \.jsonl"):
+        list(Table(str(tmp_path / "empty.jsonl")).records())
+
+
+CARD = """---
+configs:
+- {config_name: first, data_files: [{split: train, path: one.jsonl}]}
+- {config_name: second, data_files: [{split: train, path: two.jsonl}]}
+---
+"""
+
+
+def test_a_configuration_is_chosen_by_name_and_asked_for_where_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "README.md").write_text(CARD, encoding="utf-8")
+    for name in ("one", "two"):
+        write(folder / f"{name}.jsonl", json.dumps({"text": name}))
+    second = Table(str(folder), config="second")
+    assert list(second.records()) == [(f"{folder}/second[train]:0", {"text": "two"})]
+    with pytest.raises(ValueError, match=r"set\[train\]: cannot be loaded; name one with config: .*first.*second"):
+        list(Table(str(folder)).records())
+    with pytest.raises(ValueError, match=r"set/third\[train\]: cannot be loaded.*third"):
+        list(Table(str(folder), config="third").records())

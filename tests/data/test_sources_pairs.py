@@ -432,3 +432,37 @@ def test_a_limit_counts_distinct_pairs_and_another_seed_takes_others(tmp_path: P
 def test_options_that_mean_nothing_are_refused_before_any_file_is_read(make: Any) -> None:
     with pytest.raises(ValueError, match="must"):
         make()
+
+
+def test_text_parts_are_one_text_and_other_parts_and_tool_calls_are_refused(tmp_path: Path) -> None:
+    def said(role: str, *parts: Any, **more: Any) -> dict[str, Any]:
+        return {"role": role, "content": list(parts), **more}
+
+    part = {"type": "text", "text": "Br", "image": None}
+    record = {
+        "prompt": [said("user", part, {"type": "text", "text": "ead?"})],
+        "chosen": [said("assistant", {"type": "text", "text": "Yes"})],
+        "rejected": [BAD],
+    }
+    row = only(TRL(jsonl(tmp_path / "a.jsonl", record)))
+    assert (row.prompt, row.responses[0].text) == (SHARED, "Yes")
+    for turn, expected in (
+        (said("user", part, {"type": "image"}), ("prompt[0].content[1]", "is not a part of type text")),
+        (said("user"), ("prompt[0].content", "is empty")),
+        ({**USER, "tool_calls": [{"name": "f"}]}, ("prompt[0].tool_calls", "is not supported")),
+    ):
+        column, reason = fault(TRL(jsonl(tmp_path / "a.jsonl", record | {"prompt": [turn]})))
+        assert column == expected[0]
+        assert reason.startswith(expected[1])
+
+
+def test_every_source_that_reads_the_hub_takes_a_configuration() -> None:
+    for source in (
+        TRL("owner/set", config="part"),
+        ScoredPairs("owner/set", config="part"),
+        PKUSafeRLHF("owner/set", config="part"),
+        BeaverTails("owner/set", split="train", config="part"),
+        HHRLHF("owner/set", data_dir=None, config="part"),
+        Instructions("owner/set", config="part"),
+    ):
+        assert source.table.name == "owner/set/part[train]"

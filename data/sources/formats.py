@@ -1,0 +1,202 @@
+"""Rows of one file, by the format that its name says: JSONL, JSON, CSV (each also gzipped) and Parquet."""
+
+import csv
+import gzip
+import itertools
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data.schema import BadRow
+
+Record = Mapping[str, Any]
+Records = Iterator[tuple[str, Record] | BadRow]
+
+
+class Cell(str):
+    """The text of a CSV cell: the only text that may stand for a number or a flag, as CSV has no types."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class _Doubled:
+    """Stands for a JSON object that names ``key`` more than once."""
+
+    key: str
+
+
+def format_of(path: Path) -> str | None:
+    """Which of ``FORMATS`` the name of ``path`` ends like, or None."""
+    return next((ending for ending in FORMATS if path.name.endswith(ending)), None)
+
+
+def read(path: Path) -> Records:
+    """Every row of a file, named by the file's name and its number from 1 (for JSONL: its line).
+
+    A line that holds no row gives a ``BadRow``.
+
+    Raises:
+        ValueError: If the file is missing, is of an unknown kind, or cannot be read as what its name says.
+    """
+    ending = format_of(path)
+    if ending is None:
+        raise ValueError(f"{path}: cannot read {path.suffix or 'such a file'}, only {', '.join(FORMATS)}")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    yield from FORMATS[ending](path)
+
+
+def _jsonl(path: Path) -> Records:
+    with _opened(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield _json_object(f"{path.name}:{number}", line)
+
+
+def _json(path: Path) -> Records:
+    with _opened(path) as file:
+        content = file.read()
+    try:
+        rows, doubled = _parsed(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is not JSON ({error})") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: holds {type(rows).__name__}, not a list of rows")
+    yield from (_checked(f"{path.name}:{number}", row, doubled) for number, row in enumerate(rows, 1))
+
+
+def _csv(path: Path) -> Records:
+    csv.field_size_limit(sys.maxsize)  # the text check names an overlong field; the reader would lose its place
+    # bytes that are not UTF-8 become lone surrogates, which the text check names by row and column
+    with _opened(path) as file, TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
+        above = 0  # comment lines above the header
+
+        def comment(line: str) -> bool:
+            nonlocal above
+            above += line.startswith("#")
+            return line.startswith("#")
+
+        reader = csv.reader(itertools.dropwhile(comment, text), strict=True)
+        header: list[str] | None = None
+        number = 0
+        while True:
+            start = above + reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error:
+                if header is None:
+                    raise ValueError(f"{path}: a quote in the header does not end its name") from None
+                number += 1
+                yield BadRow(f"{path.name}:{number} (line {start})", "*", "has a quote that does not end its field")
+                continue
+            if header is None:
+                header = _header(path, cells)
+            elif cells:
+                number += 1
+                yield _csv_row(f"{path.name}:{number}", header, cells)
+
+
+def _header(path: Path, names: list[str]) -> list[str]:
+    doubled = [name for i, name in enumerate(names) if name and name in names[:i]]
+    if doubled:
+        raise ValueError(f"{path}: the header names column {doubled[0]!r} more than once")
+    return names
+
+
+def _csv_row(name: str, header: list[str], cells: list[str]) -> tuple[str, Record] | BadRow:
+    if len(cells) > len(header):
+        return BadRow(name, "*", f"has more cells than the header has names ({len(header)})")
+    return name, {key: Cell(value) for key, value in zip(header, cells, strict=False) if key}
+
+
+def _parquet(path: Path) -> Records:
+    import datasets  # takes a second to import, and other files do without
+
+    try:
+        rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        yield from ((f"{path.name}:{number}", row) for number, row in enumerate(rows, 1))
+    except (
+        datasets.exceptions.DatasetsError,
+        OSError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+    ) as error:  # Arrow's are these
+        raise ValueError(f"{path}: cannot be read as Parquet ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file's bytes, unzipped where its name ends with .gz; damage names the file."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            yield file  # type: ignore[misc]  # a GzipFile reads like a BinaryIO
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: the gzip data are damaged ({_first_line(error)})") from error
+
+
+def _parsed(content: bytes) -> tuple[Any, bool]:
+    """A JSON value, and whether an object in it names a key more than once (it is a ``_Doubled`` then)."""
+    doubled = False
+
+    def row(items: list[tuple[str, Any]]) -> Any:
+        nonlocal doubled
+        found = dict(items)
+        if len(found) == len(items):
+            return found
+        doubled = True
+        keys = [key for key, _ in items]
+        return _Doubled(next(key for i, key in enumerate(keys) if key in keys[:i]))
+
+    return json.loads(content, object_pairs_hook=row), doubled
+
+
+def _json_object(name: str, line: bytes) -> tuple[str, Record] | BadRow:
+    try:
+        return _checked(name, *_parsed(line))
+    except UnicodeDecodeError:
+        return BadRow(name, "*", "is not UTF-8")
+    except RecursionError:
+        return BadRow(name, "*", "nests too deep")
+    except ValueError:
+        return BadRow(name, "*", "is not JSON")
+
+
+def _checked(name: str, row: object, doubled: bool) -> tuple[str, Record] | BadRow:
+    twice = _find_doubled(row) if doubled else None
+    if twice is not None:
+        return BadRow(name, twice.key, "stands more than once in one object")
+    if isinstance(row, dict):
+        return name, row
+    return BadRow(name, "*", f"is {type(row).__name__}, not an object")
+
+
+def _find_doubled(value: object) -> _Doubled | None:
+    if isinstance(value, _Doubled):
+        return value
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((found for part in inside if (found := _find_doubled(part)) is not None), None)
+
+
+FORMATS: dict[str, Callable[[Path], Records]] = {
+    ".jsonl": _jsonl,
+    ".jsonl.gz": _jsonl,
+    ".json": _json,
+    ".json.gz": _json,
+    ".csv": _csv,
+    ".csv.gz": _csv,
+    ".parquet": _parquet,
+}
