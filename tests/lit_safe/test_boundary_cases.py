@@ -4,10 +4,12 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from lit_safe.commands.compare import compare
 from lit_safe.commands.fit_scorer import LabelledResponses, _table
 from lit_safe.commands.refusals import compare_refusals
+from lit_safe.costs.mean import mean_cost
 from lit_safe.evaluation import PAIR_VALUES, Evaluation, differences
 from lit_safe.ranking import clustered_auc
 from lit_safe.report.markdown import markdown
@@ -106,6 +108,15 @@ def test_a_scorer_that_never_errs_and_a_judge_that_never_hits_claim_no_certainty
     for text in (said, str(auc), *map(str, refused.values())):
         assert not CERTAIN.search(text), text
     assert refused["difference"].verdict in ("cannot be told", "too few prompts to say")
+
+
+def test_costs_that_do_not_vary_have_no_known_error():
+    prompt_n, one_n = torch.arange(8) // 2, torch.ones(8)
+    mean, stderr = mean_cost(torch.full((8,), -1.0), one_n, prompt_n)
+    assert mean == -1
+    assert stderr.isnan()
+    varied = torch.stack([torch.full((8,), -0.1), torch.arange(8.0)], dim=-1)
+    assert mean_cost(varied, one_n, prompt_n)[1].isnan().tolist() == [True, False]
 
 
 def test_an_interval_narrower_than_its_decimals_does_not_look_like_a_point():
