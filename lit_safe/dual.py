@@ -158,6 +158,11 @@ class DualAscent(Callback):
         Raises:
             ValueError: If shapes differ, a callback averages the multiplier, or the estimator cannot work.
         """
+        if self.lr > 0 and not module.objective.reads_multiplier:
+            raise ValueError(
+                f"dual.lr is {self.lr}, and {type(module.objective).__name__} does not read the multiplier: leave "
+                "dual.lr at 0, or name an objective that reads it (configs/objective/c_dpo.yaml)"
+            )
         averaging = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
         if self.lr > 0 and averaging:
             raise ValueError(

@@ -4,7 +4,7 @@ Letters: B pairs, N = 2B sequences.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,16 @@ from lit_safe.quiet import quiet
 from lit_safe.reference_cache import ReferenceCache
 from lit_safe.schedules import Constant, Schedule
 from lit_safe.stepping import StepModule
-from lit_safe.types import Objective, PackedBatch, Pair, PairModel, PreferenceRunData, Scored, Selective
+from lit_safe.types import (
+    Objective,
+    PackedBatch,
+    Pair,
+    PairModel,
+    PreferenceRunData,
+    Scored,
+    Selective,
+    missing_members,
+)
 
 
 class PreferenceAlignment(StepModule):
@@ -62,6 +71,11 @@ class PreferenceAlignment(StepModule):
         reference_cache_dir: str | None = None,
     ) -> None:
         super().__init__(pair, optimizer, schedule or Constant(), gradient_clip_norm, PAIR_NAMES)
+        missing = missing_members(objective, Objective)
+        if missing:
+            raise TypeError(
+                f"objective: {type(objective).__name__} has no {', '.join(missing)} (lit_safe.types.Objective)"
+            )
         self.objective = objective
         self.anchor = anchor or Anchor()
         self.anchor_means = None if anchor is None else Means((ANCHOR_LOSS, *anchor.names))
@@ -95,14 +109,28 @@ class PreferenceAlignment(StepModule):
         return Pair(logp_N[0::2], logp_N[1::2])
 
     def setup(self, stage: str) -> None:
-        """Take the pairs that the objective never trains on out of the training data, before steps are counted."""
-        super().setup(stage)
-        if stage == "fit" and isinstance(self.objective, Selective):
-            self.trainer.datamodule.select(self.objective.keeps)  # type: ignore[attr-defined]
+        """Check the data for what the objective reads, and leave out the training pairs that it never trains on.
 
-    def on_fit_start(self) -> None:
-        """Refuse data that lacks a label the objective cannot do without."""
-        self.trainer.datamodule.require(self.objective.needs)  # type: ignore[attr-defined]
+        Raises:
+            ValueError: A label that the objective reads is missing, multipliers and constraints differ in number, or
+                no training pair is left.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data.require(self.objective.needs)
+        if self.objective.reads_multiplier:
+            self._check_multiplier(data.constraints)
+        if stage == "fit" and isinstance(self.objective, Selective):
+            data.select(self.objective.keeps)  # before steps are counted
+        super().setup(stage)
+
+    def _check_multiplier(self, constraints: Sequence[str]) -> None:
+        shape = [] if len(constraints) == 1 else [len(constraints)]
+        if list(self.multiplier.shape) != shape:
+            raise ValueError(
+                f"model.multiplier has shape {list(self.multiplier.shape)}, and the data have {len(constraints)} "
+                f"constraints ({', '.join(constraints)}): give {'a list of numbers' if shape else 'one number'}"
+                f"{f', {shape[0]} of them' if shape else ''}"
+            )
 
     def on_train_start(self) -> None:
         """Score the reference and let the anchor draw what it needs, then start the clock."""
@@ -140,7 +168,8 @@ class PreferenceAlignment(StepModule):
         norm = self.optimizer_step_over([*shares, *terms])
         if self.anchor_means is not None:
             self.anchor_means.update({ANCHOR_LOSS: self._anchor_mean(), **self._measured_by_anchor()})
-        self.log_training(norm, {f"multiplier{i}": m for i, m in _named(self.multiplier.clone())})
+        multipliers = _named(self.multiplier.clone()) if self.objective.reads_multiplier else []
+        self.log_training(norm, {f"multiplier{i}": m for i, m in multipliers})
 
     def loss_share(self, batch: PackedBatch) -> Tensor:
         """A micro-batch's share [] of its optimizer step's loss in nats: its weighted sum / pairs in the step."""

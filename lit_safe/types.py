@@ -156,10 +156,14 @@ class Objective(Protocol):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """Labels without which the loss is undefined."""
+        """All labels that the loss reads. Every command checks that the data have them."""
+
+    @property
+    def reads_multiplier(self) -> bool:
+        """Whether the loss depends on ``multiplier``. A dual step is refused where it does not."""
 
     def __call__(self, logratio: Pair, label: Annotation, multiplier: Tensor) -> Scored:
-        """Score B pairs from their log-ratios [B] in nats; ``multiplier`` is [] or [C]."""
+        """Score B pairs from their log-ratios [B] in nats; ``multiplier`` is [] for one constraint, [C] for C > 1."""
 
 
 @runtime_checkable

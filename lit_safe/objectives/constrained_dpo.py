@@ -30,6 +30,7 @@ class ConstrainedDPO:
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("reward", "cost")
+    reads_multiplier: ClassVar[bool] = True
     beta: float = 0.1
     labels: Labels = "soft"
 

@@ -23,6 +23,7 @@ class DPO:
     """
 
     needs: ClassVar[tuple[Need, ...]] = ()
+    reads_multiplier: ClassVar[bool] = False
     beta: float = 0.1
     label_smoothing: float = 0.0
 

@@ -4,7 +4,7 @@ Kim et al. 2025, arXiv:2505.20065, whose equation numbers are used.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class SafeDPO:
         ValueError: If ``beta`` is not > 0, ``offset`` is negative or ``labels`` is unknown.
     """
 
+    reads_multiplier: ClassVar[bool] = False
     beta: float = 0.1
     offset: float = 10.0
     labels: Labels = "ordered"

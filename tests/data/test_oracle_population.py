@@ -47,6 +47,7 @@ class RobustDPO:
     flip: float
     beta: float = BETA
     needs = ()
+    reads_multiplier = False
 
     def __call__(self, logratio: Pair, label: Annotation, multiplier: torch.Tensor) -> Scored:
         loss_B = nll(self.beta * logratio.margin, (1 - self.flip) / (1 - 2 * self.flip))
@@ -59,6 +60,7 @@ class Absolute:
 
     beta: float = BETA
     needs = ()
+    reads_multiplier = False
 
     def __call__(self, logratio: Pair, label: Annotation, multiplier: torch.Tensor) -> Scored:
         loss_B = (logratio.chosen - 0.3) ** 2 + (logratio.rejected + 0.2).cosh() + logratio.chosen * logratio.rejected

@@ -394,7 +394,7 @@ def missing(prompts: Any, responses: Any) -> Tensor:
     ids=["fits", "no scorer", "costs of another shape", "two limits", "a list for one constraint"],
 )
 def test_a_dual_group_that_could_only_fail_later(dual: Any, multiplier: Any, names: set[str], failed: Examine) -> None:
-    module = aligned(multiplier=multiplier)
+    module = aligned(ConstrainedDPO(), multiplier=multiplier)
     assert failed(module, trainer=trainer(callbacks=[dual()])) == (int(bool(names)), names)
 
 

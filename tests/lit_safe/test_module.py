@@ -9,7 +9,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from data.annotators.scores import Score, Scores
 from lit_safe.callbacks.run_checkpoint import RunCheckpoint
 from lit_safe.callbacks.run_folder import RunFolder
 from lit_safe.doctor.patient import take_pairs
@@ -225,13 +224,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_steps_nothing(tmp_path:
     assert torch.equal(weights(module), weights(loaded(aligned())))
 
 
-# -- what is asked of the data
-
-
-def test_data_without_a_label_that_the_objective_needs_are_refused_before_training(tmp_path: Path) -> None:
-    data = pairs(annotator=Scores((Score("cost"),), preference_strength=None))
-    with pytest.raises(ValueError, match=r"row fruit:\d+, column chosen reward: not known.*needs 'reward'"):
-        trainer(tmp_path, max_epochs=1).fit(aligned(ConstrainedDPO()), data)
+# -- what is asked of a user
 
 
 def test_a_negative_multiplier_is_refused() -> None:

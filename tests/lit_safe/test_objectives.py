@@ -40,6 +40,26 @@ def test_every_objective_meets_the_protocol(objective: Objective) -> None:
 
 
 @pytest.mark.parametrize("objective", ALL)
+def test_an_objective_reads_what_it_declares_and_nothing_else(objective: Objective) -> None:
+    costs = [[-2.0, -0.5], [-2.0, 0.5], [2.0, -0.5]]
+    cost = Pair(*(f64(*side) for side in zip(*costs, strict=True)))
+    first = annotation(Pair(f64(1.0, 2.0, 0.5), f64(0.0, 2.5, 0.0)), cost)
+    logratio = Pair(f64(1.0, -1.0, 0.5), f64(0.0, 0.0, 0.0))
+
+    def changed(label: Annotation, multiplier: float) -> bool:
+        before, after = objective(logratio, first, f64(1.0)[0]), objective(logratio, label, f64(multiplier)[0])
+        return not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+    sizes = first._replace(cost=Pair(*(side / 10 for side in first.cost)))  # no sign changes
+    signs = first._replace(cost=Pair(*(-side for side in first.cost)))
+    rewards = first._replace(reward=Pair(first.reward.chosen - 9, first.reward.rejected))
+    assert changed(first, 0.0) is objective.reads_multiplier
+    assert changed(rewards, 1.0) is ("reward" in objective.needs)
+    assert changed(sizes, 1.0) is ("cost" in objective.needs)
+    assert changed(signs, 1.0) is bool({"cost", "flags"} & set(objective.needs))
+
+
+@pytest.mark.parametrize("objective", ALL)
 @given(costs=st.lists(st.tuples(finite, finite), min_size=1), margin=finite)
 def test_what_an_objective_keeps_is_what_has_a_weight(
     objective: Objective, costs: list[tuple[float, float]], margin: float
