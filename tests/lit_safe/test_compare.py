@@ -9,12 +9,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_safe.cli import main
 from lit_safe.commands.compare import compare
-from lit_safe.evaluation import Evaluation, evaluate
+from lit_safe.evaluation import Evaluation, differences, evaluate, oriented
 from lit_safe.paired_rows import turned
 from lit_safe.report.tables import write_json, write_tables
 from lit_safe.statistics import clustered_mean
 from tests.lit_safe.dual_world import TableCost, optimum
 from tests.lit_safe.held_out_world import HeldOut, module
+from tests.lit_safe.pair_world import Fruit, aligned, pairs
 
 
 def evaluation(policy_PK: torch.Tensor | None = None) -> Evaluation:
@@ -154,6 +155,24 @@ def test_a_run_on_the_other_order_is_counted_in_the_baselines(runs, tmp_path, ca
     exchanged = f"order: {int(rows_n.sum())} of {len(rows_n)} shared pairs call the other response chosen in harmless"
     assert any(message.startswith(exchanged) for message in caplog.messages)
     assert exchanged in (tmp_path / "compared" / "compare.md").read_text(encoding="utf-8")
+
+
+def test_one_policy_on_two_orders_of_real_pairs_differs_by_nothing():
+    policy = aligned()
+    policy.configure_model()
+    found = []
+    for order in ("helpful", "safer"):
+        data = pairs(Fruit(120), order=order)
+        data.setup("fit")
+        found.append(evaluate(policy, data))
+    brought = oriented([found[1]], found[0])
+    assert brought.exchanged > 0
+    assert brought.unclear == 0
+    shared = differences(brought.evaluations[0], found[0])
+    assert shared["logps/accuracies"].count == brought.shared
+    assert all(abs(estimate.mean) < 1e-4 for estimate in shared.values())
+    with pytest.raises(ValueError, match="call the other response chosen"):
+        differences(found[1], found[0])
 
 
 def test_pairs_whose_order_nothing_tells_are_left_out_of_a_comparison_of_two_orders(tmp_path, caplog):
