@@ -14,7 +14,11 @@ import torch
 import transformers
 from torch import Tensor
 
+from lit_safe.types import IGNORE, PackedSequences
 from models.backbone import Backbone
+
+WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
+"""What configurations call the number of tokens that a layer looks back over; a cache counts its padding among them."""
 
 
 class Branch(NamedTuple):
@@ -67,16 +71,19 @@ def tree_logp(
 ) -> Tensor:
     """[P, R] float64 sums of fp32 log-probs: of every response after every prompt.
 
-    What ``Backbone.forward`` gives for each prompt with each response, to rounding, from far fewer tokens.
+    What ``Backbone.forward`` gives for each prompt with each response in evaluation mode, to rounding, from far fewer
+    tokens. Where attention has a window that padding would fill, or layers carry a state along,
+    each response is computed by itself.
 
     Args:
-        backbone: In evaluation mode.
+        backbone: In any mode; it answers in evaluation mode, as layers that recompute activations keep no cache.
         prompts: Token ids, none empty.
         responses: Token ids, none empty, none the beginning of another.
         rows: About so many responses at a time, one prompt's at least.
 
     Raises:
-        ValueError: If a prompt or response is empty, or a response is the beginning of another.
+        ValueError: If a prompt or response is empty, or a response is the beginning of another; or if the architecture
+            shares beginnings in another way than is known here.
     """
     if not all(map(len, prompts)):
         raise ValueError("a prompt has no tokens")
@@ -84,10 +91,60 @@ def tree_logp(
     logp_PR = torch.empty(len(prompts), len(responses), dtype=torch.float64)
     order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))  # of like length, so that little is padded
     together = max(1, rows // max(1, len(responses)))
-    for start in range(0, len(order), together):
-        chosen = order[start : start + together]
-        logp_PR[chosen] = _walk(backbone, [prompts[p] for p in chosen], levels, len(responses)).cpu()
+    width = sum(max(len(branch.segment) for branch in level) for level in levels)
+    flags = {module: module.training for module in backbone.modules()}
+    backbone.eval()
+    try:
+        for start in range(0, len(order), together):
+            chosen = order[start : start + together]
+            group = [prompts[p] for p in chosen]
+            if _shares(backbone, max(map(len, group)) + width):
+                logp_PR[chosen] = _walk(backbone, group, levels, len(responses)).cpu()
+                if not start:
+                    _check(backbone, group[0], responses, logp_PR[chosen[0]])
+            else:
+                logp_PR[chosen] = torch.stack([_apart(backbone, prompt, responses, rows) for prompt in group])
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
     return logp_PR
+
+
+def _shares(backbone: Backbone, width: int) -> bool:
+    """Whether a cache with padding in it, ``width`` wide, gives every token what it would see by itself."""
+    model = backbone.causal_lm
+    config = model.config.get_text_config()
+    windows = [getattr(config, name, None) for name in WINDOWS]
+    return not getattr(model, "_is_stateful", False) and all(width <= window for window in windows if window)
+
+
+def _apart(backbone: Backbone, prompt: Sequence[int], responses: Sequence[Sequence[int]], rows: int) -> Tensor:
+    """[R] float64: every response after the prompt, each as a sequence of its own."""
+    sums = []
+    for start in range(0, len(responses), rows):
+        some = responses[start : start + rows]
+        lengths = torch.tensor([0, *(len(prompt) + len(response) for response in some)])
+        ids = [number for response in some for number in (*prompt, *response)]
+        target = [
+            number for response in some for number in (*[IGNORE] * (len(prompt) - 1), *response, IGNORE)
+        ]  # one place before its token
+        position = torch.cat([torch.arange(int(length)) for length in lengths[1:]])
+        parts = (torch.tensor(ids), torch.tensor(target), position, lengths.cumsum(0).to(torch.int32))
+        sums.append(backbone(PackedSequences(*(part.to(backbone.device) for part in parts))).double().cpu())
+    return torch.cat(sums)
+
+
+def _check(backbone: Backbone, prompt: Sequence[int], responses: Sequence[Sequence[int]], logp_R: Tensor) -> None:
+    """Compare the prompt with the most padding and the longest response with a computation of their own."""
+    longest = max(range(len(responses)), key=lambda r: len(responses[r]))
+    tokens = len(responses[longest])
+    apart = float((_apart(backbone, prompt, [responses[longest]], 1) - logp_R[longest]).abs())
+    rounds = backbone.head.weight_VD.dtype.itemsize < 4 or torch.is_autocast_enabled(backbone.device.type)
+    if not apart <= tokens * (0.25 if rounds else 1e-3):
+        raise ValueError(
+            f"{type(backbone.causal_lm).__name__}: a response of {tokens} tokens is off by {apart:.3g} nats where "
+            "beginnings are shared; this architecture needs support in models/response_tree.py"
+        )
 
 
 def _walk(backbone: Backbone, prompts: list[Sequence[int]], levels: list[list[Branch]], responses: int) -> Tensor:
