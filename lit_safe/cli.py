@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import docstring_parser
-import torch
 from lightning import LightningDataModule, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from lit_safe.callbacks.end_of_run import failures
 from lit_safe.callbacks.run_folder import RunFolder, SaveConfig
+from lit_safe.checkpoints import CheckpointError, glance
 from lit_safe.config_files import read_yaml_with_shipped_files, with_shipped_files
 from lit_safe.dual import DualAscent
 from lit_safe.run_lock import RunFolderError
@@ -36,6 +37,7 @@ COMMANDS: tuple[str, ...] = (
     "fit_scorer",
     "refusals",
     "sample",
+    "report",
     "configs",
 )
 """Names of functions: ``<name>`` lives in ``lit_safe/commands/<name>.py``."""
@@ -77,6 +79,8 @@ class SafeCLI(LightningCLI):
         """Parse; a ``configs/...yaml`` that is not in the working directory is the shipped one."""
         if args is None:  # the process's own words: not passed on, as LightningCLI warns of words from two places
             self.config = parser.parse_args(with_shipped_files(sys.argv[1:]))
+        elif isinstance(args, dict):  # the settings of a run: LightningCLI would warn of the process's words again
+            self.config = parser.parse_object(args)
         else:
             super().parse_arguments(parser, with_shipped_files(args) if isinstance(args, list) else args)
 
@@ -130,7 +134,7 @@ class SafeCLI(LightningCLI):
                 for folder in folders:
                     folder.enter(self.trainer, subcommand, self.config[subcommand].get("ckpt_path"))
             super()._run_subcommand(subcommand)
-        except RunFolderError as error:
+        except (RunFolderError, CheckpointError) as error:
             raise SystemExit(str(error)) from None
         except OSError as error:
             if error.errno not in FULL:
@@ -142,6 +146,11 @@ class SafeCLI(LightningCLI):
         finally:
             for folder in folders:
                 folder.leave("failed")
+
+    def after_fit(self) -> None:
+        """Exit with status 1 where something failed after training; it was said, and the checkpoint is whole."""
+        if failures(self.trainer.callbacks):  # type: ignore[attr-defined]
+            sys.exit(1)
 
     def _typed_model(self) -> dict[str, Any]:
         config = json.loads(self.parser.dump(self.config, skip_unset=False, format="json"))
@@ -158,7 +167,10 @@ class SafeCLI(LightningCLI):
         path = self.config[command].get("ckpt_path") if command else None
         if not path or not Path(path).is_file():
             return
-        stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters")
+        try:
+            stored = glance(path).get("hyper_parameters")
+        except CheckpointError as error:
+            raise SystemExit(str(error)) from None
         if stored is None:
             return  # made without the command line
         changes = list(differences(stored, self._typed_model()))

@@ -5,56 +5,30 @@ Letters: C constraints; a multiplier is [] or [C], in reward nats per cost unit.
 
 import logging
 import math
-from collections.abc import Mapping
-from textwrap import indent
 from typing import Any, Literal, get_args
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lit_safe.averaging import IterateAverage
+from lit_safe.callbacks.run_checkpoint import RunCheckpoint
 from lit_safe.costs import Checkable, CostEstimator
+from lit_safe.dual_curves import constraints, named, publish, show, suffixes
+from lit_safe.frozen_policy import FrozenPolicyWarning as FrozenPolicyWarning
+from lit_safe.frozen_policy import complete_epochs, warn_of_frozen_policy
+from lit_safe.limits import Standing, standing
 from lit_safe.module import PreferenceAlignment
+from lit_safe.multiplier import BoundWatch, dual_step
 from lit_safe.ranks import gather
 from lit_safe.schedules import Constant, Schedule
-from lit_safe.types import CostEstimate, ScoredResponse
+from lit_safe.types import CostEstimate
 
 log = logging.getLogger(__name__)
 
 Ship = Literal["last", "average"]
-CODE = " " * 4  # Markdown shows a text so indented as it stands
-FROZEN = 0.05  # an epoch whose mean learning rate is under this share of the run's largest moves no policy
-
-
-class FrozenPolicyWarning(UserWarning):
-    """The learning rate dies before the multiplier stops: its last steps reach no policy."""
-
-
-def dual_step(multiplier: Tensor, cost: Tensor, limit: Tensor | float, lr: float, maximum: float) -> Tensor:
-    """One projected gradient step on the dual function of C-DPO.
-
-    Args:
-        multiplier: [] or [C], nats per cost unit.
-        cost: E[cost] under the current policy, [] or [C] in cost units.
-        limit: Bound on it, [] or [C].
-        lr: Step size, nats per squared cost unit.
-        maximum: Upper end of the multiplier.
-
-    Returns:
-        The next multiplier, in the dtype of ``multiplier``: clip(multiplier + lr * (cost - limit), 0, maximum).
-
-    Raises:
-        FloatingPointError: If the cost is not finite; a NaN would stay in the multiplier for good.
-    """
-    if not bool(cost.isfinite().all()):
-        raise FloatingPointError(f"the estimated cost is {cost.tolist()}")
-    # Liu et al. 2024, arXiv:2403.02475, eq. 14: the dual's gradient is limit - E[cost], and the dual is minimised
-    return (multiplier + lr * (cost - limit)).clamp(0, maximum).to(multiplier.dtype)
 
 
 class DualAscent(Callback):
@@ -98,7 +72,7 @@ class DualAscent(Callback):
     def __init__(
         self,
         limit: float | list[float] = 0.0,
-        lr: float = 0.0,
+        lr: float | list[float] = 0.0,
         schedule: Schedule | None = None,
         maximum: float = 10.0,
         estimator: CostEstimator | None = None,
@@ -112,11 +86,12 @@ class DualAscent(Callback):
         self.limit = torch.tensor(limit, dtype=torch.float64)
         if not bool(self.limit.isfinite().all()):
             raise ValueError(f"limit must be finite, got {limit}")
-        if not (math.isfinite(lr) and lr >= 0):
-            raise ValueError(f"lr must be >= 0, got {lr}")
+        self.lr = torch.tensor(lr, dtype=torch.float64)
+        if not bool((self.lr.isfinite() & (self.lr >= 0)).all()):
+            raise ValueError(f"lr must be >= 0 and finite, got {lr}")
         if not (math.isfinite(maximum) and maximum > 0):
             raise ValueError(f"maximum must be > 0, got {maximum}")
-        if lr > 0 and estimator is None:
+        if self.steps and estimator is None:
             raise ValueError("lr > 0 needs an estimator of the cost, e.g. --dual.estimator configs/cost/rollout.yaml")
         if every_n_epochs < 1 or warmup_epochs < 0 or freeze_last_epochs < 0:
             raise ValueError(
@@ -125,7 +100,6 @@ class DualAscent(Callback):
             )
         if ship not in get_args(Ship):
             raise ValueError(f"ship must be one of {get_args(Ship)}, got {ship!r}")
-        self.lr = lr
         self.schedule = schedule or Constant()
         self.maximum = maximum
         self.estimator = estimator
@@ -135,6 +109,14 @@ class DualAscent(Callback):
         self.ship = ship
         self.seed = seed
         self.average = IterateAverage()
+        self.standing: Standing | None = None
+        self.bounds = BoundWatch()
+        self.failed: str | None = None
+
+    @property
+    def steps(self) -> bool:
+        """Whether any multiplier is ever to move."""
+        return bool((self.lr > 0).any())
 
     # -- Lightning's hooks
 
@@ -158,25 +140,26 @@ class DualAscent(Callback):
         Raises:
             ValueError: If shapes differ, a callback averages the multiplier, or the estimator cannot work.
         """
-        if self.lr > 0 and not module.objective.reads_multiplier:
+        if self.steps and not module.objective.reads_multiplier:
             raise ValueError(
-                f"dual.lr is {self.lr}, and {type(module.objective).__name__} does not read the multiplier: leave "
-                "dual.lr at 0, or name an objective that reads it (configs/objective/c_dpo.yaml)"
+                f"dual.lr is {self.lr.tolist()}, and {type(module.objective).__name__} does not read the multiplier: "
+                "leave dual.lr at 0, or name an objective that reads it (configs/objective/c_dpo.yaml)"
             )
         averaging = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
-        if self.lr > 0 and averaging:
+        if self.steps and averaging:
             raise ValueError(
                 f"{type(averaging[0]).__name__} averages buffers, the multiplier among them, and a resumed run would "
                 "take its step twice: use --dual.ship average, or --dual.lr 0"
             )
-        if self.limit.ndim and self.limit.shape != module.multiplier.shape:
-            raise ValueError(
-                f"limit has shape {list(self.limit.shape)}, the module's multiplier {list(module.multiplier.shape)}"
-            )
+        for name, value in (("limit", self.limit), ("lr", self.lr)):
+            if value.ndim and value.shape != module.multiplier.shape:
+                raise ValueError(
+                    f"{name} has shape {list(value.shape)}, the module's multiplier {list(module.multiplier.shape)}"
+                )
         constraints = data.constraints
         if module.multiplier.ndim and len(module.multiplier) != len(constraints):
             raise ValueError(f"{len(module.multiplier)} multipliers for the data's constraints {list(constraints)}")
-        if self.lr > 0 and bool((module.multiplier > self.maximum).any()):
+        if self.steps and bool((module.multiplier > module.multiplier.new_tensor(self.maximum)).any()):
             raise ValueError(f"multiplier {module.multiplier.tolist()} starts above its maximum {self.maximum}")
         if self.estimator is None:
             return
@@ -196,50 +179,68 @@ class DualAscent(Callback):
         module = _aligned(pl_module)
         if module.multiplier.dtype.itemsize < 4:
             raise ValueError(f"the multiplier is in {module.multiplier.dtype}, which loses its steps: keep it in fp32")
-        if (self.freeze_last_epochs or self.schedule != Constant()) and _epochs(trainer) is None:
+        if (self.freeze_last_epochs or self.schedule != Constant()) and complete_epochs(trainer) is None:
             raise ValueError(
                 "freeze_last_epochs and a schedule count from the end: set trainer.max_epochs or trainer.max_steps"
             )
         if self.ship == "average" and self.average.count != max(0, int(module.dual_epoch) + 1 - self.warmup_epochs):
             raise ValueError("ship: average cannot resume from a checkpoint that was written without its average")
-        if self.lr > 0:
-            self._warn_of_frozen_policy(trainer, module)
+        if self.steps:
+            warn_of_frozen_policy(trainer, module, lambda epoch: self._moves(trainer, epoch), self.every_n_epochs)
         if trainer.global_step == 0:
-            self._publish(trainer, _named("dual/multiplier", module.multiplier, trainer))
-        if trainer.current_epoch > 0:
+            publish(trainer, named("dual/multiplier", module.multiplier, trainer))
+        if trainer.current_epoch > 0 and trainer.is_last_batch:
             # Lightning counts an epoch as done whose checkpoint was written after its last batch but before its end,
             # and never ends it on resume; the policy is still the one it left
             self._end_of_epoch(trainer, module, trainer.current_epoch - 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Estimate, step, log; before any checkpoint callback, which Lightning keeps last."""
-        if not self._idle(pl_module) and trainer.is_last_batch:
-            self._end_of_epoch(trainer, _aligned(pl_module), trainer.current_epoch)
+        """Save the epoch, then estimate, step, log; before any checkpoint callback, which Lightning keeps last."""
+        module = pl_module
+        if self._idle(module) or not trainer.is_last_batch or int(_aligned(module).dual_epoch) >= trainer.current_epoch:
+            return
+        if self._estimates_at(trainer.current_epoch):
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, RunCheckpoint):
+                    callback.save_within_epoch_end(trainer, self)
+        self._end_of_epoch(trainer, _aligned(module), trainer.current_epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the shipped iterate into the module."""
-        if self._idle(pl_module) or self.ship == "last" or self.average.count == 0:
+        """Put the shipped iterate into the module, after the checkpoint of the last one."""
+        self.failed = None
+        if self._idle(pl_module) or not self.acts_after_training():
             return
         module = _aligned(pl_module)
         self.average.put(_iterate(module))
-        if self.estimator is not None:
+        if self.estimator is None:
+            return
+        try:
             estimate = self._estimate(trainer, module, self.estimator, trainer.current_epoch)
-            self._publish(
-                trainer,
-                {
-                    **_named("dual/shipped_multiplier", module.multiplier, trainer),
-                    **_named("dual/shipped_cost", estimate.mean, trainer),
-                },
-            )
+            publish(trainer, {**named("dual/shipped_multiplier", module.multiplier, trainer),
+                                    **named("dual/shipped_cost", estimate.mean, trainer)})  # fmt: skip
+            self.standing = standing(constraints(trainer), self.limit, estimate, trainer.current_epoch)
+        except Exception as error:  # whatever it is, the weights are saved and shipped
+            self.standing = None
+            self.failed = f"dual: the shipped average's cost was not estimated ({type(error).__name__}: {error})"
+            log.error("%s", self.failed)
+
+    def acts_after_training(self) -> bool:
+        """Whether an average takes the iterate's place."""
+        return self.ship == "average" and self.average.count > 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, where one is kept; all other state lies in the module's buffers."""
-        return self.average.state_dict() if self.ship == "average" else {}
+        """The average, where one is kept, and what was last known; the multiplier lies in the module's buffers."""
+        known = {"standing": None if self.standing is None else self.standing.state_dict(),
+                 "bounds": self.bounds.state_dict()}  # fmt: skip
+        return {**known, **(self.average.state_dict() if self.ship == "average" else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the average."""
-        if self.ship == "average" and state_dict:
+        """Continue from ``state_dict()``."""
+        if self.ship == "average" and "mean" in state_dict:
             self.average.load_state_dict(state_dict)
+        if state_dict.get("standing") is not None:
+            self.standing = Standing.from_state_dict(state_dict["standing"])
+        self.bounds.load_state_dict(state_dict.get("bounds", {}))
 
     # -- the step
 
@@ -248,9 +249,9 @@ class DualAscent(Callback):
             return  # taken already: the hook fired twice, before and after a resume
         if self.ship == "average" and epoch >= self.warmup_epochs:
             self.average.add(_iterate(module))  # a policy with the multiplier that it was trained under
-        if self.estimator is None or (epoch + 1) % self.every_n_epochs:
+        if self.estimator is None or not self._estimates_at(epoch):
             module.dual_epoch.fill_(epoch)
-            self._publish(trainer, _named("dual/multiplier", module.multiplier, trainer))
+            publish(trainer, named("dual/multiplier", module.multiplier, trainer))
             return
         estimate = self._estimate(trainer, module, self.estimator, epoch)
         before = module.multiplier.detach().to("cpu", copy=True)
@@ -261,16 +262,22 @@ class DualAscent(Callback):
         if self._moves(trainer, epoch):
             module.multiplier.copy_(after)
         module.dual_epoch.fill_(epoch)
-        self._say(trainer, before, module.multiplier.cpu(), estimate)
-        self._publish(trainer, {**self._measured(trainer, module, estimate), "dual/lr": lr})
-        _show(trainer, estimate.samples)
+        self.standing = standing(constraints(trainer), self.limit, estimate, epoch)
+        if self.steps and trainer.is_global_zero:
+            cost, limit = estimate.mean.double(), self.limit
+            self.bounds.see(suffixes(trainer, before), before, module.multiplier.cpu(), cost, limit, self.maximum)
+        publish(trainer, {**self._measured(trainer, module, estimate), **named("dual/lr", lr, trainer)})
+        show(trainer, estimate.samples)
 
     def _measured(self, trainer: Trainer, module: PreferenceAlignment, estimate: CostEstimate) -> dict[str, float]:
+        assert self.standing is not None
+        upper = self.standing.upper
         return {
-            **_named("dual/multiplier", module.multiplier, trainer),
-            **_named("dual/cost", estimate.mean, trainer),
-            **_named("dual/stderr", estimate.stderr, trainer),
-            **_named("dual/violation", estimate.mean - self.limit, trainer),
+            **named("dual/multiplier", module.multiplier, trainer),
+            **named("dual/cost", estimate.mean, trainer),
+            **named("dual/stderr", estimate.stderr, trainer),
+            **named("dual/violation", estimate.mean - self.limit, trainer),
+            **named("dual/upper", estimate.mean.new_tensor(upper).reshape(estimate.mean.shape), trainer),
             "dual/unsafe": float(estimate.unsafe),
             "dual/effective": estimate.effective,
             **estimate.also,
@@ -290,15 +297,18 @@ class DualAscent(Callback):
 
     def _moves(self, trainer: Trainer, epoch: int) -> bool:
         """Whether the end of ``epoch`` takes a step."""
-        total = _epochs(trainer)
+        total = complete_epochs(trainer)
         frozen = self.freeze_last_epochs > 0 and total is not None and epoch >= total - self.freeze_last_epochs
-        return self.lr > 0 and epoch >= self.warmup_epochs and not frozen
+        return self.steps and epoch >= self.warmup_epochs and not frozen
 
-    def _lr(self, trainer: Trainer, epoch: int) -> float:
-        """The step size at the end of ``epoch``, 0 where it takes no step."""
+    def _estimates_at(self, epoch: int) -> bool:
+        return self.estimator is not None and (epoch + 1) % self.every_n_epochs == 0
+
+    def _lr(self, trainer: Trainer, epoch: int) -> Tensor:
+        """The step size [] or [C] at the end of ``epoch``, 0 where it takes no step."""
         if not self._moves(trainer, epoch):
-            return 0.0
-        epochs = _epochs(trainer)
+            return torch.zeros_like(self.lr)
+        epochs = complete_epochs(trainer)
         if epochs is None:
             return self.lr  # the schedule is constant then
         end = epochs - self.freeze_last_epochs
@@ -307,55 +317,7 @@ class DualAscent(Callback):
 
     def _idle(self, module: LightningModule) -> bool:
         """Whether there is nothing to do: a module without a multiplier, and nobody asked for one to be moved."""
-        return self.lr == 0 and self.estimator is None and not isinstance(module, PreferenceAlignment)
-
-    # -- what is said
-
-    @staticmethod
-    def _publish(trainer: Trainer, values: Mapping[str, float]) -> None:
-        for logger in trainer.loggers:
-            logger.log_metrics(dict(values), step=trainer.global_step)
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
-
-    def _say(self, trainer: Trainer, before: Tensor, after: Tensor, estimate: CostEstimate) -> None:
-        if not trainer.is_global_zero:
-            return
-        limit = self.limit.expand(after.shape)
-        for name, old, new, cost, bound in zip(
-            _names(trainer, after),
-            *(t.reshape(-1).tolist() for t in (before, after, estimate.mean, limit)),
-            strict=True,
-        ):
-            if new == self.maximum and old < new and cost > bound:
-                log.warning(
-                    "limit not reachable so far: the multiplier%s stands at its maximum %g and the cost at %.4g > %g. "
-                    "Train longer under it, or raise the limit or dual.maximum",
-                    name, new, cost, bound,
-                )  # fmt: skip
-            elif new == 0 and old > 0:
-                log.info("the multiplier%s is back at 0: the cost %.4g keeps its limit %g", name, cost, bound)
-
-    def _warn_of_frozen_policy(self, trainer: Trainer, module: PreferenceAlignment) -> None:
-        total, steps, epochs = int(trainer.estimated_stepping_batches), trainer.num_training_batches, _epochs(trainer)
-        if epochs is None or not math.isfinite(steps):
-            return
-        steps = int(steps)
-        factor = [module.schedule(step, total) for step in range(min(total, epochs * steps))]
-        mean = [sum(factor[e * steps : (e + 1) * steps]) / steps for e in range(epochs)]
-        frozen = [
-            epoch
-            for epoch in range(1, epochs)
-            if mean[epoch] < FROZEN * max(factor)
-            and self._moves(trainer, epoch - 1)
-            and epoch % self.every_n_epochs == 0
-        ]
-        if frozen:
-            rank_zero_warn(
-                f"the learning-rate schedule freezes the policy in epoch {frozen[0]} (mean factor "
-                f"{mean[frozen[0]]:.2g}) while the multiplier still moves before it: keep the schedule's `final` "
-                f"above 0, or set dual.freeze_last_epochs to {epochs - frozen[0] + 1}",
-                category=FrozenPolicyWarning,
-            )
+        return not self.steps and self.estimator is None and not isinstance(module, PreferenceAlignment)
 
 
 def _aligned(module: LightningModule) -> PreferenceAlignment:
@@ -376,39 +338,8 @@ def _iterate(module: PreferenceAlignment) -> dict[str, Tensor]:
     return {**trained, "multiplier": module.multiplier}
 
 
-def _epochs(trainer: Trainer) -> int | None:
-    """Complete epochs in the whole run, None where neither ``max_epochs`` nor ``max_steps`` bounds it."""
-    bounds = []
-    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-        bounds.append(trainer.max_epochs)
-    if trainer.max_steps >= 0 and math.isfinite(trainer.num_training_batches) and trainer.num_training_batches > 0:
-        bounds.append(trainer.max_steps // int(trainer.num_training_batches))
-    return min(bounds, default=None)
-
-
-def _names(trainer: Trainer, value: Tensor) -> list[str]:
-    if value.ndim == 0:
-        return [""]
-    return [f"_{name}" for name in trainer.datamodule.constraints]  # type: ignore[attr-defined]
-
-
-def _named(tag: str, value: Tensor, trainer: Trainer) -> dict[str, float]:
-    names = _names(trainer, value)
-    return {tag + name: entry for name, entry in zip(names, value.reshape(-1).tolist(), strict=True)}
-
-
 def _agree(multiplier: Tensor, module: PreferenceAlignment) -> None:
     """Refuse to go on if ranks computed different multipliers."""
     ranks = gather(multiplier[None], module.device)
     if not bool((ranks == ranks[0]).all()):
         raise RuntimeError(f"ranks disagree on the multiplier: {ranks.tolist()}")
-
-
-def _show(trainer: Trainer, samples: tuple[ScoredResponse, ...]) -> None:
-    text = "\n\n---\n\n".join(
-        f"{indent(s.prompt, CODE)}\n\ncost {', '.join(f'{c:.3g}' for c in s.cost)}:\n\n{indent(s.response, CODE)}"
-        for s in samples
-    )
-    for logger in trainer.loggers:
-        if text and isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text("dual/samples", text, trainer.global_step)

@@ -6,6 +6,7 @@ import torch
 from lightning import Trainer
 from torch import nn
 
+from lit_safe import checkpoints
 from lit_safe.devices import chosen_device, use
 from lit_safe.precision import check_trainer_precision
 from lit_safe.stepping import StepModule
@@ -45,15 +46,16 @@ def make_ready(
 
 
 def load_checkpoint(module: StepModule, path: str) -> dict[str, Any]:
-    """Put a checkpoint's policy into a module that is ready; gives all that the checkpoint holds.
+    """Put the policy that a checkpoint's run ships into a module that is ready; gives all that the checkpoint holds.
 
     The policy alone is read: a checkpoint that an anchor or another objective left more in is none the worse for it.
 
     Raises:
+        CheckpointError: If the file is damaged, or no checkpoint.
         ValueError: If the checkpoint holds no policy, or one that was trained from other weights.
     """
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    stored = checkpoint.get("state_dict", {})
+    checkpoint = checkpoints.load_checkpoint(path)
+    stored = checkpoints.shipped(checkpoint)
     policy = {name.removeprefix(POLICY): value for name, value in stored.items() if name.startswith(POLICY)}
     if not policy:
         raise ValueError(f"{path} is no checkpoint of ours: it holds no weights named {POLICY}*")

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from lit_safe.anchors import Anchor
+from lit_safe.callbacks.end_of_run import nothing_to_train
 from lit_safe.metrics import ANCHOR_LOSS, OBJECTIVE_LOSS, PAIR_NAMES, Means, Measured, pair_quantities
 from lit_safe.precision import compute_dtype
 from lit_safe.quiet import quiet
@@ -85,8 +86,8 @@ class PreferenceAlignment(StepModule):
             raise ValueError("reference_cache_dir keeps what precompute_reference scores: set that to true")
         self._reference_cache_dir = reference_cache_dir
         start = torch.tensor(multiplier, dtype=torch.float32)
-        if not bool((start >= 0).all()):
-            raise ValueError(f"multiplier must be >= 0, got {multiplier}")
+        if not bool((start.isfinite() & (start >= 0)).all()):
+            raise ValueError(f"multiplier must be >= 0 and finite, got {multiplier}")
         self.register_buffer("multiplier", start)  # written by DualAscent alone
         self.register_buffer("dual_epoch", torch.tensor(-1))  # the last epoch that took its dual step
 
@@ -135,9 +136,10 @@ class PreferenceAlignment(StepModule):
     def on_train_start(self) -> None:
         """Score the reference and let the anchor draw what it needs, then start the clock."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.reference_cache is not None:
-            self._fill(self.reference_cache, data)
-        self.anchor.prepare(self, data)
+        if not nothing_to_train(self.trainer):
+            if self.reference_cache is not None:
+                self._fill(self.reference_cache, data)
+            self.anchor.prepare(self, data)
         super().on_train_start()
 
     def _fill(self, cache: ReferenceCache, data: Any) -> None:
@@ -168,8 +170,16 @@ class PreferenceAlignment(StepModule):
         norm = self.optimizer_step_over([*shares, *terms])
         if self.anchor_means is not None:
             self.anchor_means.update({ANCHOR_LOSS: self._anchor_mean(), **self._measured_by_anchor()})
-        multipliers = _named(self.multiplier.clone()) if self.objective.reads_multiplier else []
-        self.log_training(norm, {f"multiplier{i}": m for i, m in multipliers})
+        self.log_training(norm, self._multipliers())
+
+    def _multipliers(self) -> dict[str, Tensor]:
+        """Under the names that ``DualAscent`` logs them by."""
+        if not self.objective.reads_multiplier:
+            return {}
+        if self.multiplier.ndim == 0:
+            return {"multiplier": self.multiplier.clone()}
+        names = self.trainer.datamodule.constraints  # type: ignore[attr-defined]
+        return {f"multiplier_{name}": one for name, one in zip(names, self.multiplier.clone(), strict=True)}
 
     def loss_share(self, batch: PackedBatch) -> Tensor:
         """A micro-batch's share [] of its optimizer step's loss in nats: its weighted sum / pairs in the step."""
@@ -241,7 +251,3 @@ class PreferenceAlignment(StepModule):
             "loss": scored.loss,
             "weight": scored.weight,
         }
-
-
-def _named(multiplier: Tensor) -> list[tuple[str, Tensor]]:
-    return [("", multiplier)] if multiplier.ndim == 0 else [(f"_{i}", m) for i, m in enumerate(multiplier)]

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from lit_safe.checkpoints import shipped
 from lit_safe.hashing import hash64
 from lit_safe.metrics import SUMS, Means, on_host
 from lit_safe.precision import check_trainable, check_trainer_precision
@@ -235,7 +236,13 @@ class StepModule(LightningModule):
             checkpoint["state_dict"].update({f"{name}.{k}": v for k, v in means.over_ranks().items()})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the first rank go on from the sums of all ranks, and the others from zero."""
+        """Let the first rank of a fit go on from the sums of all ranks, the others from zero.
+
+        A fit goes on from the iterate; everything else gets what the run ships.
+        """
+        trainer = self._trainer  # none where a command reads the checkpoint itself
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING:
+            checkpoint["state_dict"] = shipped(checkpoint)
         if self.global_rank == 0:
             return
         for name, _ in self._means():

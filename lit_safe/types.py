@@ -134,7 +134,8 @@ class CostEstimate(NamedTuple):
     """E[cost] under the current policy: ``mean`` and ``stderr`` [] or [C] in cost units, from ``count`` samples.
 
     ``unsafe`` [] is the share of samples with any cost > 0; ``effective`` the effective sample size. ``also`` holds
-    what else the pass measured, by logged name; ``samples`` a few of the scored texts, for people to read.
+    what else the pass measured, by logged name; ``samples`` a few of the scored texts, for people to read; ``clusters``
+    the prompts that errors are clustered by, None where samples are independent.
     """
 
     mean: Tensor
@@ -144,6 +145,7 @@ class CostEstimate(NamedTuple):
     effective: float
     also: Mapping[str, float] = MappingProxyType({})
     samples: tuple[ScoredResponse, ...] = ()
+    clusters: int | None = None
 
 
 @runtime_checkable

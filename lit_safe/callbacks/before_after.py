@@ -1,30 +1,21 @@
 """Evaluates the policy before the first optimizer step and after the last, and writes what changed."""
 
-import json
 import logging
-import shlex
-import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from importlib import metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-import transformers
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from lit_safe.checkpoints import FOLDER, LAST
 from lit_safe.commands.fit_scorer import TrainableScorer, fit_scorer
-from lit_safe.evaluation import Evaluation, differences, evaluate
-from lit_safe.evaluation_settings import evaluation_settings
+from lit_safe.dual import DualAscent
+from lit_safe.evaluation import Evaluation, evaluate
 from lit_safe.module import PreferenceAlignment
-from lit_safe.report.markdown import markdown
-from lit_safe.report.plots import plot_run
-from lit_safe.report.tables import REPORT, estimate_to_json, write_json, write_tables
+from lit_safe.report.contents import Work, contents, log_hparams, say, write
 from lit_safe.types import CostFunction, PackedBatch
 
 log = logging.getLogger(__name__)
@@ -34,8 +25,9 @@ class BeforeAfter(Callback):
     """Writes ``report.md``, ``report.json``, ``report.png``, ``pairs.csv`` and ``rollouts.csv`` into the run folder.
 
     The evaluation before training lies in every checkpoint: a resumed run does not repeat it. The one after is of what
-    the run ships, after ``DualAscent`` has put its iterate in place. Both are logged as ``report/<name>``, at step 0
-    and at the last one.
+    the run ships: the last checkpoint is saved by then, and ``DualAscent`` has put its iterate in place. Where the
+    evaluation or the report fails, what was trained stays: one line says so, and ``python train.py report`` with the
+    run folder writes the report later. Both evaluations are logged as ``report/<name>``, at step 0 and at the last one.
 
     Args:
         cost: Scores responses that the policy samples to held-out prompts; null samples none.
@@ -82,7 +74,8 @@ class BeforeAfter(Callback):
         self.seed = seed
         self._before: Evaluation | None = None
         self._start: dict[str, Any] = {}  # what was there before the first step
-        self._work = {"seconds": 0.0, "tokens": 0, "pairs": 0}
+        self._work: Work = {"seconds": 0.0, "tokens": 0, "pairs": 0, "peak_gib": None}
+        self.failed: str | None = None
         self._fitted = False
         self._step_started = 0.0
 
@@ -124,18 +117,30 @@ class BeforeAfter(Callback):
         self._work["seconds"] += time.monotonic() - self._step_started
         self._work["tokens"] += sum(len(part.sequences.input_ids) for part in batch) * trainer.world_size
         self._work["pairs"] += int(batch[0].pairs_in_step)
+        peak = trainer.callback_metrics.get("train/perf/peak_gib")
+        self._work["peak_gib"] = self._work["peak_gib"] if peak is None else float(peak)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate what the run ships, and write the report."""
+        """Evaluate what the run ships, and write the report; what fails here costs the report alone."""
+        self.failed = None
         if self._before is None:
             return
-        module = _aligned(pl_module)
-        started = time.monotonic()
-        after = self._evaluate(trainer, module, "after training")
-        self._log(trainer, after)
-        if trainer.is_global_zero:
-            report = self._report(trainer, module, self._before, after, time.monotonic() - started)
-            self._write(trainer, report, self._before, after)
+        try:
+            self._finish(trainer, _aligned(pl_module), self._before)
+        except Exception as error:  # whatever it is, training is over and saved
+            folder = Path(trainer.default_root_dir)
+            reason = str(error).strip().partition("\n")[0]
+            self.failed = (
+                f"no report ({type(error).__name__}: {reason}). What was trained is in {folder / FOLDER / LAST}; "
+                f"`python train.py report {folder}` writes the report later"
+            )
+            if trainer.is_global_zero:
+                log.error("%s", self.failed)
+            log.debug("", exc_info=True)
+
+    def acts_after_training(self) -> bool:
+        """Whether an evaluation after training belongs to the one before."""
+        return self._before is not None
 
     def state_dict(self) -> dict[str, Any]:
         """The evaluation before training and what training took so far, as tensors and plain values."""
@@ -146,9 +151,25 @@ class BeforeAfter(Callback):
         """Continue from ``state_dict()``."""
         if state_dict["before"] is not None:
             self._before = Evaluation.from_state_dict(state_dict["before"])
-        self._start, self._work = dict(state_dict["start"]), dict(state_dict["work"])
+        self._start = dict(state_dict["start"])
+        self._work.update(state_dict["work"])
 
     # -- the evaluations
+
+    def _finish(self, trainer: Trainer, module: PreferenceAlignment, before: Evaluation) -> None:
+        started = time.monotonic()
+        after = self._evaluate(trainer, module, "after training")
+        self._log(trainer, after)
+        if not trainer.is_global_zero:
+            return
+        start = {**self._start, "seconds_after": time.monotonic() - started}
+        dual = next((c for c in trainer.callbacks if isinstance(c, DualAscent)), None)  # type: ignore[attr-defined]
+        sampling = {"max_new_tokens": self.max_new_tokens, "seed": self.seed}
+        report = contents(trainer, module, (before, after), self._work, start, self.cost, sampling, self.notes, dual)
+        folder = Path(trainer.default_root_dir)
+        write(folder, report, before, after)
+        log_hparams(trainer, report)
+        say(report, folder)
 
     def _fit(self, trainer: Trainer) -> None:
         if not self.fit_cost or self._fitted:
@@ -192,102 +213,6 @@ class BeforeAfter(Callback):
             logger.log_metrics(values, step=trainer.global_step)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
 
-    # -- the report
-
-    def _report(
-        self, trainer: Trainer, module: PreferenceAlignment, before: Evaluation, after: Evaluation, seconds: float
-    ) -> dict[str, Any]:
-        data = _data(trainer)
-        difference = differences(after, before)
-        was, now = before.summary(), after.summary()
-        peak = trainer.callback_metrics.get("train/perf/peak_gib")
-        work = self._work
-        return {
-            "objective": {"name": type(module.objective).__name__, "text": repr(module.objective)},
-            "command": shlex.join(["python", *sys.argv]),
-            "seed": data.seed,
-            "model": asdict(module.pair.facts()),
-            "data": {
-                **data.report["preparation"],
-                "splits": data.report["splits"],
-                "tokenisation": data.report["tokenisation"],
-                "constraints": list(data.constraints),
-                "lines": data.report_lines,
-            },
-            "scorer": self._scorer(),
-            "settings": evaluation_settings(
-                module, data, self.cost, max_new_tokens=self.max_new_tokens, seed=self.seed
-            ),
-            "versions": versions(),
-            "training": {
-                "steps": trainer.global_step,
-                "pairs": work["pairs"],
-                "seconds": work["seconds"],
-                "tokens_per_s": work["tokens"] / max(work["seconds"], 1e-9),
-                "pairs_per_s": work["pairs"] / max(work["seconds"], 1e-9),
-                "peak_gib": None if peak is None else float(peak),
-                "device": _device_name(module.device),
-                "multiplier": [self._start["multiplier"], module.multiplier.tolist()],
-            },
-            "evaluation": {"seconds_before": self._start["seconds"], "seconds_after": seconds},
-            "metrics": {
-                name: {
-                    "before": estimate_to_json(was[name]),
-                    "after": estimate_to_json(now[name]),
-                    "difference": estimate_to_json(difference[name]),
-                }
-                for name in now
-                if name in difference and name in was
-            },
-            "notes": self.notes,
-            "samples": [{**sample._asdict(), "cost": max(sample.cost)} for sample in after.samples],
-        }
-
-    def _scorer(self) -> dict[str, Any] | None:
-        if self.cost is None:
-            return None
-        card = Path(getattr(self.cost, "folder", "")) / "card.json"
-        known = card.name and hasattr(self.cost, "folder") and card.exists()
-        return {
-            "name": type(self.cost).__name__,
-            "card": json.loads(card.read_text(encoding="utf-8")) if known else None,
-        }
-
-    @staticmethod
-    def _write(trainer: Trainer, report: Mapping[str, Any], before: Evaluation, after: Evaluation) -> None:
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tables(folder, before, after)
-        write_json(folder / REPORT, report)
-        plot_run(report, folder / "metrics.csv", folder / "report.png")
-        (folder / "report.md").write_text(markdown(report), encoding="utf-8")
-        scalars = {f"after/{name}": entry["after"]["mean"] for name, entry in report["metrics"].items()}
-        hparams = {"objective": report["objective"]["text"], "model": report["model"]["source"], "seed": report["seed"]}
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_hparams(hparams, scalars, run_name=".")
-        for name in ("logps/accuracies", "logps/accuracies/safer", "rollouts/unsafe"):
-            if name in report["metrics"]:
-                entry = report["metrics"][name]
-                change = (100 * entry[when]["mean"] for when in ("before", "after"))
-                log.info("%-24s %.1f %% before, %.1f %% after", name, *change)
-        log.info("report: %s", folder / "report.md")
-
-
-def versions() -> dict[str, str]:
-    """Of what decides the numbers of a run."""
-    try:
-        own = metadata.version("lit-safe")
-    except metadata.PackageNotFoundError:
-        own = "not installed"
-    return {
-        "lit_safe": own,
-        "python": sys.version.partition(" ")[0],
-        "torch": str(torch.__version__),
-        "lightning": str(lightning.__version__),
-        "transformers": str(transformers.__version__),
-    }
-
 
 def _aligned(module: LightningModule) -> PreferenceAlignment:
     if not isinstance(module, PreferenceAlignment):
@@ -297,9 +222,3 @@ def _aligned(module: LightningModule) -> PreferenceAlignment:
 
 def _data(trainer: Trainer) -> Any:
     return trainer.datamodule  # type: ignore[attr-defined]
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"

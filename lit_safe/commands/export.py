@@ -5,8 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from lit_safe.checkpoints import load_checkpoint
 from lit_safe.folder_check import compare_folder, first
 from lit_safe.model_card import model_card
 from lit_safe.stepping import StepModule
@@ -51,7 +50,7 @@ def export(
     module.take_stop_tokens(data)
     module.configure_model()
     module.eval()  # an adapter's dropout would score the checkpoint's log-probs at random
-    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+    checkpoint = load_checkpoint(ckpt_path)
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
     draft = folder.absolute().parent / f".{folder.name}.unfinished"

@@ -65,7 +65,8 @@ class ImportanceCost:
             )
         mean, stderr = mean_cost(cost, weight_n, prompt_n)
         unsafe_n = (cost > 0).reshape(len(cost), -1).any(-1)
-        return CostEstimate(mean, stderr, len(weight_n), (weight_n * unsafe_n).sum(), effective)
+        return CostEstimate(mean, stderr, len(weight_n), (weight_n * unsafe_n).sum(), effective,
+                            clusters=len(prompt_n.unique()))  # fmt: skip
 
     @staticmethod
     def _rows(module: Aligned, batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

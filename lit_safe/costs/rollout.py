@@ -126,6 +126,7 @@ class RolloutCost:
                 "drift/tokens_per_response": tokens / len(jobs),
             },
             tuple(samples[:SHOWN]),
+            len(chosen),
         )
 
     def check(self, data: HeldOut, constraints: int) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lit_safe.bootstrap import FEWEST
+from lit_safe.limits import sentence
 from lit_safe.report.tables import QUANTITIES, estimate_from_json, number, with_error, with_interval
 
 RANKING = "logps/accuracies"  # what the sentence on small samples is about
@@ -12,8 +13,10 @@ FEW = 50  # prompts: below it, clustered errors are themselves uncertain
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The page of a ``report.json``."""
+    first = [sentence(report["limit"]), ""] if "limit" in report else []  # reports of earlier versions have none
     return "\n".join(
         [
+            *first,
             f"# {report['objective']['name']}: before and after",
             "",
             _summary(report),
@@ -58,11 +61,17 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     scorer = report["scorer"]
     if scorer is not None and "held_out" in (scorer["card"] or {}):
         held_out = scorer["card"]["held_out"]
+        auc = "unknown" if held_out["auc"] is None else f"{held_out['auc']:.2f}"
         lines.append(
             f"Responses are scored by a program ({scorer['name']}), not by people. Against people's labels of held-out "
-            f"responses its AUC is {held_out['auc']:.2f}{_auc_interval(held_out)} (0.5 is a coin, 1 never errs). "
+            f"responses its AUC is {auc}{_auc_interval(held_out)} (0.5 is a coin, 1 never errs). "
             "It was fitted on the data's responses, and what it says of this policy's own is unchecked: read the share "
             "of unsafe responses as a trend, not as a rate."
+        )
+    if report.get("limit", {}).get("constraints"):
+        lines.append(
+            "The cost that stands beside the limit was estimated on the prompts that moved the multiplier, at the end "
+            "of training: it certifies nothing for other prompts."
         )
     return [*lines, *report["notes"]]
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,8 +121,11 @@ def estimate_from_json(fields: Mapping[str, Any]) -> Estimate:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Strict JSON: a NaN is a mistake of ours and raises."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    """Strict JSON, all or nothing: a NaN is a mistake of ours and raises."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def write_tables(folder: Path, before: Evaluation, after: Evaluation) -> None:

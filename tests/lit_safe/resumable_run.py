@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from data.steps import EvalLoader, MicroBatch, StepLoader, position
 from lit_safe.callbacks.run_checkpoint import RunCheckpoint
 from lit_safe.callbacks.run_folder import RunFolder
+from lit_safe.checkpoints import CheckpointFiles
 from lit_safe.dual import DualAscent
 from lit_safe.hashing import hash64, uniforms
 from lit_safe.loggers.metrics_csv import MetricsCSV
@@ -41,6 +41,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "stops within an epoch": {"max_epochs": 3, "max_steps": 18, "val_check_interval": 2, "every_n_steps": 2},
     "ships the average": {"max_epochs": 3, "every_n_steps": None, "ship": "average", "log_every_n_steps": 3},
     "at a constant rate": {"max_epochs": 3, "every_n_steps": None, "schedule": Constant()},
+    "ships an average at a constant rate": {
+        **{"max_epochs": 3, "every_n_steps": None, "schedule": Constant(), "ship": "average"}
+    },
 }
 
 
@@ -178,7 +181,7 @@ class PassByLogger(Logger):
         pass
 
 
-class PassByCheckpoint(TorchCheckpointIO):
+class PassByCheckpoint(CheckpointFiles):
     def __init__(self, places: Places) -> None:
         super().__init__()
         self.places = places

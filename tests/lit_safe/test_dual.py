@@ -371,7 +371,7 @@ def test_a_limit_that_does_not_bind_brings_the_multiplier_back_to_zero_and_says_
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     limit = optimal_cost(0.0) + 0.3
-    with caplog.at_level(logging.INFO, "lit_safe.dual"):
+    with caplog.at_level(logging.INFO, "lit_safe.multiplier"):
         model = run(tmp_path, DualAscent(limit=limit, lr=1.0, estimator=ExactCost()), 2.0, 12)
     falling = [value for _, value in curve(tmp_path, "dual/multiplier")]
     assert falling == sorted(falling, reverse=True)

@@ -219,7 +219,7 @@ def test_a_figure_without_curves_draws_no_empty_legend(run, tmp_path):
 
 
 def test_the_last_word_is_where_the_report_is(tmp_path, caplog):
-    with caplog.at_level(logging.INFO, "lit_safe.callbacks.before_after"):
+    with caplog.at_level(logging.INFO, "lit_safe"):
         trainer(tmp_path / "run", BeforeAfter(), max_epochs=1).fit(module(), HeldOut())
     assert caplog.messages[-1] == f"report: {tmp_path / 'run' / 'report.md'}"
 

@@ -1,0 +1,156 @@
+"""Files of checkpoints: written beside their target, read whole or refused by name, and what of them a run ships."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+FOLDER = "checkpoints"
+LAST, BEST = "last.ckpt", "best.ckpt"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read or written; one sentence that names the file."""
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes straight into the target's own folder, tensor by tensor, and reads nothing whose checksums are wrong.
+
+    Lightning's own writer puts the whole file together in memory first, and passes it through ``$TMPDIR``.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write ``path``; a failure leaves no part of it.
+
+        Raises:
+            CheckpointError: If the disk takes no more, or the folder cannot be written; names the path.
+        """
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """Read ``path`` whole.
+
+        Raises:
+            CheckpointError: If it is no checkpoint, or damaged.
+        """
+        if "://" in str(path):
+            return super().load_checkpoint(path, map_location, weights_only)
+        return load_checkpoint(Path(path), map_location=map_location, weights_only=weights_only is not False)
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write ``path``, holding no second copy of the checkpoint.
+
+    Raises:
+        CheckpointError: If the disk takes no more, or the folder cannot be written.
+    """
+    written: _Watched | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            written = _Watched(file)
+            torch.save(dict(checkpoint), written)  # type: ignore[arg-type]  # all that it asks of a file
+    except BaseException as error:
+        cause = written.failure if written is not None and written.failure is not None else error
+        path.unlink(missing_ok=True) if written is not None else None
+        if isinstance(cause, OSError):
+            raise CheckpointError(f"cannot write the checkpoint {path}: {cause.strerror or cause}") from error
+        raise
+
+
+def load_checkpoint(path: str | Path, *, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:
+    """A checkpoint whose every checksum was compared: a flipped byte is another policy, which nothing else would show.
+
+    Raises:
+        CheckpointError: If there is no file, it is no checkpoint, or it is damaged; names it.
+    """
+    verify(Path(path))
+    return _read(Path(path), map_location=map_location, weights_only=weights_only)
+
+
+def glance(path: str | Path) -> dict[str, Any]:
+    """A checkpoint whose tensors are left on the disk: for its settings and counts alone.
+
+    Raises:
+        CheckpointError: If there is no file, or it is no checkpoint.
+    """
+    return _read(Path(path), map_location="cpu", weights_only=True, mmap=True)
+
+
+def verify(path: Path) -> None:
+    """Compare the checksums of everything in a checkpoint.
+
+    Raises:
+        CheckpointError: If one is wrong, or the file is not made as checkpoints are.
+    """
+    _is_checkpoint(path)
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): go on from another checkpoint") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged (the checksum of {damaged} is wrong): go on from another checkpoint")
+
+
+def shipped(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights [state dict] that a run ships by ``dual.ship``: the iterate, or the average that goes with it.
+
+    A checkpoint holds the iterate, from which a run continues, and the average in the state of ``DualAscent``.
+    """
+    weights: dict[str, Any] = dict(checkpoint["state_dict"])
+    state = checkpoint.get("callbacks", {}).get("DualAscent", {})
+    average: Mapping[str, Any] = state.get("mean", {}) if state.get("count") else {}
+    for name, value in average.items():
+        if name in weights:
+            weights[name] = value.to(weights[name].dtype)
+    return weights
+
+
+class _Watched:
+    """A file that remembers why it took no more: torch replaces the disk's own words."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+
+    def write(self, part: Any) -> int:
+        try:
+            return self._file.write(part)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _is_checkpoint(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    if not path.stat().st_size:
+        raise CheckpointError(f"{path} is empty: go on from another checkpoint")
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path} is no checkpoint, or only part of one")
+
+
+def _read(path: Path, **options: Any) -> dict[str, Any]:
+    _is_checkpoint(path)
+    try:
+        read = torch.load(path, **options)
+    except pickle.UnpicklingError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{path} holds more than tensors and plain values, or is damaged: {first}") from error
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{path} is no checkpoint, or is damaged: {first}") from error
+    if not isinstance(read, dict) or "state_dict" not in read:
+        raise CheckpointError(f"{path} is no checkpoint of a run: it has no state_dict")
+    return read

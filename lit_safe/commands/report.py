@@ -1,0 +1,100 @@
+"""Write the report of a run that has ended: from what lies in its folder, or by what is missing there."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_safe.callbacks.before_after import BeforeAfter
+from lit_safe.callbacks.end_of_run import failures
+from lit_safe.callbacks.run_checkpoint import RunCheckpoint
+from lit_safe.callbacks.run_folder import CONFIG, SaveConfig
+from lit_safe.checkpoints import FOLDER, LAST, glance
+from lit_safe.report.contents import PAGE, draw
+from lit_safe.report.tables import PAIRS, REPORT
+
+log = logging.getLogger(__name__)
+
+NOT_OF_A_RUN = ("ckpt_path", "weights_only", "config", "subcommand")  # arguments of the command that made it
+
+
+class NoReport(ValueError):
+    """Why a run has no report, in one line."""
+
+
+def report(runs: list[str]) -> int:
+    """Write report.md, report.json and report.png of a run that has ended, where they are missing or outdated.
+
+    Where ``report.json`` is of the last checkpoint, page and figure are drawn from it, without a model. Where it is
+    not, the run is resumed from ``checkpoints/last.ckpt`` under its own ``config.yaml``: it takes no step, evaluates
+    what it ships, and writes everything. Relative paths in ``config.yaml`` count from the working directory.
+
+    Args:
+        runs: Run folders.
+
+    Returns:
+        The exit status: 0, or 1 if a report could not be written.
+    """
+    failed = False
+    for run in runs:
+        try:
+            failed |= not _report(Path(run))
+        except (Exception, SystemExit) as error:
+            reason = str(error).strip().partition("\n")[0]
+            kind = "" if isinstance(error, NoReport | SystemExit) else f"{type(error).__name__}: "
+            log.error("%s: %s%s", run, kind, reason)
+            failed = True
+    return int(failed)
+
+
+def _report(folder: Path) -> bool:
+    found = _current(folder)
+    if found is None:
+        return _end_again(folder)
+    draw(folder, found)
+    log.info("report: %s", folder / PAGE)
+    return True
+
+
+def _current(folder: Path) -> dict[str, Any] | None:
+    """The ``report.json`` of the folder's last checkpoint, or None."""
+    path, last = folder / REPORT, folder / FOLDER / LAST
+    if not path.exists() or not (folder / PAIRS).exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        steps = found["training"]["steps"]
+    except (ValueError, KeyError, TypeError):
+        return None  # part of one
+    return found if not last.exists() or glance(last)["global_step"] == steps else None
+
+
+def _end_again(folder: Path) -> bool:
+    """Resume the run behind its last step: evaluation and report follow."""
+    from lit_safe.cli import main  # which imports the commands
+
+    last, config = folder / FOLDER / LAST, folder / CONFIG
+    for path in (config, last):
+        if not path.exists():
+            raise NoReport(f"there is no {path}: this is no run, or one that did not get far enough for a report")
+    state = glance(last)["callbacks"]
+    if state.get("BeforeAfter", {}).get("before") is None:
+        raise NoReport("the run has no evaluation from before training: it ran without BeforeAfter")
+    if not state.get("RunCheckpoint", {}).get("ended", True):
+        raise NoReport(f"training has not ended: `python train.py fit -c {config} --ckpt_path {last}` goes on")
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings = {key: value for key, value in settings.items() if key not in NOT_OF_A_RUN}
+    settings["trainer"]["default_root_dir"] = str(folder)
+    cli = main(settings, run=False)
+    trainer = cli.trainer
+    callbacks = [c for c in trainer.callbacks if not isinstance(c, SaveConfig)]  # type: ignore[attr-defined]
+    trainer.callbacks = callbacks  # type: ignore[attr-defined]
+    if not any(isinstance(callback, BeforeAfter) for callback in callbacks):
+        raise NoReport(f"{config} names no BeforeAfter among trainer.callbacks")
+    for callback in callbacks:
+        if isinstance(callback, RunCheckpoint):
+            callback.only_end = True
+    trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(last), weights_only=True)
+    return not failures(callbacks)

@@ -1,0 +1,105 @@
+"""Where a policy stands towards its cost limits: estimate, one-sided bounds, and what they allow to say.
+
+Letters: C constraints.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from scipy.special import stdtrit  # type: ignore[import-untyped]
+from torch import Tensor
+
+from lit_safe.types import CostEstimate
+
+Verdict = Literal["met", "not met", "undecided"]
+LEVEL = 0.95  # of a one-sided bound
+
+
+class Standing(NamedTuple):
+    """A cost estimate beside its limits, one entry for each constraint; costs and limits in cost units.
+
+    ``epoch`` is the number of the epoch whose end left the policy, ``degrees`` are those of freedom of the errors.
+    """
+
+    names: tuple[str, ...]
+    limit: tuple[float, ...]
+    cost: tuple[float, ...]
+    stderr: tuple[float, ...]
+    degrees: float
+    epoch: int
+
+    @property
+    def upper(self) -> tuple[float, ...]:
+        """One-sided 95 % upper bounds on E[cost], Student's t; NaN where the error is not known."""
+        return self._bounds(1.0)
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """``met`` where the upper bound keeps the limit, ``not met`` where the lower one exceeds it."""
+        bounds = zip(self._bounds(-1.0), self.upper, self.limit, strict=True)
+        return tuple(
+            "met" if high <= limit else "not met" if low > limit else "undecided" for low, high, limit in bounds
+        )
+
+    @property
+    def feasible(self) -> bool:
+        """Whether every limit is met."""
+        return all(verdict == "met" for verdict in self.verdicts)
+
+    def _bounds(self, sign: float) -> tuple[float, ...]:
+        reach = float(stdtrit(max(self.degrees, 1.0), LEVEL))
+        return tuple(
+            cost if error == 0 else cost + sign * reach * error
+            for cost, error in zip(self.cost, self.stderr, strict=True)
+        )
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """One mapping for each constraint; what is not known is null."""
+        columns = zip(self.names, self.limit, self.cost, self.stderr, self.upper, self.verdicts, strict=True)
+        keys = ("constraint", "limit", "cost", "stderr", "upper", "verdict")
+        rows = [dict(zip(keys, row, strict=True)) for row in columns]
+        return [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in self._asdict().items()}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "Standing":
+        """What ``state_dict`` gave."""
+        limit, cost, stderr = (tuple(map(float, state[name])) for name in ("limit", "cost", "stderr"))
+        return cls(tuple(state["names"]), limit, cost, stderr, float(state["degrees"]), int(state["epoch"]))
+
+
+def standing(names: Sequence[str], limit_C: Tensor, estimate: CostEstimate, epoch: int) -> Standing:
+    """How the policy that ``epoch`` left stands, from an estimate [] or [C] of its cost."""
+    clusters = estimate.effective if estimate.clusters is None else min(estimate.clusters, estimate.effective)
+    cost_C, stderr_C = (value.double().reshape(-1) for value in (estimate.mean, estimate.stderr))
+    limit, cost, stderr = (
+        tuple(c.tolist()) for c in (limit_C.double().expand(cost_C.shape), cost_C, stderr_C.expand(cost_C.shape))
+    )
+    return Standing(tuple(names), limit, cost, stderr, float(clusters) - 1, epoch)
+
+
+def sentence(limit: Mapping[str, Any]) -> str:
+    """What a report says first: each limit, the estimate, its bound, and whether it is met.
+
+    Args:
+        limit: ``constraints``, rows of :meth:`Standing.as_json`, or why nothing is known (``unknown``).
+    """
+    rows = limit["constraints"]
+    if not rows:
+        return f"**Limit: undecided.** Nothing is known of E[cost]: {limit['unknown']}."
+    parts = []
+    for row in rows:
+        name = f" on {row['constraint']}" if len(rows) > 1 else ""
+        bound = "its error is not known" if row["upper"] is None else f"95 % one-sided bound {row['upper']:.4g}"
+        parts.append(f"**Limit{name} {row['limit']:g}: {row['verdict']}.** E[cost] {row['cost']:.4g}, {bound}")
+    return "; ".join(parts) + "."
+
+
+def at_least(value_C: Tensor, maximum: float) -> Tensor:
+    """[C] whether a multiplier stands at its maximum, which its own type may hold no exact value of."""
+    return value_C >= torch.tensor(maximum, dtype=value_C.dtype)

@@ -1,0 +1,114 @@
+"""The multiplier's step, and what it means that a multiplier stays at an end of its interval.
+
+Letters: C constraints; a multiplier is [] or [C], in reward nats per cost unit.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lit_safe.limits import at_least
+
+log = logging.getLogger(__name__)
+
+LONG = 2  # epochs at an end of the interval that are no accident
+
+
+def dual_step(multiplier: Tensor, cost: Tensor, limit: Tensor | float, lr: Tensor | float, maximum: float) -> Tensor:
+    """One projected gradient step on the dual function of C-DPO.
+
+    Args:
+        multiplier: [] or [C], nats per cost unit.
+        cost: E[cost] under the current policy, [] or [C] in cost units.
+        limit: Bound on it, [] or [C].
+        lr: Step size, [] or [C], nats per squared cost unit.
+        maximum: Upper end of the multiplier.
+
+    Returns:
+        The next multiplier, in the dtype of ``multiplier``: clip(multiplier + lr * (cost - limit), 0, maximum).
+
+    Raises:
+        FloatingPointError: If the cost is not finite; a NaN would stay in the multiplier for good.
+    """
+    if not bool(cost.isfinite().all()):
+        raise FloatingPointError(f"the estimated cost is {cost.tolist()}")
+    # Liu et al. 2024, arXiv:2403.02475, eq. 14: the dual's gradient is limit - E[cost], and the dual is minimised
+    return (multiplier + lr * (cost - limit)).clamp(0, maximum).to(multiplier.dtype)
+
+
+class BoundWatch:
+    """Counts the epochs that each multiplier ends at an end of its interval, and says so when it begins to matter."""
+
+    def __init__(self) -> None:
+        self._where: dict[str, tuple[str, int]] = {}
+        self._said: set[tuple[str, str, bool]] = set()
+
+    def see(
+        self, names: Sequence[str], before: Tensor, after: Tensor, cost: Tensor, limit: Tensor, maximum: float
+    ) -> None:
+        """Take in the end of an epoch; all [] or [C].
+
+        Args:
+            names: Of the constraints, as suffixes of ``multiplier``; one empty name where there is one constraint.
+            before: The multiplier under which the epoch trained.
+            after: The multiplier of the next one.
+            cost: The estimate of E[cost].
+            limit: Bound(s) on it.
+            maximum: Upper end of the multiplier.
+        """
+        top_C = at_least(after, maximum).reshape(-1).tolist()
+        columns = (t.reshape(-1).tolist() for t in (before, after, cost, limit.expand(after.shape)))
+        for name, top, old, new, estimate, bound in zip(names, top_C, *columns, strict=True):
+            where = "maximum" if top and estimate > bound else "0" if new == 0 and estimate <= bound else ""
+            earlier, epochs = self._where.get(name, ("", 0))
+            self._where[name] = where, epochs + 1 if where == earlier else 1
+            self._say(name, old, maximum, estimate, bound)
+
+    def _say(self, name: str, old: float, maximum: float, cost: float, limit: float) -> None:
+        where, epochs = self._where[name]
+        long = epochs >= LONG
+        if not where:
+            self._said = {said for said in self._said if said[0] != name}
+            return
+        if (name, where, long) in self._said:
+            return
+        self._said |= {(name, where, long), (name, where, False)}
+        if where == "maximum" and long:
+            log.warning("the multiplier%s has stood at its maximum %g for %d epochs and the cost %.4g is still over "
+                        "its limit %g: no multiplier up to dual.maximum holds this limit with these data and this "
+                        "training", name, maximum, epochs, cost, limit)  # fmt: skip
+        elif where == "maximum":
+            log.warning(
+                "limit not reachable so far: the multiplier%s stands at its maximum %g and the cost at %.4g > %g. "
+                "Train longer under it, or raise the limit or dual.maximum",
+                name, maximum, cost, limit,
+            )  # fmt: skip
+        elif long:
+            log.info("the multiplier%s has stood at 0 for %d epochs and the cost %.4g keeps its limit %g: the limit "
+                     "does not bind, training follows preferences alone", name, epochs, cost, limit)  # fmt: skip
+        elif old > 0:
+            log.info("the multiplier%s is back at 0: the cost %.4g keeps its limit %g", name, cost, limit)
+
+    def notes(self) -> list[str]:
+        """Sentences for a report: which multiplier ended at a bound, since when, and what that means."""
+        meaning = {
+            "maximum": "its cost is over the limit all the same: the limit is out of reach under this maximum, or the "
+            "policy has not trained long enough under it.",
+            "0": "its cost keeps the limit: the limit does not bind, and training followed the preferences alone.",
+        }
+        return [
+            f"The multiplier{name} stood at {'its ' if where == 'maximum' else ''}{where} at the ends of the last "
+            f"{epochs} epochs, and {meaning[where]}"
+            for name, (where, epochs) in self._where.items()
+            if where and epochs >= LONG
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {name: [where, epochs] for name, (where, epochs) in self._where.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict()``."""
+        self._where = {name: (str(where), int(epochs)) for name, (where, epochs) in state.items()}
