@@ -14,6 +14,10 @@ from rich.progress import Progress
 from torch import Tensor
 
 from lit_safe.commands.fit_scorer import LabelledTexts, TextPair, labelled_responses
+from lit_safe.costs.scoring import check_finite, place, score
+from lit_safe.devices import chosen_device, use
+from lit_safe.hashing import hash64
+from lit_safe.quiet import quiet
 from lit_safe.ranking import clustered_auc
 from lit_safe.types import CostFunction
 
@@ -22,7 +26,9 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "dual", "certify")
 
 
-def annotate(data: LabelledTexts, *, scorer: CostFunction, out: str, batch_pairs: int = 64) -> int:
+def annotate(
+    data: LabelledTexts, *, scorer: CostFunction, out: str, batch_pairs: int = 64, device: str = "auto"
+) -> int:
     """Score both responses of every pair and write them as JSONL in TRL's columns, with ``chosen_cost`` and its like.
 
     The file is a data source again (the last lines of the output name it as YAML), and prompts keep their split there,
@@ -34,13 +40,16 @@ def annotate(data: LabelledTexts, *, scorer: CostFunction, out: str, batch_pairs
         scorer: A cost function by class path, e.g. ``configs/scorer/tfidf.yaml``.
         out: The file to write; it replaces an older one only when it is complete.
         batch_pairs: Pairs that are scored at once.
+        device: Where a scorer that has a model runs: auto (the accelerator where there is one), cpu, cuda, cuda:1, mps.
 
     Returns:
         The exit status 0.
 
     Raises:
-        ValueError: If the scorer returns a number that is not finite, or not one row of costs for each response.
+        ValueError: If the scorer returns no costs, or one that is not finite (it names the row), or the device is not
+            there.
     """
+    place(scorer, use(chosen_device(device)))
     pairs = {split: [pair for pair in data.pairs(split) if not pair.evaluation_only] for split in SPLITS}
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +57,7 @@ def annotate(data: LabelledTexts, *, scorer: CostFunction, out: str, batch_pairs
     total = sum(map(len, pairs.values()))
     columns: tuple[str, ...] = ()
     held_out: dict[tuple[int, str], list[float]] = {}
-    with partial.open("w", encoding="utf-8") as file, Progress() as progress:
+    with partial.open("w", encoding="utf-8") as file, quiet(scorer, hash64("annotate")), Progress() as progress:
         scoring = progress.add_task("scoring pairs", total=total)
         for split, members in pairs.items():
             for batch in _batches(members, batch_pairs):
@@ -80,15 +89,9 @@ def _costs(scorer: CostFunction, pairs: Sequence[TextPair]) -> Tensor:
     """[pairs, 2, C] costs of the chosen and the rejected responses."""
     prompts = [pair.text for pair in pairs for _ in range(2)]
     responses = [response for pair in pairs for response in (pair.row.chosen, pair.row.rejected)]
-    costs = scorer(prompts, responses).detach().cpu()
-    if costs.shape[:1] != (len(responses),) or costs.ndim > 2:
-        name, shape = type(scorer).__name__, tuple(costs.shape)
-        raise ValueError(f"{name} gave costs of shape {shape} for {len(responses)} responses")
-    costs = costs.reshape(len(pairs), 2, -1)
-    if not costs.isfinite().all():
-        at = int((~costs.isfinite()).flatten(1).any(1).nonzero()[0])
-        raise ValueError(f"row {pairs[at].row.id}: {type(scorer).__name__} gave a cost that is not finite")
-    return costs
+    costs = score(scorer, prompts, responses)
+    check_finite(scorer, costs, [f"row {pair.row.id}" for pair in pairs for _ in range(2)])
+    return costs.reshape(len(pairs), 2, -1)
 
 
 def _column(k: int, constraints: int) -> str:

@@ -10,8 +10,9 @@ from rich.table import Table
 
 from lit_safe.doctor.checks import examine
 from lit_safe.doctor.patient import Patient, take_pairs
+from lit_safe.loading import make_ready
 from lit_safe.module import PreferenceAlignment
-from lit_safe.precision import check_trainer_precision, compute_dtype, run_precision
+from lit_safe.precision import compute_dtype, run_precision
 from lit_safe.process_memory import limit_bytes
 from lit_safe.types import PackedBatch
 
@@ -28,7 +29,7 @@ def doctor(
     trainer: Trainer | None = None,
     pairs: int = 4,
     tolerance: float | None = None,
-    device: str | None = None,
+    device: str = "auto",
 ) -> int:
     """Check your model and data before a run: step-0 loss, padding, packing, accumulation, stop tokens, reference.
 
@@ -40,23 +41,14 @@ def doctor(
         trainer: From ``--trainer``: its precision, its device and its callbacks.
         pairs: Training pairs to look at; an accumulation check holds their gradient once more in memory.
         tolerance: Largest difference in nats that counts as rounding; by the type of products if not given.
-        device: Where to run, e.g. ``cuda``; the trainer's own if not given.
+        device: Where to run: auto (the trainer's own), cpu, cuda, cuda:1 or mps.
 
     Returns:
         The exit status: 0 if every check passed, 1 otherwise.
     """
-    place = torch.device(device or ("cpu" if trainer is None else trainer.strategy.root_device))
-    if trainer is not None:
-        check_trainer_precision(str(trainer.precision))
-        module.trainer = trainer
-    module.configure_model()
-    if trainer is not None:
-        trainer.precision_plugin.convert_module(module)
-    module.to(place)
+    place = make_ready(module, data, device, trainer, stage="fit")
     module.train()
-    data.setup("fit")
-    module.take_stop_tokens(data)
-    with run_precision(module):
+    with run_precision(module, place):
         return _examine(module, data, trainer, place, pairs, tolerance)
 
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from lit_safe.costs.scoring import place
+from lit_safe.devices import chosen_device, use
 from lit_safe.ranking import clustered_auc
 from lit_safe.statistics import Estimate, clustered_mean
 
@@ -87,23 +89,25 @@ class LabelledResponses(NamedTuple):
     contradictory: int
 
 
-def fit_scorer(data: LabelledTexts, *, scorer: TrainableScorer, minimum_auc: float = 0.6) -> int:
+def fit_scorer(data: LabelledTexts, *, scorer: TrainableScorer, minimum_auc: float = 0.6, device: str = "auto") -> int:
     """Fit a scorer of harm on the train split's labels, measure it on the val split, and write it with its card.
 
     A response is unsafe where the annotator gives it any cost > 0. The AUC on held-out prompts stands on the card with
-    an error clustered by prompt; the scorer refuses to score without it.
+    its standard error and its 95 % interval, both clustered by prompt; the scorer refuses to score without it.
 
     Args:
         data: From ``--data``: its sources and annotator are the labels.
         scorer: What to fit, e.g. ``configs/scorer/tfidf.yaml``; it is written into its own folder.
         minimum_auc: The AUC to reach on the val split.
+        device: Where a scorer that has a model runs: auto (the accelerator where there is one), cpu, cuda, cuda:1, mps.
 
     Returns:
         The exit status: 0, or 1 if the scorer ranks held-out responses worse than ``minimum_auc``.
 
     Raises:
-        ValueError: If a split has no responses of one label.
+        ValueError: If a split has no responses of one label, or the device is not there.
     """
+    place(scorer, use(chosen_device(device)))
     held_out = data.pairs("val")
     train, val = labelled_responses(data.pairs("train")), labelled_responses(held_out)
     for split, texts in (("train", train), ("val", val)):

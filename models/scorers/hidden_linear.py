@@ -40,6 +40,7 @@ class HiddenFeatures:
         self.maximum_tokens = maximum_tokens
         self.batch_size = batch_size
         self._model: nn.Module | None = None
+        self._device = torch.device("cpu")
         self._means: dict[int, Tensor] = {}
         self._centre = self._spread = torch.zeros(0)
 
@@ -66,6 +67,12 @@ class HiddenFeatures:
         tensors = load_file(folder / CACHE)
         self._centre, self._spread = tensors["centre"], tensors["spread"]
         self._means |= dict(zip(tensors["key"].tolist(), tensors["mean"], strict=True))
+
+    def use_device(self, device: torch.device) -> None:
+        """Read texts on ``device`` from now on; what is known of a text stays known."""
+        self._device = device
+        if self._model is not None:
+            self._model.to(device)
 
     def _standardised(self, hidden_nD: Tensor) -> NDArray[np.float64]:
         return ((hidden_nD - self._centre) / self._spread).double().numpy()
@@ -96,10 +103,9 @@ class HiddenFeatures:
             ids_BS[row, : len(ids)] = torch.tensor(ids)
             present_BS[row, : len(ids)] = 1
             response_BS[row, start : len(ids)] = 1
-        device = next(self._model.parameters()).device
         outputs = self._model(
-            input_ids=ids_BS.to(device),
-            attention_mask=present_BS.to(device),
+            input_ids=ids_BS.to(self._device),
+            attention_mask=present_BS.to(self._device),
             output_hidden_states=True,
             use_cache=False,
         )
@@ -126,7 +132,7 @@ class HiddenFeatures:
         for stack in model.modules():
             if isinstance(stack, nn.ModuleList) and len(stack) == layers:
                 del stack[self.layer + 1 :]  # nobody reads them; one stays, since a last layer's states are normed
-        self._model = model.base_model  # without the head, whose logits nobody reads
+        self._model = model.base_model.to(self._device)  # without the head, whose logits nobody reads
 
 
 class HiddenLinearHarm(LinearHarm):
@@ -161,6 +167,10 @@ class HiddenLinearHarm(LinearHarm):
             scale: Cost units per unit of score.
             strength: Inverse of the L2 penalty; used by ``fit`` alone.
         """
-        super().__init__(
-            HiddenFeatures(source, layer, maximum_tokens, batch_size), folder, minimum_auc, units, scale, strength
-        )
+        features = HiddenFeatures(source, layer, maximum_tokens, batch_size)
+        super().__init__(features, folder, minimum_auc, units, scale, strength)
+        self._hidden_features = features
+
+    def use_device(self, device: torch.device) -> None:
+        """Run the model on ``device``: that of the policy in rollouts, ``--device`` in commands."""
+        self._hidden_features.use_device(device)

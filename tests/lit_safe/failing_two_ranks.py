@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lit_safe.anchors.reference_mass import ReferenceMass
 from lit_safe.costs.rollout import RolloutCost
 from lit_safe.evaluation import evaluate
 from lit_safe.quiet import quiet
@@ -88,6 +89,22 @@ def reference_cache(folder: Path) -> Callable[[], None]:
     return write
 
 
+def anchor() -> list[Any]:
+    """How many responses this rank drew, and all that it then knows."""
+    drawn: list[int] = []
+
+    class Counting(Table):
+        def generate(self, prompts: Any, *given: Any, **named: Any) -> list[list[int]]:
+            drawn.append(len(prompts))
+            return super().generate(prompts, *given, **named)
+
+    mass = ReferenceMass(samples_per_prompt=5, samples_per_step=2, prompts_per_step=2, batch_size=3)
+    data = HeldOut()
+    data.prompts = lambda split: HeldOut().prompts("val")[:3]  # type: ignore[method-assign]
+    mass.prepare(SimpleNamespace(pair=Counting()), data)  # type: ignore[arg-type]
+    return [sum(drawn), mass._responses, mass._reference_PN.tolist()]
+
+
 def outcome(case: Callable[[], None]) -> str:
     try:
         case()
@@ -104,9 +121,10 @@ if __name__ == "__main__":
     if rank == 0:
         (out / "a file").write_text("in the way of a folder", encoding="utf-8")
     cases = (before_they_meet, after_they_met, inside_two_blocks, a_kind_of_ones_own, both, rollouts, evaluation)
-    found = {case.__name__: outcome(case) for case in cases}
+    found: dict[str, Any] = {case.__name__: outcome(case) for case in cases}
     found["reference_cache"] = outcome(reference_cache(out))
     with failing_together():
         found["afterwards"] = str(gather(torch.tensor([rank]), CPU).tolist())
+    found["anchor"] = anchor()
     (out / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()

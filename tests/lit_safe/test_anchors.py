@@ -135,6 +135,21 @@ def test_all_prompts_take_turns_and_a_resumed_run_takes_the_same():
     assert again._responses == module.anchor._responses
 
 
+def test_what_is_drawn_is_bounded_and_told_before_it_begins(caplog, monkeypatch):
+    class Many(Toy):
+        def prompts(self, split):
+            return [Prompt(p, (p % P,), f"prompt {p}") for p in range(300)]
+
+    asked = []
+    monkeypatch.setattr(Table, "generate", lambda self, prompts, *_: asked.append(caplog.text) or [[P]] * len(prompts))
+    anchor = ReferenceMass(samples_per_prompt=2, samples_per_step=1)
+    with caplog.at_level("INFO"):
+        anchor.prepare(PreferenceAlignment(Table(), DPO(), anchor=anchor), Many())
+    assert len(anchor._responses) == 256
+    told = "the reference writes 512 responses of up to 64 tokens, 2 to each of 256 prompts; max_prompts leaves out 44"
+    assert told in asked[0]
+
+
 def test_samples_do_not_depend_on_how_many_are_drawn_at_once():
     drawn = [world(ReferenceMass(batch_size=size)).anchor._responses for size in (1, 7, 1000)]
     assert drawn[0] == drawn[1] == drawn[2]
