@@ -28,12 +28,24 @@ class InverseCDF(transformers.LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.begin
-        cumulative_nV = (scores.double() / self.temperature).softmax(-1).cumsum(-1)
+        place = exact_device(scores.device)
+        cumulative_nV = (scores.to(place).double() / self.temperature).softmax(-1).cumsum(-1)
         total_n1 = cumulative_nV[:, -1:].contiguous()
         wanted_n1 = self.uniforms[:, step : step + 1].to(total_n1) * total_n1
         drawn_n1 = torch.searchsorted(cumulative_nV, wanted_n1, right=True)
         last_n1 = torch.searchsorted(cumulative_nV, total_n1)  # the product above can round up to the total
-        return torch.full_like(scores, -torch.inf).scatter(-1, torch.minimum(drawn_n1, last_n1), 0.0)
+        chosen_n1 = torch.minimum(drawn_n1, last_n1).to(scores.device)
+        return torch.full_like(scores, -torch.inf).scatter(-1, chosen_n1, 0.0)
+
+
+def exact_device(device: torch.device) -> torch.device:
+    """Where cumulative sums in float64 are made of scores on ``device``.
+
+    Apple's GPUs have no float64, and CUDA's cumulative sum raises where deterministic algorithms are asked for: there,
+    it is the CPU.
+    """
+    inexact = device.type == "mps" or (device.type == "cuda" and torch.are_deterministic_algorithms_enabled())
+    return torch.device("cpu") if inexact else device
 
 
 @torch.no_grad()
@@ -81,7 +93,7 @@ def generate(
             input_ids=ids_nP,
             attention_mask=mask_nP,
             generation_config=config,
-            logits_processor=[InverseCDF(uniforms.to(model.device), temperature, width)],
+            logits_processor=[InverseCDF(uniforms.to(exact_device(model.device)), temperature, width)],
         )
     finally:
         model.generation_config = shipped
