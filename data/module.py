@@ -51,7 +51,7 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         rendered: true says that prompts are plain text that a chat template made already: special tokens in it are
             special. false reads them as quoted text.
         cache_dir: Where tokenised rows are kept between runs; null keeps none.
-        seed: Of the order of rows and of the coins of ``labels: sampled``.
+        seed: Of the order of rows, and of the draws of ``labels: sampled`` and of training.
         held_out: false puts every prompt into every split, for a world whose prompts are the whole population. Then no
             prompt is held out: certificates and measures of generalisation mean nothing, and the report says so.
     """

@@ -25,7 +25,7 @@ def pack_pairs(pairs: TokenisedPairs, index: Int64s, fillers: int, pairs_in_step
         index: Which of them.
         fillers: Rows that stand in where this rank has fewer pairs than another.
         pairs_in_step: True pairs of the whole step.
-        seed: Of the coin that ``labels="sampled"`` tosses.
+        seed: Of the draw that decides sampled labels.
     """
     parts = [(pairs.prompt.at(i), side.at(i)) for i in map(int, index) for side in (pairs.chosen, pairs.rejected)] + [
         FILLER

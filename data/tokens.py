@@ -339,7 +339,7 @@ def _codes(names: Sequence[str], values: Iterable[str]) -> npt.NDArray[np.int8]:
 def _text_ids(rows: Iterable[tuple[Conversation, *tuple[str, ...]]]) -> Int64s:
     """A hash of each row's texts; where they stand there again, of how often before as well, so that ids are distinct.
 
-    An id decides a row's place in an epoch, whether a capped evaluation has it, and its coin under sampled labels:
+    An id decides a row's place in an epoch, whether a capped evaluation has it, and its draw under sampled labels:
     repetitions must not share them. Which response is chosen is not part of it, so that runs that order pairs in
     different ways train on the same pairs in the same order and are evaluated on the same pairs.
     """

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lit_safe.anchors import Anchor
 from lit_safe.callbacks.end_of_run import nothing_to_train
+from lit_safe.label_draws import LabelDraws
 from lit_safe.metrics import ANCHOR_LOSS, OBJECTIVE_LOSS, PAIR_NAMES, Means, Measured, pair_quantities
 from lit_safe.precision import compute_dtype
 from lit_safe.quiet import quiet
@@ -31,6 +32,8 @@ from lit_safe.types import (
     Selective,
     missing_members,
 )
+
+LABEL_DRAWS = "label_draws"  # in a checkpoint
 
 
 class PreferenceAlignment(StepModule):
@@ -81,6 +84,7 @@ class PreferenceAlignment(StepModule):
         self.anchor = anchor or Anchor()
         self.anchor_means = None if anchor is None else Means((ANCHOR_LOSS, *anchor.names))
         self._anchor_loss: list[Tensor] = []  # this rank's shares of the step's anchor terms
+        self.label_draws = LabelDraws()
         self.reference_cache = ReferenceCache() if precompute_reference else None
         if reference_cache_dir is not None and not precompute_reference:
             raise ValueError("reference_cache_dir keeps what precompute_reference scores: set that to true")
@@ -140,7 +144,23 @@ class PreferenceAlignment(StepModule):
             if self.reference_cache is not None:
                 self._fill(self.reference_cache, data)
             self.anchor.prepare(self, data)
+            self.label_draws.see(self.multiplier)
         super().on_train_start()
+
+    def on_train_epoch_start(self) -> None:
+        """Draw sampled labels anew if the multiplier has moved."""
+        self.label_draws.see(self.multiplier)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep which draws of sampled labels the run has come to."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[LABEL_DRAWS] = self.label_draws.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with these draws."""
+        super().on_load_checkpoint(checkpoint)
+        if LABEL_DRAWS in checkpoint:
+            self.label_draws.load_state_dict(checkpoint[LABEL_DRAWS])
 
     def _fill(self, cache: ReferenceCache, data: Any) -> None:
         """Reference log-probs of the training pairs: from the disk where they lie there, and to it."""
@@ -183,6 +203,7 @@ class PreferenceAlignment(StepModule):
 
     def loss_share(self, batch: PackedBatch) -> Tensor:
         """A micro-batch's share [] of its optimizer step's loss in nats: its weighted sum / pairs in the step."""
+        batch = self.label_draws.drawn(batch, self.seed)
         policy, logratio, scored = self(batch)
         self.train_means.update(pair_quantities(batch, policy, logratio, scored, self.objective.beta))
         self.count(batch.sequences, batch.present)
@@ -225,11 +246,12 @@ class PreferenceAlignment(StepModule):
         anchor: dict[str, float] = self.anchor_means.compute()
         self.anchor_means.reset()
         objective = means.get("loss", 0.0)  # no pair was kept
-        total = objective + anchor[ANCHOR_LOSS]
+        total = objective + anchor.get(ANCHOR_LOSS, 0.0)
         return {**means, **anchor, "loss": total, OBJECTIVE_LOSS: objective}
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
         """Add a batch to the means of the split."""
+        batch = self.label_draws.drawn(batch, self.seed)
         policy, logratio, scored = self(batch)
         self.eval_means.update(pair_quantities(batch, policy, logratio, scored, self.objective.beta))
 
@@ -239,7 +261,7 @@ class PreferenceAlignment(StepModule):
 
     def predict_step(self, batch: PackedBatch, batch_idx: int) -> dict[str, Any]:
         """What is known of each pair [B]: ids, log-probs, log-ratios (nats), loss and weight."""
-        policy, logratio, scored = self(batch)
+        policy, logratio, scored = self(self.label_draws.drawn(batch, self.seed))
         return {
             "pair_id": batch.pair_id,
             "prompt_id": batch.prompt_id,

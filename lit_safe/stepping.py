@@ -25,6 +25,8 @@ from lit_safe.rng import isolated
 from lit_safe.schedules import Schedule
 from lit_safe.types import PackedSequences, PairModel, RunData
 
+WINDOW = "window"  # in a checkpoint
+
 
 @dataclass
 class Window:
@@ -200,10 +202,11 @@ class StepModule(LightningModule):
             **self.window_means(),
             **window.last,
             "epoch": self.global_step / max(1, int(self.trainer.num_training_batches)),
-            "perf/tokens_per_s": window.tokens * ranks / window.seconds,
-            "perf/rows_per_s": window.rows * ranks / window.seconds,
             "perf/peak_gib": _peak_gib(self.device),
         }
+        if window.seconds > 0:
+            values["perf/tokens_per_s"] = window.tokens * ranks / window.seconds
+            values["perf/rows_per_s"] = window.rows * ranks / window.seconds
         self.publish("train", values)
 
     def publish(self, prefix: str, values: Mapping[str, Tensor | float]) -> None:
@@ -219,7 +222,7 @@ class StepModule(LightningModule):
         The optimizer of a checkpoint holds the rate that the run before had in mind for its next step. A run that was
         given more epochs, or more steps, has another one in mind.
         """
-        self._window = Window()
+        self._window = Window(last=self._window.last)
         scheduler = self._scheduler()
         factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
         for group, base, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, factors, strict=True):
@@ -227,22 +230,24 @@ class StepModule(LightningModule):
 
     def on_train_end(self) -> None:
         """Log the last window, however few steps it has."""
-        if self._window.last:
+        if self.global_step % max(1, self.trainer.log_every_n_steps):  # type: ignore[attr-defined]
             self._log_window()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the sums of all ranks into the checkpoint, which holds this rank's. Lightning calls it on every rank."""
+        checkpoint[WINDOW] = on_host(self._window.last)  # for a run that is resumed after its last step
         for name, means in self._means():
             checkpoint["state_dict"].update({f"{name}.{k}": v for k, v in means.over_ranks().items()})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the first rank of a fit go on from the sums of all ranks, the others from zero.
+        """Go on with the window: the first rank of a fit from the sums of all ranks, the others from zero.
 
         A fit goes on from the iterate; everything else gets what the run ships.
         """
         trainer = self._trainer  # none where a command reads the checkpoint itself
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             checkpoint["state_dict"] = shipped(checkpoint)
+        self._window = Window(last=checkpoint.get(WINDOW, {}))
         if self.global_rank == 0:
             return
         for name, _ in self._means():

@@ -42,7 +42,8 @@ class Pair(NamedTuple):
 class Annotation(NamedTuple):
     """What is known of both responses before training. NaN where a label is absent.
 
-    ``draw`` [B] in [0, 1) is a hash of (seed, pair id): the coin that ``labels="sampled"`` tosses, fixed for a pair.
+    ``draw`` [B] in [0, 1) decides sampled labels (``labels="sampled"``). It is a hash of the run's seed and the pair.
+    Training replaces it when the multiplier moves (``lit_safe/label_draws.py``).
     """
 
     reward: Pair

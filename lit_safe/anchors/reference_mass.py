@@ -49,7 +49,7 @@ class ReferenceMass(Anchor):
         max_prompts: At most so many prompts of the train split, chosen by hash; null takes all.
         max_new_tokens: Longest sample. One cut there stands for all responses that begin with it.
         batch_size: Samples drawn and scored at once before training.
-        seed: Of the samples and the turns.
+        seed: Of the samples and the turns; null takes the run's.
 
     Raises:
         ValueError: If a number is not positive, or a turn takes more samples than there are.
@@ -66,7 +66,7 @@ class ReferenceMass(Anchor):
         max_prompts: int | None = 256,
         max_new_tokens: int = 64,
         batch_size: int = 64,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         counts = {
             "weight": weight,
@@ -89,7 +89,8 @@ class ReferenceMass(Anchor):
         self.max_prompts = max_prompts
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
-        self.seed = seed
+        self._typed_seed = seed
+        self.seed = seed or 0  # known when ``prepare`` is called
         self._prompts: list[Prompt] = []
         self._responses: list[list[list[int]]] = []  # N token lists a prompt
         self._reference_PN = torch.empty(0)  # nats
@@ -105,6 +106,7 @@ class ReferenceMass(Anchor):
         _, world = rank_and_world()
         if self.prompts_per_step < world:
             raise ValueError(f"prompts_per_step is {self.prompts_per_step}: {world} ranks need at least one each")
+        self.seed = module.seed if self._typed_seed is None else self._typed_seed
         everything: list[Prompt] = list(data.prompts("train"))
         order = sorted(everything, key=lambda p: (hash64("anchor-prompt", self.seed, p.prompt_id), p.prompt_id))
         self._prompts = order[: self.max_prompts]

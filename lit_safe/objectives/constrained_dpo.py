@@ -22,8 +22,9 @@ class ConstrainedDPO:
     Args:
         beta: Strength of the pull towards the reference policy, > 0.
         labels: ``soft`` weights both orders by their probability (the sampled loss in expectation, with less
-            variance); ``sampled`` draws one order from it, repeatably, as the paper's theory has it; ``hard`` takes the
-            likelier order as certain (an exact tie weighs both alike). Sources disagree which the authors ran.
+            variance); ``sampled`` draws one order from it for each value of the multiplier, repeatably, as the paper's
+            theory has it; ``hard`` takes the likelier order as certain (an exact tie weighs both alike). Sources
+            disagree which the authors ran.
 
     Raises:
         ValueError: If ``beta`` is not > 0, ``labels`` is unknown, or ``sampled`` meets a batch without draws.

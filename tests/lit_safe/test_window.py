@@ -89,6 +89,41 @@ def test_the_last_window_is_logged_however_short_and_a_longer_run_goes_on_with_i
     assert list(recorded(aligned(), pairs(), log_every_n_steps=7)) == [7], "a full window is logged once"
 
 
+def test_a_run_resumed_for_its_end_alone_logs_its_last_window(tmp_path: Path) -> None:
+    class Fails(Callback):
+        """Something at the end of training, that works the second time."""
+
+        failed: str | None = None
+
+        def __init__(self, works: bool) -> None:
+            self.works = works
+
+        def acts_after_training(self) -> bool:
+            return True
+
+        def on_train_end(self, *_: Any) -> None:
+            if not self.works:
+                raise OSError("no space left on device")
+
+    def fit(works: bool, **resume: Any) -> dict[int, dict[str, float]]:
+        record, callbacks = Recorded(), [Fails(works), RunCheckpoint()]
+        run = trainer(
+            tmp_path, max_epochs=1, log_every_n_steps=4, callbacks=[record, *callbacks], enable_checkpointing=True
+        )
+        run.fit(aligned(anchor=PreferredNLL()), pairs(), **resume)
+        return record.rows
+
+    whole = fit(works=True)
+    with pytest.raises(OSError, match="no space left"):
+        fit(works=False)
+    (last,) = fit(works=True, ckpt_path=tmp_path / "checkpoints" / "last.ckpt", weights_only=True).items()
+    assert last == (
+        7,
+        {k: v for k, v in whole[7].items() if k not in ("perf/tokens_per_s", "perf/rows_per_s")}
+        | {"perf/peak_gib": last[1]["perf/peak_gib"]},
+    )
+
+
 def test_speeds_are_those_of_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 
