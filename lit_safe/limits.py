@@ -20,7 +20,8 @@ LEVEL = 0.95  # of a one-sided bound
 class Standing(NamedTuple):
     """A cost estimate beside its limits, one entry for each constraint; costs and limits in cost units.
 
-    ``epoch`` is the number of the epoch whose end left the policy, ``degrees`` are those of freedom of the errors.
+    ``epoch`` is the number of the epoch whose end left the policy, ``degrees`` are those of freedom of the errors;
+    ``bounds`` the estimator's own one-sided ones, below and above.
     """
 
     names: tuple[str, ...]
@@ -29,10 +30,11 @@ class Standing(NamedTuple):
     stderr: tuple[float, ...]
     degrees: float
     epoch: int
+    bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     @property
     def upper(self) -> tuple[float, ...]:
-        """One-sided 95 % upper bounds on E[cost], Student's t; NaN where the error is not known."""
+        """One-sided 95 % upper bounds on E[cost]: the estimator's own, else Student's t; NaN where not known."""
         return self._bounds(1.0)
 
     @property
@@ -49,6 +51,8 @@ class Standing(NamedTuple):
         return all(verdict == "met" for verdict in self.verdicts)
 
     def _bounds(self, sign: float) -> tuple[float, ...]:
+        if self.bounds is not None:
+            return self.bounds[sign > 0]
         reach = float(stdtrit(max(self.degrees, 1.0), LEVEL))
         return tuple(
             cost if error == 0 else cost + sign * reach * error
@@ -70,7 +74,9 @@ class Standing(NamedTuple):
     def from_state_dict(cls, state: Mapping[str, Any]) -> "Standing":
         """What ``state_dict`` gave."""
         limit, cost, stderr = (tuple(map(float, state[name])) for name in ("limit", "cost", "stderr"))
-        return cls(tuple(state["names"]), limit, cost, stderr, float(state["degrees"]), int(state["epoch"]))
+        pair = state.get("bounds")
+        bounds = None if pair is None else (tuple(map(float, pair[0])), tuple(map(float, pair[1])))
+        return cls(tuple(state["names"]), limit, cost, stderr, float(state["degrees"]), int(state["epoch"]), bounds)
 
 
 def standing(names: Sequence[str], limit_C: Tensor, estimate: CostEstimate, epoch: int) -> Standing:
@@ -80,7 +86,9 @@ def standing(names: Sequence[str], limit_C: Tensor, estimate: CostEstimate, epoc
     limit, cost, stderr = (
         tuple(c.tolist()) for c in (limit_C.double().expand(cost_C.shape), cost_C, stderr_C.expand(cost_C.shape))
     )
-    return Standing(tuple(names), limit, cost, stderr, float(clusters) - 1, epoch)
+    pair = None if estimate.bounds is None else estimate.bounds.double().reshape(2, -1).tolist()
+    bounds = None if pair is None else (tuple(pair[0]), tuple(pair[1]))
+    return Standing(tuple(names), limit, cost, stderr, float(clusters) - 1, epoch, bounds)
 
 
 def sentence(limit: Mapping[str, Any]) -> str:
@@ -95,7 +103,11 @@ def sentence(limit: Mapping[str, Any]) -> str:
     parts = []
     for row in rows:
         name = f" on {row['constraint']}" if len(rows) > 1 else ""
-        bound = "its error is not known" if row["upper"] is None else f"95 % one-sided bound {row['upper']:.4g}"
+        bound = (
+            "its error is not known (too few prompts, or costs that do not vary)"
+            if row["upper"] is None
+            else f"95 % one-sided bound {row['upper']:.4g}"
+        )
         parts.append(f"**Limit{name} {row['limit']:g}: {row['verdict']}.** E[cost] {row['cost']:.4g}, {bound}")
     return "; ".join(parts) + "."
 

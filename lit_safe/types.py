@@ -136,7 +136,8 @@ class CostEstimate(NamedTuple):
 
     ``unsafe`` [] is the share of samples with any cost > 0; ``effective`` the effective sample size. ``also`` holds
     what else the pass measured, by logged name; ``samples`` a few of the scored texts, for people to read; ``clusters``
-    the prompts that errors are clustered by, None where samples are independent.
+    the prompts that errors are clustered by, None where samples are independent; ``bounds`` [2] or [2, C] what E[cost]
+    lies above and below with 95 % each, NaN where too little is known, None where Student's t of ``stderr`` does.
     """
 
     mean: Tensor
@@ -147,6 +148,7 @@ class CostEstimate(NamedTuple):
     also: Mapping[str, float] = MappingProxyType({})
     samples: tuple[ScoredResponse, ...] = ()
     clusters: int | None = None
+    bounds: Tensor | None = None
 
 
 @runtime_checkable

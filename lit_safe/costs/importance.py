@@ -63,10 +63,10 @@ class ImportanceCost:
                 f"effective sample size {effective:.1f} of {len(weight_n)} responses is below "
                 f"{self.minimum_effective}: the policy has left these responses behind. Use rollout"
             )
-        mean, stderr = mean_cost(cost, weight_n, prompt_n)
+        mean, stderr, bounds = mean_cost(cost, weight_n, prompt_n)
         unsafe_n = (cost > 0).reshape(len(cost), -1).any(-1)
         return CostEstimate(mean, stderr, len(weight_n), (weight_n * unsafe_n).sum(), effective,
-                            clusters=len(prompt_n.unique()))  # fmt: skip
+                            clusters=len(prompt_n.unique()), bounds=bounds)  # fmt: skip
 
     @staticmethod
     def _rows(module: Aligned, batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

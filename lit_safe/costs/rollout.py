@@ -111,7 +111,7 @@ class RolloutCost:
         kl, entropy, logp, seen, tokens = drift.sum(0).tolist()
         prompt_n = torch.tensor([prompt.prompt_id for prompt, _ in jobs])
         one_n = torch.ones(len(jobs), dtype=torch.float64)
-        mean, stderr = mean_cost(cost, one_n, prompt_n)
+        mean, stderr, bounds = mean_cost(cost, one_n, prompt_n)
         unsafe_n = (cost > 0).reshape(len(jobs), -1).any(-1)
         return CostEstimate(
             mean,
@@ -127,6 +127,7 @@ class RolloutCost:
             },
             tuple(samples[:SHOWN]),
             len(chosen),
+            bounds,
         )
 
     def check(self, data: HeldOut, constraints: int) -> None:

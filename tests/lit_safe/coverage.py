@@ -186,6 +186,8 @@ class Coverage(NamedTuple):
 
     share: float
     width: float
+    upper: float
+    """The share whose upper end is not below the truth: that end is a one-sided bound, as of a cost under a limit."""
     printed: float
     """The share of draws that have an interval."""
 
@@ -195,15 +197,16 @@ def coverage(world: World, draws: int, seed: int) -> Coverage:
     rng = np.random.default_rng(seed)
     ends = np.array([world.draw(rng).interval for _ in range(draws)])
     low, high = ends[~np.isnan(ends[:, 0])].T
-    return Coverage(
-        float(((low <= world.truth) & (world.truth <= high)).mean()), float((high - low).mean()), len(low) / draws
-    )
+    bounded = world.truth <= high
+    held = (low <= world.truth) & bounded
+    return Coverage(float(held.mean()), float((high - low).mean()), float(bounded.mean()), len(low) / draws)
 
 
 if __name__ == "__main__":
     draws, seed = (int(word) for word in sys.argv[1:])
-    print("| what | coverage, % | mean width | printed, % |\n|---|---|---|---|")
+    print("| what | coverage, % | mean width | upper end, % | printed, % |\n|---|---|---|---|---|")
     for world in worlds():
-        found = coverage(world, draws, seed)
-        name = world.name
-        print(f"| {name} | {100 * found.share:.1f} | {found.width:.3f} | {100 * found.printed:.1f} |", flush=True)
+        held, width, upper, printed = coverage(world, draws, seed)
+        print(
+            f"| {world.name} | {100 * held:.1f} | {width:.3f} | {100 * upper:.1f} | {100 * printed:.1f} |", flush=True
+        )

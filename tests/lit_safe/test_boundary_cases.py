@@ -11,11 +11,13 @@ from lit_safe.commands.fit_scorer import LabelledResponses, _table
 from lit_safe.commands.refusals import compare_refusals
 from lit_safe.costs.mean import mean_cost
 from lit_safe.evaluation import PAIR_VALUES, Evaluation, differences
+from lit_safe.limits import Standing, standing
 from lit_safe.ranking import clustered_auc
 from lit_safe.report.markdown import markdown
 from lit_safe.report.tables import estimate_to_json, with_error, write_json, write_tables
 from lit_safe.rollouts import ROLLOUT_VALUES
 from lit_safe.statistics import Estimate, clustered_mean
+from lit_safe.types import CostEstimate
 
 CERTAIN = re.compile(r"(±|\+-)\s*0(\.0+)?\b|\[([+-]?[\d.]+), \3\]")
 """An error of 0, or an interval whose ends are the same."""
@@ -112,11 +114,28 @@ def test_a_scorer_that_never_errs_and_a_judge_that_never_hits_claim_no_certainty
 
 def test_costs_that_do_not_vary_have_no_known_error():
     prompt_n, one_n = torch.arange(8) // 2, torch.ones(8)
-    mean, stderr = mean_cost(torch.full((8,), -1.0), one_n, prompt_n)
+    mean, stderr, bounds = mean_cost(torch.full((8,), -1.0), one_n, prompt_n)
     assert mean == -1
     assert stderr.isnan()
+    assert bounds.isnan().tolist() == [True, True]
     varied = torch.stack([torch.full((8,), -0.1), torch.arange(8.0)], dim=-1)
     assert mean_cost(varied, one_n, prompt_n)[1].isnan().tolist() == [True, False]
+
+
+def test_a_limit_is_met_by_a_bound_that_knows_of_skew_and_undecided_where_costs_do_not_vary():
+    cost = torch.tensor(np.random.default_rng(1).lognormal(size=16)) - 1
+    found = mean_cost(cost, torch.ones(16), torch.arange(16))
+    student = found.mean + 1.753 * found.stderr  # 15 degrees of freedom
+    assert found.bounds[1] > student
+    between = float(student + found.bounds[1]) / 2
+    for value, verdict in ((between, "undecided"), (float(found.bounds[1]) + 0.01, "met"), (-0.9, "not met")):
+        estimate = CostEstimate(found.mean, found.stderr, 16, torch.tensor(0.5), 16.0, clusters=16, bounds=found.bounds)
+        one = standing(["harm"], torch.tensor(value), estimate, 0)
+        assert one.verdicts == (verdict,)
+        assert Standing.from_state_dict(one.state_dict()) == one
+    still = mean_cost(torch.full((16,), -1.0), torch.ones(16), torch.arange(16))
+    estimate = CostEstimate(still.mean, still.stderr, 16, torch.tensor(0.0), 16.0, clusters=16, bounds=still.bounds)
+    assert standing(["harm"], torch.tensor(0.0), estimate, 0).verdicts == ("undecided",)
 
 
 def test_an_interval_narrower_than_its_decimals_does_not_look_like_a_point():

@@ -18,6 +18,7 @@ from lit_safe.evaluation import Evaluation, differences, evaluate
 from lit_safe.evaluation_settings import settings_of
 from lit_safe.loggers.metrics_csv import MetricsCSV
 from lit_safe.loggers.tensorboard import TensorBoardRun
+from lit_safe.objectives import ConstrainedDPO
 from lit_safe.report.markdown import markdown
 from lit_safe.report.plots import plot_run, read_curves
 from lit_safe.report.tables import number, read_tables, with_interval, write_tables
@@ -132,6 +133,7 @@ def test_before_and_after_stand_in_the_event_file_at_the_first_and_the_last_step
 
 def test_what_is_evaluated_is_what_ships_whatever_the_order_of_callbacks(tmp_path):
     policy = module()
+    policy.objective = ConstrainedDPO()  # which reads the multiplier that moves
     ascent = DualAscent(lr=0.3, estimator=ExactCost(), ship="average")
     trainer(tmp_path / "run", BeforeAfter(TableCost()), ascent, max_epochs=4).fit(policy, HeldOut())
     report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))

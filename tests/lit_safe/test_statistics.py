@@ -184,4 +184,6 @@ SLOW = [pytest.param(world, id=world.name, marks=pytest.mark.slow) for world in 
 
 @pytest.mark.parametrize("world", CHEAP + SLOW)
 def test_every_interval_that_is_printed_covers_the_truth(world):
-    assert coverage(world, 2000, seed=1).share >= 0.93
+    found = coverage(world, 2000, seed=1)
+    assert found.share >= 0.93
+    assert found.upper >= 0.935  # of a bound with one side, nominally 95 %
