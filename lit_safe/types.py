@@ -200,6 +200,7 @@ class ModelFacts:
     dtype: str
     backend: str
     licence: str = "unknown"
+    own_reference: bool = True  # an untouched policy is its own reference: margins at step 0 are 0
 
 
 class ModelLimits(NamedTuple):

@@ -13,6 +13,7 @@ import transformers
 from torch import nn
 
 from models.adapter import check_reach
+from models.backbone import decoder_of
 from models.extras import require
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ class LastLayers:
 
     Args:
         k: How many layers.
-        head: Train the head and the final norm too. A tied head is the input embedding as well.
+        head: Train the head too, and what stands between it and the last layer, such as the final norm. A tied head is
+            the input embedding as well.
     """
 
     k: int
@@ -61,9 +63,8 @@ class LastLayers:
         layers[-self.k :].requires_grad_(True)
         if self.head:
             model.get_output_embeddings().requires_grad_(True)
-            for name, module in model.base_model.named_children():
-                if "norm" in name or "ln_f" in name:
-                    module.requires_grad_(True)
+            for module in _after(model, layers):
+                module.requires_grad_(True)
         return model
 
 
@@ -153,7 +154,35 @@ def _adapted(model: nn.Module) -> list[str]:
 
 def _layers(model: transformers.PreTrainedModel) -> nn.ModuleList:
     count = model.config.get_text_config().num_hidden_layers
-    lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    lists = [m for m in decoder_of(model).modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if not lists:
         raise ValueError(f"{type(model).__name__} has no list of {count} decoder layers; use Full or LoRA")
     return lists[0]
+
+
+@torch.no_grad()
+def _after(model: transformers.PreTrainedModel, layers: nn.ModuleList) -> list[nn.Module]:
+    """What computes after the last layer and before the head, found by running a token: its place varies."""
+    decoder, after = decoder_of(model), []
+    done = False
+
+    def finished(*given: object) -> None:
+        nonlocal done
+        done = True
+
+    def seen(module: nn.Module, *given: object) -> None:
+        if done and module._parameters:
+            after.append(module)
+
+    inside = {id(module) for module in layers.modules()}
+    handles = [layers[-1].register_forward_hook(finished)]
+    handles += [m.register_forward_hook(seen) for m in decoder.modules() if id(m) not in inside]
+    training = model.training
+    try:
+        ids = torch.ones(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
+        decoder.eval()(input_ids=ids, use_cache=False)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return after

@@ -256,7 +256,7 @@ class Backbone(nn.Module):
         return self._decode(sequences.input_ids[None], sequences.position[None], None)[0][scored_T]
 
     def _decode(self, ids: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
-        decoder = self.causal_lm.base_model
+        decoder = decoder_of(self.causal_lm)
         given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
         if "position_ids" in inspect.signature(decoder.forward).parameters:
             given["position_ids"] = position
@@ -271,6 +271,18 @@ class Backbone(nn.Module):
         limit = getattr(self.causal_lm.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and longest > limit:
             raise ValueError(f"a sequence of {longest} tokens exceeds the {limit} positions of {self._name}")
+
+
+def decoder_of(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """The model below its head.
+
+    Raises:
+        ValueError: If the model does not say which part that is.
+    """
+    for decoder in (model.base_model, getattr(model, "model", None)):
+        if isinstance(decoder, transformers.PreTrainedModel) and decoder is not model:
+            return decoder  # the second for Llama4's text model, which names a part that it does not have
+    raise ValueError(f"{type(model).__name__} names no decoder below its head: use another architecture")
 
 
 def no_dropout(model: nn.Module) -> None:

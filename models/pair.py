@@ -229,6 +229,7 @@ class PolicyReference(nn.Module):
             dtype=str(parameters[0].dtype).removeprefix("torch."),
             backend=self.backend,
             licence=description.licence,
+            own_reference=getattr(self.reference, "own", True),
         )
 
     def save_pretrained(self, folder: str, *, adapter_only: bool = False) -> None:

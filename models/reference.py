@@ -23,7 +23,10 @@ OpenReference = Callable[[], AbstractContextManager[Backbone]]
 
 @runtime_checkable
 class Reference(Protocol):
-    """Says what the policy is compared with."""
+    """Says what the policy is compared with.
+
+    It may have ``own``: whether it is the untouched policy itself, so that margins at step 0 are 0; True by default.
+    """
 
     def attach(self, policy: Backbone) -> OpenReference:
         """Make the reference of a policy that has not trained yet."""
@@ -52,7 +55,8 @@ class FrozenCopy:
         frozen = _freeze(copy.deepcopy(policy, {id(p): p for p in shared}))
         small = _in_bf16(frozen, shared) if same else frozenset()
         if not same:
-            frozen.to(getattr(torch, self.dtype))
+            for parameter in frozen.parameters():  # buffers stay: bf16 would round the frequencies of positions
+                parameter.data = parameter.data.to(getattr(torch, self.dtype))
 
         @contextmanager
         def opened() -> Iterator[Backbone]:
@@ -60,6 +64,10 @@ class FrozenCopy:
             yield frozen
 
         return opened
+
+    @property
+    def own(self) -> bool:
+        return self.dtype == "policy"
 
     def describe(self) -> str:
         return "the policy as loaded, frozen" + ("" if self.dtype == "policy" else f" in {self.dtype}")
@@ -92,6 +100,10 @@ class AdapterOff:
                     module.training = True
 
         return opened
+
+    @property
+    def own(self) -> bool:
+        return True
 
     def describe(self) -> str:
         return "the policy with its adapter off"
@@ -130,6 +142,10 @@ class Checkpoint:
             yield frozen
 
         return opened
+
+    @property
+    def own(self) -> bool:
+        return False
 
     def describe(self) -> str:
         return str(self.source.describe())

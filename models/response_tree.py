@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor
 
 from lit_safe.types import IGNORE, PackedSequences
-from models.backbone import Backbone
+from models.backbone import Backbone, decoder_of
 
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
 """What configurations call the number of tokens that a layer looks back over; a cache counts its padding among them."""
@@ -193,7 +193,7 @@ def _forward(
     """[N, S, D] hidden states of new tokens after what the cache holds, to which they are added."""
     before_N1 = (seen_NW.sum(1) - valid_NS.sum(1))[:, None]
     position_NS = before_N1 + (valid_NS.cumsum(1) - 1).clamp(min=0)
-    decoder = backbone.causal_lm.base_model
+    decoder = decoder_of(backbone.causal_lm)
     # transformers 5.24 renames the argument, an architecture at a time; 5.40 drops the old name
     accepted = inspect.signature(decoder.forward).parameters
     held = {"cache" if "cache" in accepted else "past_key_values": cache}

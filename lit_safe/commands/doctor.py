@@ -63,6 +63,8 @@ def _examine(
     facts = module.pair.facts()
     log.info("model %s, reference %s, %.1f M parameters (%.1f M train), %s, log-probs by %s", facts.source,
              facts.reference, facts.parameters / 1e6, facts.trainable / 1e6, facts.dtype, facts.backend)  # fmt: skip
+    for layer in _adapter_dropout(module.pair):
+        layer.eval()  # asked for, and no fault
     products = compute_dtype(device)
     dtype = next(module.parameters()).dtype if products == "weights" else getattr(torch, products)
     batch = _first_pairs(data, pairs, device)
@@ -94,6 +96,13 @@ def _first_pairs(data: Any, pairs: int, device: torch.device) -> PackedBatch:
                 taken = take_pairs(batch, present)
                 return _to(taken._replace(pairs_in_step=torch.tensor(len(present))), device)
     raise ValueError("the training split has no pairs")
+
+
+def _adapter_dropout(pair: Any) -> list[torch.nn.Module]:
+    """Dropout that is left where the model's own is off: that of an adapter."""
+    if not getattr(pair, "disable_dropout", False):
+        return []
+    return [m for m in pair.modules() if isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0]
 
 
 def _available(device: torch.device) -> int:

@@ -23,7 +23,7 @@ from lit_safe.types import Annotation, PackedBatch, PackedSequences, Pair, Score
 from models.adaptation import LastLayers, LoRA
 from models.backbone import Backbone
 from models.pair import PolicyReference
-from models.reference import AdapterOff, FrozenCopy
+from models.reference import AdapterOff, Checkpoint, FrozenCopy
 from models.sources import TinyLlama
 from tests.lit_safe.pair_world import Fruit, adamw, aligned, pairs, trainer
 
@@ -59,8 +59,20 @@ def test_a_healthy_model_passes(objective: Any, failed: Examine) -> None:
         lambda: PolicyReference(TinyLlama(), LoRA(r=2), AdapterOff()),
         lambda: PolicyReference(TinyLlama(), LastLayers(1), FrozenCopy(), layout="packed"),
         lambda: PolicyReference(TinyLlama(), gradient_checkpointing=True),
+        lambda: PolicyReference(TinyLlama(), LoRA(r=2), AdapterOff(), gradient_checkpointing=True),
+        lambda: PolicyReference(TinyLlama(), reference=Checkpoint(TinyLlama(seed=1))),
+        lambda: PolicyReference(TinyLlama(), reference=FrozenCopy(dtype="bfloat16")),
+        lambda: PolicyReference(TinyLlama(), LoRA(r=2, dropout=0.5), AdapterOff()),
     ],
-    ids=["adapter off", "packed", "checkpointed"],
+    ids=[
+        "adapter off",
+        "packed",
+        "checkpointed",
+        "adapter off, checkpointed",
+        "another model as reference",
+        "a smaller copy as reference",
+        "dropout of an adapter",
+    ],
 )
 def test_so_does_every_way_to_make_a_pair(pair: Any, failed: Examine) -> None:
     assert failed(aligned_with(pair())) == (0, set())

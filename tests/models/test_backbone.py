@@ -141,6 +141,37 @@ def test_a_sequence_longer_than_the_positions_is_an_error_naming_both(layout, ra
         Backbone(random_model("llama"), layout=layout)(pack(([1] * 100, [2] * 30)))
 
 
+def test_a_text_model_that_names_no_base_is_read_all_the_same(layout, pack, plain_logp, sequences):
+    config = transformers.Llama4TextConfig(
+        vocab_size=97, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        intermediate_size=32, intermediate_size_mlp=32, num_local_experts=2, max_position_embeddings=128,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    backbone = Backbone(model, layout=layout)
+    backbone.verify(training=True)
+    want_N = torch.stack([plain_logp(model, *s) for s in sequences])
+    torch.testing.assert_close(backbone(pack(*sequences)), want_N, rtol=1e-5, atol=1e-4)
+
+
+def test_a_routers_jitter_is_off_like_dropout(layout, pack, sequences):
+    config = transformers.PhimoeConfig(
+        vocab_size=97, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=32, num_local_experts=4, router_jitter_noise=0.1, input_jitter_noise=0.1,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    backbone = Backbone(model, layout=layout)
+    assert not torch.equal(backbone.train()(pack(*sequences)), backbone.eval()(pack(*sequences)))
+    no_dropout(model)
+    assert torch.equal(backbone.train()(pack(*sequences)), backbone.eval()(pack(*sequences)))
+    backbone.verify(training=True)
+
+
 def test_fp16_on_a_cpu_is_refused(layout, random_model, pack):
     with pytest.raises(ValueError, match="float16 weights on a CPU"):
         Backbone(random_model("llama").half(), layout=layout)(pack(([1], [2])))

@@ -120,6 +120,13 @@ def test_a_frozen_copy_in_another_type_shares_nothing_and_leaves_the_policy_as_i
     assert 0 < logratio.abs().max() < 3
 
 
+def test_a_smaller_copy_keeps_the_frequencies_of_positions(random_source):
+    pair = load(random_source(), Full(), FrozenCopy(dtype="bfloat16"))
+    with pair._open_reference() as reference:
+        kinds = {name.rpartition(".")[2]: buffer.dtype for name, buffer in reference.named_buffers()}
+    assert kinds["inv_freq"] == torch.float32
+
+
 def test_the_copy_follows_a_policy_that_is_cast_after_loading(random_source, pack, sequences):
     pair = load(random_source(), LastLayers(1)).bfloat16()
     assert torch.equal(pair.policy_logp(pack(*sequences)), pair.reference_logp(pack(*sequences)))
@@ -354,7 +361,8 @@ def test_it_is_a_pair_model_and_names_its_facts(random_source):
     pair = load(random_source("llama"), LastLayers(1))
     assert isinstance(pair, PairModel)
     facts = pair.facts()
-    assert (facts.source, facts.dtype) == ("llama", "float32")
+    assert (facts.source, facts.dtype, facts.own_reference) == ("llama", "float32", True)
+    assert not load(random_source("llama"), reference=Checkpoint(random_source("llama"))).facts().own_reference
     assert 0 < facts.trainable < facts.parameters
 
 
