@@ -21,10 +21,15 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lit_safe.callbacks.end_of_run import failures
+from lit_safe.callbacks.progress import Progress
+from lit_safe.callbacks.run_checkpoint import RunCheckpoint
 from lit_safe.callbacks.run_folder import RunFolder, SaveConfig
+from lit_safe.callbacks.signals import StopOnSignal, Stopped
+from lit_safe.checkpoint_path import resolve_checkpoint
 from lit_safe.checkpoints import CheckpointError, glance
 from lit_safe.config_files import read_yaml_with_shipped_files, with_shipped_files
 from lit_safe.dual import DualAscent
+from lit_safe.essentials import with_essentials
 from lit_safe.run_lock import RunFolderError
 from lit_safe.stepping import StepModule
 from lit_safe.types import missing_members
@@ -52,8 +57,10 @@ class SafeCLI(LightningCLI):
     """LightningCLI with a ``dual`` group, our commands, and a ``--ckpt_path`` that never overrides what was typed."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The multiplier's callback is always there, so every run draws the same curves."""
+        """Options of callbacks that are always there, so every run draws the same curves and can be continued."""
         parser.add_lightning_class_args(DualAscent, "dual")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Progress, "progress")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
@@ -95,6 +102,15 @@ class SafeCLI(LightningCLI):
             self._check_data()
         self.datamodule.connect(self.model)
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer, with the callbacks and loggers that no run can do without."""
+        configured = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
+        config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        try:
+            return self._instantiate_trainer(with_essentials(config, configured), [])
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
+
     def _check_data(self) -> None:
         asks = self.model.data_protocol
         missing = missing_members(self.datamodule, asks)
@@ -128,12 +144,21 @@ class SafeCLI(LightningCLI):
 
     def _run_trainer(self, subcommand: str) -> None:
         """Run a command of Lightning's in its folder, which is locked before anything is read."""
-        folders = [c for c in self.trainer.callbacks if isinstance(c, RunFolder)]  # type: ignore[attr-defined]
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        folders = [callback for callback in callbacks if isinstance(callback, RunFolder)]
+        stops = [callback for callback in callbacks if isinstance(callback, StopOnSignal)]
         try:
+            for stop in stops:
+                stop.command = sys.argv
+                stop.install(self.trainer)
             if not _others_start_ranks(self.trainer):  # else the other ranks would wait for one that was refused
                 for folder in folders:
                     folder.enter(self.trainer, subcommand, self.config[subcommand].get("ckpt_path"))
             super()._run_subcommand(subcommand)
+        except Stopped:
+            for stop in stops:
+                stop.say(self.trainer)
+            raise
         except (RunFolderError, CheckpointError) as error:
             raise SystemExit(str(error)) from None
         except OSError as error:
@@ -146,6 +171,8 @@ class SafeCLI(LightningCLI):
         finally:
             for folder in folders:
                 folder.leave("failed")
+            for stop in stops:
+                stop.restore()
 
     def after_fit(self) -> None:
         """Exit with status 1 where something failed after training; it was said, and the checkpoint is whole."""
@@ -165,12 +192,14 @@ class SafeCLI(LightningCLI):
         """
         command = self.config.get("subcommand")
         path = self.config[command].get("ckpt_path") if command else None
-        if not path or not Path(path).is_file():
+        if not path or "trainer" not in self.config[command]:
             return
         try:
+            path = resolve_checkpoint(path, Path(self.config[command].trainer.default_root_dir or ""))
             stored = glance(path).get("hyper_parameters")
-        except CheckpointError as error:
+        except (ValueError, FileNotFoundError, CheckpointError) as error:
             raise SystemExit(str(error)) from None
+        self.config[command]["ckpt_path"] = path
         if stored is None:
             return  # made without the command line
         changes = list(differences(stored, self._typed_model()))

@@ -1,6 +1,7 @@
 """One folder for each run: begun without ever overwriting an earlier one, continued exactly from its checkpoint."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lit_safe.callbacks.move_aside import CONFIG, move_aside
+from lit_safe.callbacks.move_aside import CONFIG, MARKS, move_aside
+from lit_safe.callbacks.signals import Stopped
 from lit_safe.loggers.files import TEMPORARY
 from lit_safe.loggers.run_logger import Position, RunLogger
 from lit_safe.run_lock import LOCK, RunFolderError, RunLock, check_writable
@@ -32,6 +34,7 @@ class RunFolder(Callback):
         self._loggers: list[RunLogger] = []
         self._restored: Position | None = None
         self._begun = False
+        self._fresh = False  # whether this process began what is in the folder
         self._lock: RunLock | None = None
 
     def enter(self, trainer: Trainer, stage: str, ckpt_path: str | None = None) -> None:
@@ -71,7 +74,7 @@ class RunFolder(Callback):
         Raises:
             RunFolderError: As ``enter``, on every rank.
         """
-        self._begun = False
+        self._begun = self._fresh = False
         self._restored = None
         problem = None
         try:
@@ -120,13 +123,22 @@ class RunFolder(Callback):
         self.leave("success")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the folder free."""
+        """Give the folder free. A run that was stopped before it trained leaves nothing in it."""
+        self._close("failed")
+        folder = Path(trainer.default_root_dir)
+        checkpoints = any((folder / FOLDERS[0]).glob("*.ckpt"))
+        if isinstance(exception, Stopped) and self._fresh and self._lock is not None and not checkpoints:
+            for path in map(folder.joinpath, MARKS):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         self.leave("failed")
+
+    def _close(self, status: str) -> None:
+        for logger in self._loggers:
+            logger.finalize(status)
 
     def leave(self, status: str) -> None:
         """Close the loggers, then give the folder free."""
-        for logger in self._loggers:
-            logger.finalize(status)
+        self._close(status)
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -145,6 +157,7 @@ class RunFolder(Callback):
             _remove_temporary(folder)
             if not resumed:
                 self._move_aside(folder)
+                self._fresh = True
         self._open(trainer, folder)
         if resumed:
             assert self._restored is not None

@@ -1,12 +1,9 @@
 """``python train.py fit`` and its like, as a user types them, on invented pairs."""
 
-import json
 import logging
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,38 +11,9 @@ import yaml
 
 from lit_safe.cli import COMMANDS, SafeCLI, main
 from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO
+from tests.lit_safe.typed_world import CONFIGS, Run, record, typed, write
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-Run = Callable[..., SafeCLI]
-
-
-def record(i: int) -> dict[str, Any]:
-    answers = {"response_0": f"It is {i}, I think.", "response_1": f"No. {i}!"}
-    labels = {"reward_0": 1.0, "reward_1": i % 2 * 2.0, "cost_0": -1.0 + i % 3, "cost_1": -0.5, "better": i % 2}
-    return {"prompt": f"Which number is {i:03d}?", **answers, **labels}
-
-
-@pytest.fixture
-def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Types a command in a folder with ``pairs.jsonl`` and ``run.yaml``."""
-    monkeypatch.chdir(tmp_path)
-    write([record(i) for i in range(60)])
-    data = yaml.safe_load((CONFIGS / "data" / "scored.yaml").read_text(encoding="utf-8"))
-    data["init_args"] |= {"pairs_per_step": 4, "micro_batch_pairs": 3, "max_length": 96}
-    trainer = {"accelerator": "cpu", "max_steps": 3, "max_epochs": -1, "default_root_dir": "runs/x"}
-    settings = {"init_args": {"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1.0e-3}}}}
-    Path("run.yaml").write_text(yaml.safe_dump({"trainer": trainer, "model": settings, "data": data}), encoding="utf-8")
-
-    def run(command: str, *words: str) -> SafeCLI:
-        configs = ["-c", str(CONFIGS / "base.yaml"), "-c", "run.yaml"]
-        monkeypatch.setattr(sys, "argv", ["train.py", command, *configs, *words])
-        return main()
-
-    return run
-
-
-def write(records: list[dict[str, Any]]) -> None:
-    Path("pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+__all__ = ["typed"]  # a fixture
 
 
 def objective(name: str) -> list[str]:

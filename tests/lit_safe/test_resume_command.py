@@ -72,7 +72,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "killer.py").write_text(KILLER, encoding="utf-8")
     base = yaml.safe_load((ROOT / "configs" / "base.yaml").read_text(encoding="utf-8"))
     base["trainer"] |= {"accelerator": "cpu", "max_epochs": 2, "val_check_interval": 3}
-    base["trainer"]["callbacks"][1]["init_args"]["every_n_steps"] = 2
+    base["checkpoint"] = {"every_n_steps": 2}
     configs = ROOT / "configs"
     options = base["model"]["init_args"]
     options["pair"] = str(configs / "model" / "tiny.yaml")

@@ -1,0 +1,221 @@
+"""What a run does when it is told to stop: by SIGTERM, by Ctrl-C, by a scheduler or by a terminal that closes."""
+
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.pytorch.callbacks import Checkpoint
+
+from lit_safe.callbacks.run_checkpoint import RunCheckpoint, _ends_epoch, _ends_training, _validates
+from lit_safe.checkpoints import FOLDER, LAST
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+SAME = 0.3
+"""Seconds in which a second signal is the first one, sent along by another process (a launcher, ``make``)."""
+
+
+class Stopped(SystemExit):
+    """The run was told to stop. The exit status is 128 + the signal's number, as a shell says it."""
+
+
+class StopOnSignal(Checkpoint):
+    """Stops a run at the next optimizer step, saved, when a signal asks for it. A second signal ends it at once.
+
+    During training the handler only sets a flag. At the end of each step the ranks agree on it (one all-reduce of one
+    number), ``last.ckpt`` is saved where a run may continue from it (never between a step and the validation that
+    follows it, nor between an epoch's last step and its end), and the process ends with status 143 (SIGTERM), 130
+    (Ctrl-C) or 128 + the signal's number. Before the first step and after the last checkpoint nothing would be lost:
+    there the process ends at once, and so do ``validate``, ``test`` and ``predict``.
+
+    Lightning's own handlers are not installed, its automatic requeue under Slurm included: it saves in the middle of a
+    step. The scheduler's signal (SIGUSR1 by default) stops the run like the others. Signals that the process ignores
+    stay ignored, and all handlers are put back at the end.
+
+    Lightning calls callbacks of this base class last: when this one is called, ``RunCheckpoint`` has saved what was
+    due.
+
+    Args:
+        command: The words of the command line, for the sentence that says how to continue.
+    """
+
+    def __init__(self, command: Sequence[str] | None = None) -> None:
+        self.command = command
+        self._previous: dict[int, Handler] = {}
+        self._trainer: Trainer | None = None
+        self._at_steps = False
+        self._stepped = False
+        self._said = False
+        self._received: int | None = None
+        self._received_at = 0.0
+        self._agreed: int | None = None
+
+    # -- handlers
+
+    def install(self, trainer: Trainer) -> None:
+        """Take over the signals. Does nothing if that has happened, or outside the main thread."""
+        if self._previous or threading.current_thread() is not threading.main_thread():
+            return
+        self._trainer, self._received, self._agreed = trainer, None, None
+        self._at_steps = self._stepped = self._said = False
+        # Lightning would replace these handlers by ones that broadcast to other ranks, and save, in mid-step
+        trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
+        environment = trainer._accelerator_connector.cluster_environment
+        requeue = environment.requeue_signal if isinstance(environment, SLURMEnvironment) else None
+        for number in dict.fromkeys((*SIGNALS, *([] if requeue is None else [requeue]))):
+            handler = signal.getsignal(number)
+            if handler not in (signal.SIG_IGN, None):
+                self._previous[number] = signal.signal(number, self._handle)
+
+    def restore(self) -> None:
+        """Put the former handlers back."""
+        while self._previous:
+            number, handler = self._previous.popitem()
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        assert self._trainer is not None
+        again, waited = self._received is not None, time.monotonic() - self._received_at
+        self._received, self._received_at = self._received or number, time.monotonic()
+        if _is_child(self._trainer) and not self._at_steps:
+            if again:
+                raise Stopped(self._status(number))
+            os.kill(os.getppid(), number)  # the first rank ends them all
+        elif again:
+            if waited > SAME:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+        elif not self._at_steps:
+            if launcher := self._trainer.strategy.launcher:
+                launcher.kill(number)
+            raise Stopped(self._status(number))
+
+    def _status(self, number: int) -> int:
+        # Lightning kills the first rank when a rank that it has started ends with another status
+        return 0 if self._trainer is not None and _is_child(self._trainer) else 128 + number
+
+    # -- Lightning's hooks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take over the signals, if the command line has not."""
+        self.install(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """From the first step on, wait for a step's end."""
+        self._at_steps = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop here, unless a validation or an epoch's end follows."""
+        self._stepped = True
+        if self._agree(trainer) and not _ends_epoch(trainer, batch_idx) and not _validates(trainer, batch_idx):
+            self._save_and_stop(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop after the validation that followed the step, unless the epoch's end follows."""
+        if self._agreed and not trainer.sanity_checking and not _ends_epoch(trainer, trainer.fit_loop.batch_idx):
+            self._save_and_stop(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop after the epoch's end, which is saved. The end of training is not far."""
+        if self._agree(trainer) and not _ends_training(trainer):
+            self._stop(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing is left to lose."""
+        self._at_steps = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say what happened and how to go on, and let go of the signals."""
+        if isinstance(exception, Stopped):
+            self.say(trainer)
+        self.restore()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the signals."""
+        self.restore()
+
+    # -- the stop
+
+    def _agree(self, trainer: Trainer) -> bool:
+        """Whether a rank was told to stop; alike on every rank."""
+        number = self._received or 0
+        if trainer.world_size > 1:
+            shared = torch.tensor(number, device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(shared, reduce_op="max"))
+        self._agreed = number or None
+        return bool(number)
+
+    def _save_and_stop(self, trainer: Trainer) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RunCheckpoint) and trainer.global_step % (callback.every_n_steps or FAR):
+                callback._save(trainer)  # what was due is saved already
+        self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        assert self._agreed is not None
+        raise Stopped(self._status(self._agreed))
+
+    def say(self, trainer: Trainer) -> None:
+        """One line: what stopped the run, where it stands, and the command that continues it."""
+        number = self._agreed or self._received
+        if number is None or self._said or not trainer.is_global_zero:
+            return
+        self._said = True
+        name = signal.Signals(number).name
+        if not self._stepped:
+            log.warning("stopped by %s before anything was trained: the same command begins again", name)
+            return
+        last = Path(trainer.default_root_dir) / FOLDER / LAST
+        where = f"after step {trainer.global_step}" if self._at_steps else "after training"
+        how = "" if self.command is None else f". Continue with: {continuing(self.command, last)}"
+        log.warning("stopped by %s %s, saved in %s%s", name, where, last, how)
+
+
+FAR = sys.maxsize
+
+
+def continuing(command: Sequence[str], checkpoint: Path) -> str:
+    """The command line that continues a run.
+
+    Args:
+        command: ``sys.argv`` of the run.
+        checkpoint: From which.
+    """
+    program, *words = command
+    name = Path(program).name
+    if name == "__main__.py":
+        start = ["python", "-m", Path(program).parent.name]
+    else:
+        start = ["python", program] if name.endswith(".py") else [name]
+    kept, skip = [], False
+    for word in words:
+        if not skip and not word.startswith("--ckpt_path"):
+            kept.append(word)
+        skip = word == "--ckpt_path"
+    return shlex.join([*start, *kept, "--ckpt_path", str(checkpoint)])
+
+
+def _is_child(trainer: Trainer) -> bool:
+    """Whether Lightning started this process as a further rank."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return isinstance(environment, LightningEnvironment) and environment.local_rank() != 0
+
+
+def _nothing() -> None:
+    pass

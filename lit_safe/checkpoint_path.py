@@ -1,0 +1,43 @@
+"""What ``--ckpt_path`` means."""
+
+from pathlib import Path
+
+from lit_safe.checkpoints import BEST, FOLDER, LAST
+
+NAMES = {"last": LAST, "best": BEST}
+"""Words for files in a run folder's ``checkpoints/``."""
+
+
+def resolve_checkpoint(typed: str, run: Path) -> str:
+    """Find the file that ``--ckpt_path`` names.
+
+    Args:
+        typed: ``last``, ``best`` or a path.
+        run: The run folder, whose checkpoints the two words mean.
+
+    Returns:
+        The path of a file that exists.
+
+    Raises:
+        FileNotFoundError: If there is none. The message is one line, with what lies there instead.
+        ValueError: For what Lightning would look up elsewhere: an address, ``hpc``, a registry.
+    """
+    if "://" in typed or typed == "hpc" or typed.partition(":")[0] == "registry":
+        raise ValueError(f"--ckpt_path {typed}: checkpoints are read from local files alone; download it and name it")
+    path = run / FOLDER / NAMES[typed] if typed in NAMES else Path(typed)
+    if path.is_file():
+        return str(path)
+    if path.is_dir():
+        raise FileNotFoundError(f"--ckpt_path {typed}: {path} is a folder{_there(path)}")
+    word = "" if typed not in NAMES else f"--ckpt_path {typed}: "
+    raise FileNotFoundError(f"{word}there is no {path}{_there(path.parent)}")
+
+
+def _there(folder: Path) -> str:
+    """What one could have meant, in the folder or its ``checkpoints/``."""
+    if not folder.is_dir():
+        return f" (nor a folder {folder})"
+    found = sorted({*folder.glob("*.ckpt"), *folder.glob(f"{FOLDER}/*.ckpt")})
+    if not found:
+        return " (no checkpoint lies there)"
+    return f"; there is {', '.join(str(path.relative_to(folder)) for path in found)}"

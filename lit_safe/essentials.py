@@ -1,0 +1,64 @@
+"""What no run can do without, whatever a YAML file lists: folder, checkpoints, loggers, announcement, signals."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lightning import Callback
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers import Logger
+
+from lit_safe.callbacks.announce import Announce
+from lit_safe.callbacks.progress import Progress
+from lit_safe.callbacks.run_folder import RunFolder
+from lit_safe.callbacks.signals import StopOnSignal
+from lit_safe.loggers.metrics_csv import MetricsCSV
+from lit_safe.loggers.tensorboard import TensorBoardRun
+
+
+def with_essentials(config: dict[str, Any], configured: Iterable[Callback]) -> dict[str, Any]:
+    """Add to a trainer's arguments the callbacks and loggers that every run has.
+
+    A user's list adds to them. A callback or logger of the same class in it takes the place of ours.
+
+    Args:
+        config: Arguments of ``Trainer``. ``logger: false`` and ``enable_progress_bar: false`` are kept.
+        configured: Callbacks that have a group of options of their own.
+
+    Returns:
+        Other arguments, with the lists complete.
+
+    Raises:
+        ValueError: If ``enable_checkpointing`` is false.
+    """
+    if config.get("enable_checkpointing") is False:
+        raise ValueError("a run needs its checkpoints: leave trainer.enable_checkpointing out")
+    users: list[Callback] = _listed(config.get("callbacks"))
+    shows = config.get("enable_progress_bar") is not False
+    if not shows:
+        users = [callback for callback in users if not isinstance(callback, Progress)]
+    kept = [callback for callback in configured if shows or not isinstance(callback, Progress)]
+    # a progress bar goes before what others say at its end, and all others before the checkpoint
+    bars = [callback for callback in kept if isinstance(callback, Progress)]
+    if any(isinstance(callback, ProgressBar) for callback in users):
+        bars = []
+    others = [callback for callback in kept if not isinstance(callback, Progress)]
+    first = _missing([RunFolder(), *bars, Announce()], users)
+    last = _missing([*others, StopOnSignal()], users)
+    return {**config, "callbacks": [*first, *users, *last], "logger": _loggers(config.get("logger"))}
+
+
+def _loggers(typed: Any) -> Any:
+    if typed is False:
+        return False
+    users: list[Logger] = [] if typed is True else _listed(typed)
+    return [*_missing([TensorBoardRun(), MetricsCSV()], users), *users]
+
+
+def _missing(ours: Sequence[Any], users: Sequence[Any]) -> list[Any]:
+    return [one for one in ours if not any(isinstance(other, type(one)) for other in users)]
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
