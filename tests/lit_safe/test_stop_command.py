@@ -20,11 +20,11 @@ import os, signal
 from lightning import Callback
 
 class Sender(Callback):
-    def __init__(self, hook: str, rank: int = 0, number: int = 15) -> None:
-        self.rank, self.number = rank, number
+    def __init__(self, hook: str, step: int, rank: int = 0, number: int = 15) -> None:
+        self.step, self.rank, self.number = step, rank, number
         setattr(self, hook, self._send)
     def _send(self, trainer, *args):
-        if trainer.global_rank == self.rank and trainer.global_step < 2:
+        if trainer.global_rank == self.rank and trainer.global_step == self.step:
             self.rank = -1
             os.kill(os.getpid(), self.number)
 """
@@ -69,8 +69,15 @@ TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 def test_a_rank_told_to_stop_stops_them_all_and_the_command_it_names_finishes_the_run(
     ranks: tuple[str, ...], rank: int, number: int, folder: Path
 ) -> None:
-    sender = ["--trainer.callbacks+=sender.Sender", "--trainer.callbacks.hook", "on_before_zero_grad"]
-    sender += ["--trainer.callbacks.rank", str(rank), "--trainer.callbacks.number", str(number)]
+    sender = ["--trainer.callbacks+=sender.Sender", "--trainer.callbacks.hook", "on_train_batch_start"]
+    sender += [
+        "--trainer.callbacks.step",
+        "1",
+        "--trainer.callbacks.rank",
+        str(rank),
+        "--trainer.callbacks.number",
+        str(number),
+    ]
     status, errors = finish(start(folder, *ranks, *sender))
     assert status == 128 + number, errors
     [line] = [line for line in errors.splitlines() if "stopped by" in line]
@@ -90,7 +97,8 @@ def test_a_rank_told_to_stop_stops_them_all_and_the_command_it_names_finishes_th
 @pytest.mark.parametrize(("ranks", "rank"), [((), 0), (TWO, 0), (TWO, 1)])
 def test_before_the_first_step_all_ranks_end_at_once(ranks: tuple[str, ...], rank: int, folder: Path) -> None:
     sender = ["--trainer.callbacks+=sender.Sender", "--trainer.callbacks.hook", "on_train_start"]
-    status, errors = finish(start(folder, *ranks, *sender, "--trainer.callbacks.rank", str(rank)))
+    sender += ["--trainer.callbacks.step", "0", "--trainer.callbacks.rank", str(rank)]
+    status, errors = finish(start(folder, *ranks, *sender))
     assert status == 143, errors
     assert errors.count("the same command begins again") == 1
     assert not (folder / "runs").exists()
