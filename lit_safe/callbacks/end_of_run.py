@@ -22,6 +22,14 @@ class ActsAfterTraining(Protocol):
         """Whether there is something to do."""
 
 
+@runtime_checkable
+class HearsOfTheEnd(Protocol):
+    """A callback that wants to know when the last checkpoint is saved."""
+
+    def end_saved(self, trainer: Trainer) -> None:
+        """Called once the end of training is saved, before anything else is done with what was trained."""
+
+
 class Owner(Protocol):
     """The checkpoint callback that ``FirstInLine`` speaks for."""
 
@@ -76,6 +84,9 @@ class FirstInLine(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was trained, before anything that may fail."""
         self.owner.save_end(trainer)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, HearsOfTheEnd):
+                callback.end_saved(trainer)
 
 
 def nothing_to_train(trainer: Trainer) -> bool:

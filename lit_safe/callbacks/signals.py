@@ -136,9 +136,11 @@ class StopOnSignal(Checkpoint):
         if self._agree(trainer) and not _ends_training(trainer):
             self._stop(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing is left to lose."""
+    def end_saved(self, trainer: Trainer) -> None:
+        """Stop before the evaluation of what was trained: nothing is left to lose, and a resumed run makes it."""
         self._at_steps = False
+        if self._agreed:
+            self._stop(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what happened and how to go on, and let go of the signals."""

@@ -199,3 +199,18 @@ def test_the_command_that_continues_names_the_checkpoint_once(argv: list[str], c
     assert continuing(argv, Path("runs/x/checkpoints/last.ckpt")) == (
         f"{command} --ckpt_path runs/x/checkpoints/last.ckpt"
     )
+
+
+def test_after_training_it_ends_before_the_evaluation_and_the_end_is_saved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Evaluates(Callback):
+        def on_train_end(self, *args: Any) -> None:
+            raise AssertionError("went on")
+
+    sends = Sends("on_train_epoch_end", signal.SIGTERM)
+    with pytest.raises(Stopped):
+        trainer(tmp_path / "run", sends, Evaluates(), max_epochs=1).fit(Line(), BATCHES, BATCHES)
+    assert "stopped by SIGTERM after training, saved in" in caplog.text
+    stored = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert stored["callbacks"]["RunCheckpoint"]["ended"]
