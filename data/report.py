@@ -78,7 +78,7 @@ class PreparationReport:
 
     @property
     def safe_dpo(self) -> dict[str, int]:
-        """What SafeDPO's transform does to the kept pairs of known safety (arXiv:2505.20065, eq. 10)."""
+        """What SafeDPO's transform does to the kept pairs of known safety (arXiv:2505.20065v2, T in eq. 11)."""
         keep = self.strata["safe/safe"] + self.strata["safe/unsafe"]
         return {"keep": keep, "swap": self.strata["unsafe/safe"], "drop": self.strata["unsafe/unsafe"]}
 

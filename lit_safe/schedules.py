@@ -13,6 +13,14 @@ class Schedule(Protocol):
         """The factor, >= 0."""
 
 
+def _check(**shares: float) -> None:
+    """Refuse a warm-up outside [0, 1) or a final factor outside [0, 1]."""
+    for name, value in shares.items():
+        whole = name == "final"
+        if not (0 <= value < 1 or (whole and value == 1)):
+            raise ValueError(f"{name} must lie in [0, 1{']' if whole else ')'}, got {value}")
+
+
 def _warmup(step: int, total: int, ratio: float) -> tuple[float, float]:
     """(factor of a linear warm-up, progress in [0, 1] through what follows it)."""
     steps = math.ceil(ratio * total)
@@ -25,9 +33,15 @@ class Constant:
 
     Args:
         warmup_ratio: Share of all optimizer steps spent warming up, in [0, 1).
+
+    Raises:
+        ValueError: If it lies outside its range.
     """
 
     warmup_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(warmup_ratio=self.warmup_ratio)
 
     def __call__(self, step: int, total: int) -> float:
         """The factor, >= 0."""
@@ -40,13 +54,13 @@ class Cosine:
 
     Args:
         warmup_ratio: Share of all optimizer steps spent warming up, in [0, 1).
-        final: Factor at the end. At 0 the policy freezes before a multiplier that still moves; a run with a dual step
-            keeps some, e.g. 0.1.
+        final: Factor at the end, in [0, 1]. At 0 the policy freezes before a multiplier that still moves; a run with a
+            dual step keeps some, e.g. 0.1.
         until: Share, in (0, 1], of the steps after the warm-up at which ``final`` is reached; it stays there. A run
             with a dual step ends nearer to its limit if the multiplier still moves once the policy has calmed down.
 
     Raises:
-        ValueError: If ``until`` lies outside its range.
+        ValueError: If an argument lies outside its range.
     """
 
     warmup_ratio: float = 0.03
@@ -54,6 +68,7 @@ class Cosine:
     until: float = 1.0
 
     def __post_init__(self) -> None:
+        _check(warmup_ratio=self.warmup_ratio, final=self.final)
         if not 0 < self.until <= 1:
             raise ValueError(f"until must lie in (0, 1], got {self.until}")
 
@@ -69,11 +84,17 @@ class Linear:
 
     Args:
         warmup_ratio: Share of all optimizer steps spent warming up, in [0, 1).
-        final: Factor at the end.
+        final: Factor at the end, in [0, 1].
+
+    Raises:
+        ValueError: If an argument lies outside its range.
     """
 
     warmup_ratio: float = 0.0
     final: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(warmup_ratio=self.warmup_ratio, final=self.final)
 
     def __call__(self, step: int, total: int) -> float:
         """The factor, >= 0."""

@@ -4,7 +4,7 @@ Letters: P prompts (uniform), K cells of the response partition, C cost constrai
 cell is all malformed text together, every other cell one well-formed response. Log-probs are nats and a row of them
 sums to one in probability; -inf is a cell never written. Rewards are Bradley-Terry nats, a cost > 0 is unsafe.
 
-Equation numbers: C-DPO is Liu, Sun & Zheng 2024, arXiv:2403.02475; SafeDPO is Kim et al. 2025, arXiv:2505.20065.
+Equation numbers: C-DPO is Liu, Sun & Zheng 2024, arXiv:2403.02475; SafeDPO is Kim et al. 2025, arXiv:2505.20065v2.
 """
 
 from typing import NamedTuple

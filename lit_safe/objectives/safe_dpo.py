@@ -1,6 +1,6 @@
 """SafeDPO: DPO on re-ordered pairs with an offset between a safe and an unsafe response.
 
-Kim et al. 2025, arXiv:2505.20065, whose equation numbers are used.
+Kim et al. 2025, arXiv:2505.20065v2 of 4 March 2026, whose equation numbers are used (version 1 has others).
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class SafeDPO:
         return ("flags",) if self.labels == "ordered" else ("reward", "flags")
 
     def keeps(self, label: Annotation) -> Tensor:
-        """[B] bool: all but the pairs of two unsafe responses, which the paper's T leaves out of the data (eq. 10)."""
+        """[B] bool: all but the pairs of two unsafe responses, which the paper's T leaves out of the data (eq. 11)."""
         return ~(label.unsafe.chosen & label.unsafe.rejected)
 
     def __call__(self, logratio: Pair, label: Annotation, multiplier: Tensor) -> Scored:

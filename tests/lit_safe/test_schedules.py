@@ -1,5 +1,8 @@
 """Learning-rate factors at the start, at the end, and between."""
 
+import math
+from typing import Any
+
 import pytest
 
 from lit_safe.schedules import Constant, Cosine, Linear
@@ -30,3 +33,17 @@ def test_a_cosine_may_end_early_and_stay() -> None:
     assert schedule(50, 100) == schedule(99, 100) == pytest.approx(0.1)
     with pytest.raises(ValueError, match="until"):
         Cosine(until=0.0)
+
+
+@pytest.mark.parametrize("kind", [Constant, Cosine, Linear])
+@pytest.mark.parametrize("ratio", [-0.1, 1.0, 10.0, math.nan])
+def test_a_warm_up_outside_its_range_is_refused(kind: Any, ratio: float) -> None:
+    with pytest.raises(ValueError, match=r"warmup_ratio must lie in \[0, 1\), got"):
+        kind(warmup_ratio=ratio)
+
+
+@pytest.mark.parametrize("kind", [Cosine, Linear])
+@pytest.mark.parametrize("final", [-0.1, 1.5, math.inf, math.nan])
+def test_a_final_factor_outside_its_range_is_refused(kind: Any, final: float) -> None:
+    with pytest.raises(ValueError, match=r"final must lie in \[0, 1\], got"):
+        kind(final=final)
