@@ -64,6 +64,8 @@ class DualAscent(Callback):
             way there along, which in a run of few epochs is most of it. Its own cost is estimated at the end, as
             ``dual/shipped_cost``.
         seed: Of the estimator's draws.
+        show_samples: How many of the responses that were scored TensorBoard shows after each estimate (8 at most);
+            safety data makes offensive ones likely.
 
     Raises:
         ValueError: If an argument lies outside its range, or ``lr`` > 0 has no estimator.
@@ -81,6 +83,7 @@ class DualAscent(Callback):
         freeze_last_epochs: int = 0,
         ship: Ship = "last",
         seed: int = 0,
+        show_samples: int = 0,
     ) -> None:
         super().__init__()
         self.limit = torch.tensor(limit, dtype=torch.float64)
@@ -108,6 +111,7 @@ class DualAscent(Callback):
         self.freeze_last_epochs = freeze_last_epochs
         self.ship = ship
         self.seed = seed
+        self.show_samples = show_samples
         self.average = IterateAverage()
         self.standing: Standing | None = None
         self.bounds = BoundWatch()
@@ -267,7 +271,7 @@ class DualAscent(Callback):
             cost, limit = estimate.mean.double(), self.limit
             self.bounds.see(suffixes(trainer, before), before, module.multiplier.cpu(), cost, limit, self.maximum)
         publish(trainer, {**self._measured(trainer, module, estimate), **named("dual/lr", lr, trainer)})
-        show(trainer, estimate.samples)
+        show(trainer, estimate.samples[: self.show_samples])
 
     def _measured(self, trainer: Trainer, module: PreferenceAlignment, estimate: CostEstimate) -> dict[str, float]:
         assert self.standing is not None

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
+from lit_safe.quiet import device_of
 from lit_safe.types import IGNORE, PackedSequences, PairModel
 
 TEXTS = (
@@ -48,7 +50,7 @@ def compare_folder(pair: PairModel, folder: Path, held_out: PackedSequences | No
     8 sqrt(2 L + 1) u (1 + largest logit) nats a token.
 
     Args:
-        pair: The loaded policy, in evaluation mode. Its weights are cast in place.
+        pair: The loaded policy, in evaluation mode; both are compared where it lies. Its weights are cast in place.
         folder: A whole model, or an adapter alone.
         held_out: More to compare on.
     """
@@ -56,10 +58,12 @@ def compare_folder(pair: PairModel, folder: Path, held_out: PackedSequences | No
     dtype = max((p.dtype for p in pair.parameters()), key=lambda one: one.itemsize)
     dtype = torch.promote_types(dtype, torch.float32)
     pair.to(dtype)
-    model = _read(pair, folder).to(dtype).eval()
+    device = device_of(pair)
+    model = _read(pair, folder).to(device, dtype).eval()
     config = model.config.get_text_config()
     gap = largest = 0.0
     for sequences in [fixed(pair.load_tokenizer(), config), *([] if held_out is None else [held_out])]:
+        sequences = move_data_to_device(sequences, device)
         with torch.no_grad():
             ours_N = pair.policy_logp(sequences).double()
         theirs_N, logit = plain_logp(model, sequences)

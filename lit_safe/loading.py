@@ -55,8 +55,8 @@ def load_checkpoint(module: StepModule, path: str) -> dict[str, Any]:
         ValueError: If the checkpoint holds no policy, or one that was trained from other weights.
     """
     checkpoint = checkpoints.load_checkpoint(path)
-    stored = checkpoints.shipped(checkpoint)
-    policy = {name.removeprefix(POLICY): value for name, value in stored.items() if name.startswith(POLICY)}
+    state = checkpoint["state_dict"] = checkpoints.shipped(checkpoint)
+    policy = {name.removeprefix(POLICY): value for name, value in state.items() if name.startswith(POLICY)}
     if not policy:
         raise ValueError(f"{path} is no checkpoint of ours: it holds no weights named {POLICY}*")
     assert isinstance(module.pair, nn.Module)

@@ -15,6 +15,7 @@ from lit_safe.commands.fit_scorer import TrainableScorer, fit_scorer
 from lit_safe.dual import DualAscent
 from lit_safe.evaluation import Evaluation, evaluate
 from lit_safe.module import PreferenceAlignment
+from lit_safe.ranks import failing_together, of_first_rank
 from lit_safe.report.contents import Work, contents, log_hparams, say, write
 from lit_safe.types import CostFunction, PackedBatch
 
@@ -176,11 +177,13 @@ class BeforeAfter(Callback):
             return
         assert isinstance(self.cost, TrainableScorer)
         self._fitted = True
-        failed = torch.zeros(1)
-        if trainer.is_global_zero:  # the other ranks read what it wrote
-            log.info("fitting %s to the train split", type(self.cost).__name__)
-            failed += fit_scorer(_data(trainer), scorer=self.cost)
-        if int(trainer.strategy.broadcast(failed)):
+        failed = 0
+        with failing_together():
+            if trainer.is_global_zero:  # the other ranks read what it wrote
+                log.info("fitting %s to the train split", type(self.cost).__name__)
+                failed = fit_scorer(_data(trainer), scorer=self.cost, device=str(trainer.strategy.root_device))
+            failed = of_first_rank(failed)
+        if failed:
             self.cost = None
             self.notes.append(
                 "The scorer ranks held-out responses no better than it must to be used, so no share of unsafe "
@@ -190,21 +193,20 @@ class BeforeAfter(Callback):
     def _evaluate(self, trainer: Trainer, module: PreferenceAlignment, when: str) -> Evaluation:
         if trainer.is_global_zero:
             log.info("evaluating %s", when)
-        with trainer.precision_plugin.forward_context():
-            return evaluate(
-                module,
-                _data(trainer),
-                cost=self.cost,
-                pairs=self.pairs,
-                prompts=self.prompts,
-                samples_per_prompt=self.samples_per_prompt,
-                max_new_tokens=self.max_new_tokens,
-                batch_size=self.batch_size,
-                seed=self.seed,
-                keep_samples=self.show_samples,
-                earlier=self._before,
-                untouched=self._before is None,
-            )
+        return evaluate(
+            module,
+            _data(trainer),
+            cost=self.cost,
+            pairs=self.pairs,
+            prompts=self.prompts,
+            samples_per_prompt=self.samples_per_prompt,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            keep_samples=self.show_samples,
+            earlier=self._before,
+            untouched=self._before is None,
+        )
 
     @staticmethod
     def _log(trainer: Trainer, evaluation: Evaluation) -> None:

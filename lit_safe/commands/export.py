@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lit_safe.checkpoints import load_checkpoint
 from lit_safe.folder_check import compare_folder, first
+from lit_safe.hashing import hash64
+from lit_safe.loading import load_checkpoint, make_ready
 from lit_safe.model_card import model_card
+from lit_safe.quiet import quiet
 from lit_safe.stepping import StepModule
 from lit_safe.types import PackedSequences
 
@@ -22,6 +24,7 @@ def export(
     out: str,
     adapter_only: bool = False,
     check_pairs: int = 4,
+    device: str = "auto",
 ) -> int:
     """Write a checkpoint's policy as a Hugging Face folder (safetensors) with a model card, and check its log-probs.
 
@@ -35,31 +38,30 @@ def export(
         out: Folder to write; one that exists and is not empty is refused.
         adapter_only: Write the LoRA adapter alone instead of merging it.
         check_pairs: Held-out pairs to compare on, beside the fixed texts; 0 asks for none.
+        device: Where to compare: auto (the accelerator where there is one), cpu, cuda, cuda:1 or mps.
 
     Returns:
         The exit status: 0, or 1 if the exported log-probs differ.
 
     Raises:
         FileExistsError: If ``out`` is not empty.
+        ValueError: If the device is not there.
     """
     folder = Path(out)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{out} exists and is not empty: name another folder, or delete it first")
-    data.setup("validate")  # before anything is written
+    make_ready(module, data, device)  # and the data, before anything is written
     held_out = _held_out(data, 2 * check_pairs) if check_pairs else None
-    module.take_stop_tokens(data)
-    module.configure_model()
-    module.eval()  # an adapter's dropout would score the checkpoint's log-probs at random
-    checkpoint = load_checkpoint(ckpt_path)
-    module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"])
+    checkpoint = load_checkpoint(module, ckpt_path)
     draft = folder.absolute().parent / f".{folder.name}.unfinished"
     shutil.rmtree(draft, ignore_errors=True)  # of an export that was killed
     try:
         module.pair.save_pretrained(str(draft), adapter_only=adapter_only)
         card = model_card(module, data, checkpoint, Path(ckpt_path).absolute().parent.parent)
         (draft / "README.md").write_text(card, encoding="utf-8")
-        found = compare_folder(module.pair, draft, held_out)
+        # in evaluation mode: an adapter's dropout would score the checkpoint's log-probs at random
+        with quiet(module, hash64("export")):
+            found = compare_folder(module.pair, draft, held_out)
         seen = f"log-probs differ from the checkpoint's by {found.gap:.1e} nats a token, rounding by {found.bound:.1e}"
         if not found.same:
             log.error("%s is not written: %s at most. Please report this with the model's name.", folder, seen)

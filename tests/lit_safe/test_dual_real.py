@@ -76,7 +76,7 @@ def weights(cli: SafeCLI) -> dict[str, Any]:
 
 
 def test_rollouts_leave_no_trace_in_the_weights_and_their_curves_in_the_event_file(tmp_path: Path, fit: Any) -> None:
-    without, watched = weights(fit("without")), weights(fit("with", *ROLLOUT))
+    without, watched = weights(fit("without")), weights(fit("with", *ROLLOUT, "--dual.show_samples", "1"))
     assert without.keys() == watched.keys()
     assert all(torch.equal(without[name], watched[name]) for name in without)
 
@@ -89,10 +89,15 @@ def test_rollouts_leave_no_trace_in_the_weights_and_their_curves_in_the_event_fi
     assert len(steps) == 3
     assert all(e.value > 0 for name in ("kl", "entropy") for e in events.Scalars(f"drift/{name}_per_token"))
     assert "dual/samples/text_summary" in events.Tags()["tensors"]
+    texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("dual/samples/text_summary")]
+    assert [text.count("cost ") for text in texts] == [1, 1], "as many responses as were asked for, each epoch"
 
 
-def test_the_command_line_moves_the_multiplier(tmp_path: Path, fit: Any) -> None:
+def test_the_command_line_moves_the_multiplier_and_shows_no_response_unasked(tmp_path: Path, fit: Any) -> None:
     cli = fit("run", *ROLLOUT, "--dual.lr", "0.5", "--dual.limit", "-0.2")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert "dual/samples/text_summary" not in events.Tags()["tensors"]
     assert cli.model.multiplier > 0  # no text costs less than -0.1
     stored = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert stored["state_dict"]["multiplier"] == cli.model.multiplier

@@ -185,14 +185,14 @@ class Fitted(TableCost):
 def test_a_scorer_is_fitted_before_it_is_used_and_left_out_where_it_ranks_like_a_coin(tmp_path, monkeypatch, useful):
     calls = []
 
-    def fit_scorer(data, *, scorer):
-        calls.append(scorer)
+    def fit_scorer(data, *, scorer, device):
+        calls.append((scorer, device))
         return 0 if useful else 1
 
     monkeypatch.setattr("lit_safe.callbacks.before_after.fit_scorer", fit_scorer)
     scorer = Fitted(0.7)
     trainer(tmp_path / "run", BeforeAfter(scorer, fit_cost=True), max_epochs=1).fit(module(), HeldOut())
-    assert calls == [scorer]
+    assert calls == [(scorer, "cpu")], "fitted once, where the run computes"
     report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
     assert ("rollouts/unsafe" in report["metrics"]) is useful
     assert ("no share of unsafe" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")) is not useful
