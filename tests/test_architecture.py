@@ -38,6 +38,20 @@ def test_imports_point_one_way(path: Path) -> None:
     assert not foreign
 
 
+@pytest.mark.parametrize(
+    ("words", "alone"),
+    [
+        ("pair.generate(", "answers.py"),  # every response is drawn, scored and checked there
+        ("torch.distributed", "ranks.py"),  # ranks meet there, where an error on one ends all
+        (".forward_context(", "precision.py"),  # the run's precision, which lit_safe.quiet enters
+    ],
+)
+def test_one_file_has_what_every_pass_outside_a_step_needs(words: str, alone: str) -> None:
+    files = sorted((ROOT / "lit_safe").rglob("*.py"))
+    found = {path.name for path in files if words in path.read_text(encoding="utf-8")}
+    assert found == {alone}
+
+
 def test_the_types_load_without_lightning_or_transformers() -> None:
     code = "import sys, lit_safe.types; print(sorted({'lightning', 'transformers', 'datasets'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
