@@ -4,7 +4,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from data.schema import BadRow, Message, Response, Row, check_flag, check_text
-from data.sources.files import Record, Table
+from data.sources.files import Record
+from data.sources.tables import Rows, table
 from lit_safe.hashing import hash64
 from lit_safe.types import ResponsesFrom
 
@@ -16,7 +17,8 @@ class BeaverTails:
     and it is safe where that share is below one half. Each of ``categories`` becomes a score, the share who flagged it.
 
     Args:
-        path: Hub id, or a local file with the columns prompt, response, is_safe and category.
+        path: Hub id, or a local file with the columns prompt, response, is_safe and category; in Python also rows in
+            memory.
         split: Hub only: 30k_train, 30k_test, 330k_train or 330k_test.
         revision: Hub only: branch, tag or commit.
         pairs_per_prompt: At most this many pairs of one prompt, chosen by hash.
@@ -29,7 +31,7 @@ class BeaverTails:
 
     def __init__(
         self,
-        path: str = "PKU-Alignment/BeaverTails",
+        path: Rows = "PKU-Alignment/BeaverTails",
         split: str = "30k_train",
         revision: str | None = None,
         pairs_per_prompt: int = 2,
@@ -39,7 +41,7 @@ class BeaverTails:
     ) -> None:
         if pairs_per_prompt < 1:
             raise ValueError(f"pairs_per_prompt must be at least 1, got {pairs_per_prompt}")
-        self.table = Table(path, split, revision, config=config)
+        self.table = table(path, split, revision, config=config)
         self.pairs_per_prompt = pairs_per_prompt
         self.categories = tuple(categories)
         self.responses_from = responses_from

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 from data.schema import BadRow, Message, Response, Row, check_text
-from data.sources.files import Record, Table
+from data.sources.files import Record
+from data.sources.tables import Rows, table
 from lit_safe.types import ResponsesFrom
 
 ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -18,7 +19,7 @@ class HHRLHF:
     The turns that both transcripts share are the prompt, and what is left of each must be one answer.
 
     Args:
-        path: Hub id, or a local file with the columns chosen and rejected.
+        path: Hub id, or a local file with the columns chosen and rejected; in Python also rows in memory.
         split: Hub only: train or test.
         revision: Hub only: branch, tag or commit.
         data_dir: Hub only: harmless-base, helpful-base, helpful-online or helpful-rejection-sampled.
@@ -31,7 +32,7 @@ class HHRLHF:
 
     def __init__(
         self,
-        path: str = "Anthropic/hh-rlhf",
+        path: Rows = "Anthropic/hh-rlhf",
         split: str = "train",
         revision: str | None = None,
         data_dir: str | None = "harmless-base",
@@ -39,7 +40,7 @@ class HHRLHF:
         responses_from: ResponsesFrom = "model",
         config: str | None = None,
     ) -> None:
-        self.table = Table(path, split, revision, data_dir, config)
+        self.table = table(path, split, revision, data_dir, config=config)
         self.chosen_is = chosen_is
         self.responses_from = responses_from
 

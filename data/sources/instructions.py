@@ -4,15 +4,16 @@ from collections.abc import Iterator
 from typing import Literal
 
 from data.schema import BadRow, SftRow, Source, check_text
-from data.sources.files import Record, Table
+from data.sources.files import Record
 from data.sources.messages import prompt_of
+from data.sources.tables import Rows, table
 
 
 class Instructions:
     """Prompt and response columns: ``prompt``/``response``, Alpaca's ``instruction``/``input``/``output``, or others.
 
     Args:
-        path: A local JSONL, JSON, CSV or Parquet file, or a hub id.
+        path: A local JSONL, JSON, CSV or Parquet file, or a hub id; in Python also rows in memory.
         split: Hub only.
         revision: Hub only: branch, tag or commit.
         prompt: Column of the prompt: plain text or a list of turns.
@@ -25,7 +26,7 @@ class Instructions:
 
     def __init__(
         self,
-        path: str,
+        path: Rows,
         split: str = "train",
         revision: str | None = None,
         prompt: str = "prompt",
@@ -35,7 +36,7 @@ class Instructions:
         licence: str = "unknown",
         config: str | None = None,
     ) -> None:
-        self.table = Table(path, split, revision, config=config)
+        self.table = table(path, split, revision, config=config)
         self.prompt, self.input, self.response = prompt, input, response
         self.user_turn = user_turn
         self.licence = licence

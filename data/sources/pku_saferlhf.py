@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from data.schema import BadRow, Message, Response, Row, check_choice, check_flag, check_number, check_text
-from data.sources.files import Record, Table
+from data.sources.files import Record
+from data.sources.tables import Rows, table
 from lit_safe.types import ResponsesFrom
 
 
@@ -14,7 +15,7 @@ class PKUSafeRLHF:
     level becomes ``severity``, and each of ``categories`` a score 1 (flagged) or 0 under its own name.
 
     Args:
-        path: Hub id, or a local file with the same columns.
+        path: Hub id, or a local file with the same columns; in Python also rows in memory.
         split: Hub only.
         revision: Hub only: branch, tag or commit.
         categories: Harm categories to carry as scores, by their names in the dataset; each may become a constraint.
@@ -26,14 +27,14 @@ class PKUSafeRLHF:
 
     def __init__(
         self,
-        path: str = "PKU-Alignment/PKU-SafeRLHF",
+        path: Rows = "PKU-Alignment/PKU-SafeRLHF",
         split: str = "train",
         revision: str | None = None,
         categories: Sequence[str] = (),
         responses_from: ResponsesFrom = "model",
         config: str | None = None,
     ) -> None:
-        self.table = Table(path, split, revision, config=config)
+        self.table = table(path, split, revision, config=config)
         self.categories = tuple(categories)
         self.responses_from = responses_from
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from data.schema import BadRow, Row, check_choice, check_text
-from data.sources.files import Cell, Record, Table, number_of
+from data.sources.files import Cell, Record, number_of
 from data.sources.labels import LabelColumns
 from data.sources.messages import prompt_of
+from data.sources.tables import Rows, table
 from lit_safe.types import ResponsesFrom
 
 
@@ -16,7 +17,7 @@ class ScoredPairs:
     follows from the rewards or costs that the annotator reads from ``scores``.
 
     Args:
-        path: A local JSONL, JSON, CSV or Parquet file, or a hub id.
+        path: A local JSONL, JSON, CSV or Parquet file, or a hub id; in Python also rows in memory.
         split: Hub only.
         revision: Hub only: branch, tag or commit.
         prompt: Column of the prompt.
@@ -33,7 +34,7 @@ class ScoredPairs:
 
     def __init__(
         self,
-        path: str,
+        path: Rows,
         split: str = "train",
         revision: str | None = None,
         prompt: str = "prompt",
@@ -49,7 +50,7 @@ class ScoredPairs:
     ) -> None:
         if len(responses) != 2:
             raise ValueError(f"responses must name two columns, got {list(responses)}")
-        self.table = Table(path, split, revision, config=config)
+        self.table = table(path, split, revision, config=config)
         self.prompt, self.responses = prompt, tuple(responses)
         self.labels = LabelColumns(scores, safe)
         self.better, self.safer = better, safer

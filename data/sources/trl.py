@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from data.schema import BadRow, Message, Row, check_text
-from data.sources.files import Record, Table
+from data.sources.files import Record
 from data.sources.labels import LabelColumns
 from data.sources.messages import messages_of, prompt_of
+from data.sources.tables import Rows, table
 from lit_safe.types import ResponsesFrom
 
 
@@ -19,7 +20,7 @@ class TRL:
     no word is cut. Turns may also be spelt ``from``/``value``. An answer is one assistant turn.
 
     Args:
-        path: Hub id, or a local JSONL, JSON, CSV or Parquet file.
+        path: Hub id, or a local JSONL, JSON, CSV or Parquet file; in Python also rows in memory.
         split: Hub only.
         revision: Hub only: branch, tag or commit.
         data_dir: Hub only: the folder inside the repository that is the dataset.
@@ -39,7 +40,7 @@ class TRL:
 
     def __init__(
         self,
-        path: str,
+        path: Rows,
         split: str = "train",
         revision: str | None = None,
         data_dir: str | None = None,
@@ -55,7 +56,7 @@ class TRL:
         responses_from: ResponsesFrom = "unknown",
         config: str | None = None,
     ) -> None:
-        self.table = Table(path, split, revision, data_dir, config)
+        self.table = table(path, split, revision, data_dir, config=config)
         self.prompt, self.chosen, self.rejected = prompt, chosen, rejected
         self.chosen_is = chosen_is
         self.split_group = split_group

@@ -1,0 +1,38 @@
+"""A model that is in memory already, for use from Python."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import transformers
+
+from models.sources.source import Description
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A causal language model and its tokenizer, as ``from_pretrained`` returned them.
+
+    The policy is a copy: your model stays as it is. So the model is in memory once more.
+
+    Args:
+        model: The model. It may hold what was trained before; that is then the starting point and the reference.
+        tokenizer: Its tokenizer.
+        name: What reports and exports call the model; null takes the name in its config.
+        licence: Of the weights, for reports and exports.
+    """
+
+    model: transformers.PreTrainedModel
+    tokenizer: transformers.PreTrainedTokenizerBase
+    name: str | None = None
+    licence: str = "unknown"
+
+    def load_model(self) -> transformers.PreTrainedModel:
+        return copy.deepcopy(self.model).eval()
+
+    def load_tokenizer(self) -> transformers.PreTrainedTokenizerBase:
+        return copy.deepcopy(self.tokenizer)
+
+    def describe(self) -> Description:
+        return Description(self.name or self.model.config.name_or_path or "a model in memory", licence=self.licence)
