@@ -211,14 +211,15 @@ class ModelLimits(NamedTuple):
 
 
 class MemoryEstimate(NamedTuple):
-    """Bytes of a training step. The first four are exact for AdamW in the weights' own dtype, the last two rough."""
+    """Bytes of a training step. The first four are exact for AdamW in the weights' own dtype, the next two rough."""
 
     weights: int
     reference: int  # what is not shared with the policy
     gradients: int
     optimizer: int  # two moments for each trainable number
-    activations: int
+    activations: int  # of the layers that gradients flow through
     logits: int
+    buckets: int = 0  # copies of the gradients that several ranks send each other
 
     @property
     def total(self) -> int:

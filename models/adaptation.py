@@ -56,7 +56,7 @@ class LastLayers:
     head: bool = False
 
     def apply(self, model: transformers.PreTrainedModel) -> nn.Module:
-        layers = _layers(model)
+        layers = layers_of(model)
         if not 1 <= self.k <= len(layers):
             raise ValueError(f"k must be 1 to {len(layers)}, the layers of {type(model).__name__}; got {self.k}")
         model.requires_grad_(False)
@@ -152,7 +152,12 @@ def _adapted(model: nn.Module) -> list[str]:
     return sorted(names)
 
 
-def _layers(model: transformers.PreTrainedModel) -> nn.ModuleList:
+def layers_of(model: transformers.PreTrainedModel) -> nn.ModuleList:
+    """The decoder layers, first to last.
+
+    Raises:
+        ValueError: If the model does not hold them in one list.
+    """
     count = model.config.get_text_config().num_hidden_layers
     lists = [m for m in decoder_of(model).modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if not lists:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 
 from lit_safe.types import MemoryEstimate
+from models.adaptation import layers_of
 from models.backbone import Backbone
+from ops.sequence_logratio.slabs import BLOCK_BYTES
 
 
 def memory_estimate(
@@ -16,7 +19,7 @@ def memory_estimate(
     """Estimate one optimizer step.
 
     Args:
-        policy: The model that trains.
+        policy: The model that trains, on its device.
         reference: Parameters of the model it is compared with, some or all of which may be the policy's.
         tokens: Tokens in a micro-batch, padding included.
         scored: Response tokens among them.
@@ -29,16 +32,41 @@ def memory_estimate(
     size = own[0].element_size()
     # Korthikanti et al. 2022, arXiv:2205.05198, eq. 1 without attention scores: 17 numbers per token, layer and width
     layer = 17 * tokens * config.hidden_size * size
-    layers = config.num_hidden_layers
+    layers = _kept_layers(policy)
     kept = layers * tokens * config.hidden_size * size + layer if checkpointed else layers * layer
+    logits = 3 * 4 * scored * policy.head.weight_VD.shape[0]  # logits, softmax, gradient in fp32
+    if policy.backend != "reference":
+        # a block of each, a slab of the head in their type, and the slopes and gradient of hidden states in fp32
+        block = BLOCK_BYTES.get(policy.device.type, BLOCK_BYTES["cpu"])
+        logits = min(logits, 4 * block + 2 * 4 * scored * config.hidden_size)
     return MemoryEstimate(
         weights=_bytes(own),
         reference=_bytes(p for p in reference if id(p) not in shared),
         gradients=trained,
         optimizer=2 * trained,
         activations=kept,
-        logits=3 * 4 * scored * policy.head.weight_VD.shape[0],  # logits, softmax, gradient in fp32
+        logits=logits,
+        buckets=trained if _ranks() > 1 else 0,
     )
+
+
+def _kept_layers(policy: Backbone) -> int:
+    """Layers whose activations wait for the backward pass: those from the first that trains on."""
+    lm = policy.causal_lm
+    count: int = lm.config.get_text_config().num_hidden_layers
+    if any(p.requires_grad for p in lm.get_input_embeddings().parameters()):
+        return count
+    try:
+        layers = layers_of(lm)
+    except ValueError:
+        return count
+    frozen = [not any(p.requires_grad for p in layer.parameters()) for layer in layers]
+    return count - (frozen.index(False) if False in frozen else count)
+
+
+def _ranks() -> int:
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if ready else 1
 
 
 def _bytes(parameters: Iterable[nn.Parameter]) -> int:

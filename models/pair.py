@@ -23,6 +23,7 @@ from models.adapter import check_adapter
 from models.backbone import Backbone, Layout, no_dropout
 from models.digest import digest
 from models.export import eos_ids, save_pretrained
+from models.load_checks import check_tokens, say_router_loss
 from models.memory import memory_estimate
 from models.reference import FrozenCopy, OpenReference, Reference
 from models.response_tree import tree_logp
@@ -121,6 +122,8 @@ class PolicyReference(nn.Module):
         self._verified = {self._layout}
         if self.gradient_checkpointing:
             policy.checkpoint_activations()
+        say_router_loss(policy)
+        check_tokens(self.source, self.load_tokenizer, getattr(self.reference, "source", None))
         policy.train()  # models are read in evaluation mode, in which checkpointing is silently off
         self._open_reference = self.reference.attach(policy)
         self.policy = policy

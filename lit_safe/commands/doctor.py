@@ -68,12 +68,15 @@ def _examine(
     products = compute_dtype(device)
     dtype = next(module.parameters()).dtype if products == "weights" else getattr(torch, products)
     batch = _first_pairs(data, pairs, device)
+    needed = module.pair.memory_estimate(*data.largest_micro_batch)
+    if trainer is not None and trainer.world_size > 1:  # the doctor itself is one process
+        needed = needed._replace(buckets=needed.gradients)
     patient = Patient(
         module,
         batch if trainer is None else trainer.precision_plugin.convert_input(batch),
         data.stop_ids,
         TOLERANCE.get(dtype, 1e-3) if tolerance is None else tolerance,
-        module.pair.memory_estimate(*data.largest_micro_batch),
+        needed,
         _available(device),
         data,
         trainer,

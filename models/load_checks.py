@@ -1,0 +1,56 @@
+"""What is compared, and what is said, when a pair is loaded."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+
+import transformers
+
+from models.backbone import Backbone
+from models.sources import ModelSource
+
+log = logging.getLogger(__name__)
+
+
+def say_router_loss(policy: Backbone) -> None:
+    """Say where routers train: a mixture of experts has a loss of its own for them, which no objective here adds."""
+    share = getattr(policy.causal_lm.config.get_text_config(), "router_aux_loss_coef", None)
+    routers = [n for n, p in policy.named_parameters() if p.requires_grad and re.search(r"\.(gate|router)\.", n)]
+    if share and routers:
+        log.warning(
+            "%d routers train (%s, ...) without the load-balancing loss of their model (router_aux_loss_coef %g): no "
+            "objective here adds it. An adapter on attention layers alone leaves routers as they are.",
+            len(routers),
+            routers[0],
+            share,
+        )
+
+
+def check_tokens(
+    policy: ModelSource,
+    tokenizer: Callable[[], transformers.PreTrainedTokenizerBase],
+    reference: ModelSource | None,
+) -> None:
+    """Refuse a reference that reads other tokens: both models score one sequence of ids.
+
+    Args:
+        policy: Where the policy comes from.
+        tokenizer: Reads its tokenizer.
+        reference: Where the reference comes from; None for the policy itself.
+
+    Raises:
+        ValueError: Naming the first token that differs.
+    """
+    if reference is None or reference == policy:
+        return
+    mine, theirs = tokenizer().get_vocab(), reference.load_tokenizer().get_vocab()
+    apart = sorted({*mine.items()} ^ {*theirs.items()}, key=lambda item: (item[1], item[0]))
+    if apart:
+        token = apart[0][0]
+        raise ValueError(
+            f"the reference {reference.describe()} reads other tokens than the policy {policy.describe()}: {token!r} "
+            f"is number {mine.get(token)} of the policy's and {theirs.get(token)} of the reference's: use a reference "
+            "with the policy's tokenizer"
+        )
