@@ -58,10 +58,13 @@ def main() -> None:
         run("doctor", *common)
         run("fit", *mine)
         run("fit", *mine, *own, module=True)
+        (folder / "runs" / "own" / "report.md").unlink()
+        run("report", "runs/own")
         run("compare", "runs/mine", "runs/own")
         checkpoint = ["--ckpt_path", "runs/mine/checkpoints/last.ckpt"]
         run("export", *mine, *checkpoint, "--out", "exported")
-        for made in ("runs/mine/report.md", "runs/compare", "exported/model.safetensors", "exported/config.json"):
+        reports = ["runs/mine/report.md", "runs/own/report.md", "runs/compare"]
+        for made in (*reports, "exported/model.safetensors", "exported/config.json"):
             assert (folder / made).exists(), f"{made} was not written"
         more = {path.name for path in folder.iterdir()} - {"configs", "runs", "exported", "__pycache__"}
         assert more == {"pairs.jsonl", "my_objective.py", "mine.yaml"}, f"left behind: {more}"

@@ -25,6 +25,7 @@ OPTIONAL = {  # provider: module, package
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(peak_memory.missing() is not None, reason=str(peak_memory.missing()))
 def test_one_call_measures_every_mode_names_what_is_not_installed_and_writes(tmp_path):
     command = [

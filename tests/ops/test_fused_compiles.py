@@ -66,12 +66,14 @@ def test_sm_90_code_of_a_bare_head_multiplies_on_tensor_cores_and_spills_nothing
 
 @needs_that_triton
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_sm_90_code_of_every_form_multiplies_on_tensor_cores_and_spills_nothing(tmp_path):
     spills_nothing_on_sm_90(FORMS, ["bf16", "fp16"], [True, False], tmp_path)
 
 
 @needs_that_triton
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("capability", COMPILED, ids=str)
 def test_the_table_says_what_the_compiler_makes(capability, tmp_path):
     said = COMPILED[capability]
