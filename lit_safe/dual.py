@@ -43,13 +43,13 @@ class DualAscent(Callback):
     ``dual/stderr``, ``dual/violation`` (cost - limit), ``dual/unsafe`` (share of samples with a cost > 0),
     ``dual/effective`` (sample size), and what else the estimator measured.
 
-    Where each epoch brings the policy to its optimum, cost falls with the multiplier at the rate Var(cost) / beta
-    (variance among responses to one prompt): ``lr`` = beta / Var(cost) is then Newton's step, and from twice that on
-    the multiplier swings for ever.
+    ``lr`` = 1 / s is Newton's step, where s is how far the cost of a policy that has settled falls when the multiplier
+    rises by one; from twice that on the multiplier swings for ever. At the objective's optimum s = Var(cost) / beta
+    (variance among responses to one prompt). docs/constraints.md says how to measure s, and what to do short of that.
 
     Args:
         limit: Largest acceptable E[cost], in cost units; a list gives each constraint its own.
-        lr: Step size, nats per squared cost unit; 0 never moves the multiplier.
+        lr: Step size, nats per squared cost unit; 0 never moves the multiplier. A list gives each constraint its own.
         schedule: Factor on ``lr`` by the number of the step, constant by default. One that falls (Robbins and Monro
             1951) goes far while the multiplier is far off, and averages the estimator's noise once it is near.
         maximum: Upper end of the multiplier. At the default, one unit of cost outweighs 10 nats of reward, odds of

@@ -176,10 +176,21 @@ class PreferenceAlignment(StepModule):
             cache.save(path)
 
     def complete(self, item: Any) -> Any:
-        """A training item with its reference log-probs, called by the data module while its ids are on the host."""
+        """A training item with its reference log-probs, called by the data module while its ids are on the host.
+
+        Raises:
+            ValueError: If one was not scored before training; names a pair.
+        """
         if self.reference_cache is None or not self.trainer.training:
             return item
-        return [self.reference_cache.attach(batch) for batch in item]
+        batches = [self.reference_cache.attach(batch) for batch in item]
+        for batch in batches:
+            if batch.reference_logp is None:
+                raise ValueError(
+                    f"precompute_reference scored {len(self.reference_cache)} responses before training, and not all "
+                    f"of the micro-batch with pair {int(batch.pair_id[0])}: batches_of('train') leaves it out"
+                )
+        return batches
 
     def training_step(self, micro_batches: list[PackedBatch], batch_idx: int) -> None:
         """One optimizer step over all micro-batches, and what the anchor adds to it."""

@@ -3,12 +3,16 @@
 import hashlib
 import itertools
 import logging
+import math
 import os
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from filelock import FileLock
 from lightning.fabric.utilities import move_data_to_device
@@ -33,7 +37,12 @@ class ReferenceCache:
         self._known: dict[int, float] = {}
 
     def load(self, path: Path) -> None:
-        """Know what an earlier run has stored, if it has."""
+        """Know what an earlier run has stored, if it has.
+
+        Raises:
+            ValueError: If the file is damaged; names it. It is not made anew by itself: a run that is resumed must go
+                on with the log-probs that it trained on, and others may be using the file.
+        """
         with failing_together():
             self._known.update(_read(path))
         if len(self):
@@ -56,7 +65,11 @@ class ReferenceCache:
             self._known = of_first_rank(self._known)
 
     def fill(self, module: Aligned, batches: Iterable[PackedBatch]) -> None:
-        """Score every sequence of ``batches`` that is new; each rank brings as many batches of as many pairs."""
+        """Score every sequence of ``batches`` that is new; each rank brings as many batches of as many pairs.
+
+        Raises:
+            FloatingPointError: If the reference gives a log-prob that is not finite; names the pair.
+        """
         with quiet(module, seed=0) as device:
             for batch in progress(batches, "reference log-probs, batch"):
                 keys = _keys(batch.sequences)
@@ -64,6 +77,12 @@ class ReferenceCache:
                 if new:
                     sequences = select_sequences(batch.sequences, torch.tensor(list(new.values())))
                     logp_N = module.pair.reference_logp(move_data_to_device(sequences, device)).cpu().double()
+                    wrong = [
+                        n for n, logp in zip(new.values(), logp_N.tolist(), strict=True) if not math.isfinite(logp)
+                    ]
+                    if wrong:
+                        pair = int(batch.pair_id[wrong[0] // 2])
+                        raise FloatingPointError(f"the reference gives a response of pair {pair} no finite log-prob")
                     self._known.update(zip(new, logp_N.tolist(), strict=True))
                 # to every rank: later epochs deal the pairs out anew
                 logp_N = torch.tensor([self._known[key] for key in keys], dtype=torch.float64)
@@ -91,14 +110,30 @@ class ReferenceCache:
 def _read(path: Path) -> dict[int, float]:
     if not path.exists():
         return {}
-    with np.load(path, allow_pickle=False) as stored:
-        return dict(zip(stored["key"].tolist(), stored["logp"].tolist(), strict=True))
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            key_n, logp_n, digest = stored["key"], stored["logp"], stored["sha256"]
+        whole = bool(np.array_equal(digest, _digest(key_n, logp_n))) and bool(np.isfinite(logp_n).all())
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"{path}: this file of reference log-probs is damaged, or of an earlier version; delete it, and the next "
+            "run scores the reference again"
+        )
+    return dict(zip(key_n.tolist(), logp_n.tolist(), strict=True))
 
 
 def _write(path: Path, known: dict[int, float]) -> None:
     partial = path.with_name(f".{path.stem}-partial.npz")
-    np.savez(partial, key=np.array(list(known), np.int64), logp=np.array(list(known.values()), np.float64))
+    key_n, logp_n = np.array(list(known), np.int64), np.array(list(known.values()), np.float64)
+    np.savez(partial, key=key_n, logp=logp_n, sha256=_digest(key_n, logp_n))
     os.replace(partial, path)
+
+
+def _digest(key_n: npt.NDArray[np.int64], logp_n: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    content = hashlib.sha256(key_n.tobytes() + logp_n.tobytes())
+    return np.frombuffer(content.digest(), np.uint8)
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """Reference log-probs scored before training are those that training would have scored."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -108,6 +110,67 @@ def test_runs_that_store_at_the_same_moment_lose_nothing(tmp_path: Path) -> None
     assert len(everything) == 8001
     assert {cache._known[-1] for cache in caches} == {everything._known[-1]}
     assert all(cache._known[1000 * n] == n for n, cache in enumerate(caches))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+def change_a_number(path: Path) -> None:
+    """As a program would: the archive's own checksums are right."""
+    with np.load(path) as stored:
+        arrays = {name: stored[name].copy() for name in stored.files}
+    arrays["logp"][3] += 1
+    np.savez(path, **arrays)
+
+
+def forget_the_checksum(path: Path) -> None:
+    with np.load(path) as stored:
+        np.savez(path, key=stored["key"], logp=stored["logp"])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip,
+        change_a_number,
+        forget_the_checksum,
+        lambda path: path.write_bytes(path.read_bytes()[:-100]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"words"),
+    ],
+    ids=["byte", "number", "no checksum", "short", "empty", "foreign"],
+)
+def test_a_damaged_file_is_one_line_with_its_name(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    cache, path = ReferenceCache(), tmp_path / "kept.npz"
+    cache._known = {key: float(key) for key in range(50)}
+    cache.save(path)
+    ReferenceCache().load(path)
+    damage(path)
+    with pytest.raises(
+        ValueError, match=r"kept\.npz: this file of reference log-probs is damaged.*delete it"
+    ) as caught:
+        ReferenceCache().load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_log_prob_that_is_not_finite_is_never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = aligned()
+    module.configure_model()
+    (batch,) = next(iter(set_up(pairs(pairs_per_step=1)).train_dataloader()))
+    monkeypatch.setattr(module.pair, "reference_logp", lambda s: torch.full((len(s.cu_seqlens) - 1,), torch.nan))
+    with pytest.raises(FloatingPointError, match=f"a response of pair {int(batch.pair_id[0])} no finite log-prob"):
+        ReferenceCache().fill(module, [batch])
+
+
+def test_a_training_pair_that_was_not_scored_before_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pairs(Fruit(), pairs_per_step=5, micro_batch_pairs=2, eval_batch_pairs=3, duplicates="keep")
+    plain = data.batches_of
+    monkeypatch.setattr(data, "batches_of", lambda split: list(plain(split))[:-1])
+    with pytest.raises(ValueError, match=r"not all of the micro-batch with pair .*batches_of\('train'\) leaves it out"):
+        trainer(tmp_path, max_epochs=1).fit(aligned(precompute_reference=True), data)
 
 
 def test_a_folder_without_anything_to_keep_is_refused() -> None:
