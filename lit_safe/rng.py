@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def isolated(seed: int) -> Iterator[None]:
-    """Seed torch (CPU and the current CUDA device), NumPy and ``random`` for a block, and restore them after it.
+    """Seed torch (CPU and the current GPU), NumPy and ``random`` for a block, and restore them after it.
 
     Args:
         seed: Any integer >= 0, usually ``hash64`` of what the block is for.
@@ -18,7 +18,7 @@ def isolated(seed: int) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     # a process of ours computes on one device; saving the others' states would open a context on each of them
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), _apples_gpu(seed):
         torch.random.default_generator.manual_seed(seed)
         if devices:
             torch.cuda.manual_seed(seed)
@@ -29,3 +29,17 @@ def isolated(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+@contextmanager
+def _apples_gpu(seed: int) -> Iterator[None]:
+    """The same for the one generator of an Apple GPU, which ``fork_rng`` does not know."""
+    if not torch.backends.mps.is_available():
+        yield
+        return
+    state = torch.mps.get_rng_state()
+    torch.mps.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.mps.set_rng_state(state)

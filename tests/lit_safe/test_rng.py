@@ -43,3 +43,18 @@ def test_an_error_in_a_block_restores_too() -> None:
     with pytest.raises(KeyError), isolated(0):
         {}[draws()]
     assert draws() == expected
+
+
+def test_the_generator_of_an_apple_gpu_is_seeded_and_put_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(5)  # in the place of the GPU's own
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", generator.get_state)
+    monkeypatch.setattr(torch.mps, "set_rng_state", generator.set_state)
+    monkeypatch.setattr(torch.mps, "manual_seed", generator.manual_seed)
+    inside = []
+    before = generator.get_state()
+    for _ in range(2):
+        with isolated(7):
+            inside.append(torch.rand((), generator=generator).item())
+    assert inside[0] == inside[1]
+    assert torch.equal(generator.get_state(), before)
