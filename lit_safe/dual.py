@@ -39,9 +39,10 @@ class DualAscent(Callback):
     estimated and logged, so that every objective's run draws the same curves.
 
     Logged at each epoch's last optimizer step, with a suffix ``_<constraint>`` where there are several:
-    ``dual/multiplier`` (after the step; its start value at step 0), ``dual/lr`` (0 without a step), ``dual/cost``,
-    ``dual/stderr``, ``dual/violation`` (cost - limit), ``dual/unsafe`` (share of samples with a cost > 0),
-    ``dual/effective`` (sample size), and what else the estimator measured.
+    ``dual/multiplier`` (after the step; its start value at step 0; not where the objective does not read it and no
+    cost is estimated), ``dual/lr`` (0 without a step), ``dual/cost``, ``dual/stderr``, ``dual/violation`` (cost -
+    limit), ``dual/unsafe`` (share of samples with a cost > 0), ``dual/effective`` (sample size), and what else the
+    estimator measured.
 
     ``lr`` = 1 / s is Newton's step, where s is how far the cost of a policy that has settled falls when the multiplier
     rises by one; from twice that on the multiplier swings for ever. At the objective's optimum s = Var(cost) / beta
@@ -192,7 +193,7 @@ class DualAscent(Callback):
         if self.steps:
             warn_of_frozen_policy(trainer, module, lambda epoch: self._moves(trainer, epoch), self.every_n_epochs)
         if trainer.global_step == 0:
-            publish(trainer, named("dual/multiplier", module.multiplier, trainer))
+            _publish_multiplier(trainer, module)
         if trainer.current_epoch > 0 and trainer.is_last_batch:
             # Lightning counts an epoch as done whose checkpoint was written after its last batch but before its end,
             # and never ends it on resume; the policy is still the one it left
@@ -255,7 +256,7 @@ class DualAscent(Callback):
             self.average.add(_iterate(module))  # a policy with the multiplier that it was trained under
         if self.estimator is None or not self._estimates_at(epoch):
             module.dual_epoch.fill_(epoch)
-            publish(trainer, named("dual/multiplier", module.multiplier, trainer))
+            _publish_multiplier(trainer, module)
             return
         estimate = self._estimate(trainer, module, self.estimator, epoch)
         before = module.multiplier.detach().to("cpu", copy=True)
@@ -322,6 +323,12 @@ class DualAscent(Callback):
     def _idle(self, module: LightningModule) -> bool:
         """Whether there is nothing to do: a module without a multiplier, and nobody asked for one to be moved."""
         return not self.steps and self.estimator is None and not isinstance(module, PreferenceAlignment)
+
+
+def _publish_multiplier(trainer: Trainer, module: PreferenceAlignment) -> None:
+    """Log the multiplier, unless the objective does not read it."""
+    if module.objective.reads_multiplier:
+        publish(trainer, named("dual/multiplier", module.multiplier, trainer))
 
 
 def _aligned(module: LightningModule) -> PreferenceAlignment:

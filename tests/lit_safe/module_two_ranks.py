@@ -56,7 +56,8 @@ if __name__ == "__main__":
     folder.mkdir(parents=True, exist_ok=True)  # by every rank: each runs this file
     torch.set_num_threads(1)
     ahead = devices > 1 and name == "c_dpo"
-    dual = DualAscent(limit=0.0, lr=0.5, estimator=RolloutCost(Length(), samples_per_prompt=3, max_new_tokens=8))
+    lr = 0.5 if OBJECTIVES[name].reads_multiplier else 0.0
+    dual = DualAscent(limit=0.0, lr=lr, estimator=RolloutCost(Length(), samples_per_prompt=3, max_new_tokens=8))
     # a step is the gradient itself: Adam would blow the rounding of a gradient near 0 up to a whole step
     optimizer = partial(torch.optim.SGD, lr=0.1)
     trainer(

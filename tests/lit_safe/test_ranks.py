@@ -48,12 +48,13 @@ def test_two_ranks_end_where_one_does(objective: str, tmp_path: Path) -> None:
     assert torch.equal(first["weights"], second["weights"])
     torch.testing.assert_close(first["weights"], alone["weights"], rtol=0, atol=1e-6)
     assert first["multiplier"] == second["multiplier"] == pytest.approx(alone["multiplier"], abs=1e-6)
-    assert alone["multiplier"] > 0.5
-    assert first["seen"] == second["seen"]
+    assert (alone["multiplier"] > 0.5) is (objective == "c_dpo")
+    # with two prompts, a cost has no bound: dual/upper is NaN
+    assert first["seen"] == pytest.approx(second["seen"], rel=0, abs=0, nan_ok=True)
     means = {name: value for name, value in alone["seen"].items() if name.startswith(("eval/", "train/", "dual/"))}
     assert {"eval/loss", "train/grad_norm", "dual/cost"} <= set(means)
     found = {name: first["seen"][name] for name in means}
-    assert found == pytest.approx(means, rel=1e-4, abs=1e-6)
+    assert found == pytest.approx(means, rel=1e-4, abs=1e-6, nan_ok=True)
 
 
 def test_a_run_resumed_inside_a_logging_window_logs_what_the_uninterrupted_one_does(tmp_path: Path) -> None:
