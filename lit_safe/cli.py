@@ -9,6 +9,7 @@ import importlib
 import inspect
 import json
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +28,11 @@ from lit_safe.callbacks.run_folder import RunFolder, SaveConfig
 from lit_safe.callbacks.signals import StopOnSignal, Stopped
 from lit_safe.checkpoint_path import resolve_checkpoint
 from lit_safe.checkpoints import CheckpointError, glance
-from lit_safe.config_files import read_yaml_with_shipped_files, with_shipped_files
+from lit_safe.config_files import OF_FIT, read_yaml_with_shipped_files, with_shipped_files
 from lit_safe.dual import DualAscent
 from lit_safe.essentials import with_essentials
 from lit_safe.run_lock import RunFolderError
+from lit_safe.run_seed import RunSeed
 from lit_safe.stepping import StepModule
 from lit_safe.types import missing_members
 
@@ -56,12 +58,16 @@ BUILT = ("module", "data", "trainer")  # arguments of a command that the YAML bu
 class SafeCLI(LightningCLI):
     """LightningCLI with a ``dual`` group, our commands, and a ``--ckpt_path`` that never overrides what was typed."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._seed = RunSeed()
+        super().__init__(*args, **kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options of callbacks that are always there, so every run draws the same curves and can be continued."""
         parser.add_lightning_class_args(DualAscent, "dual")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Progress, "progress")
-        parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=self._seed)
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
@@ -126,8 +132,12 @@ class SafeCLI(LightningCLI):
         return self.subcommand in COMMANDS and not _builds(_command(str(self.subcommand)))
 
     def _set_seed(self) -> None:
-        if not self._builds_nothing:  # which has no seed to set, and draws nothing
-            super()._set_seed()
+        if self._builds_nothing:  # which has no seed to set, and draws nothing
+            return
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        if config["seed_everything"] is True:
+            config["seed_everything"] = self._seed(True)
+        super()._set_seed()
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand not in COMMANDS:
@@ -138,7 +148,11 @@ class SafeCLI(LightningCLI):
         built = {"module": getattr(self, "model", None), "data": getattr(self, "datamodule", None)}
         built["trainer"] = getattr(self, "trainer", None)
         wanted = inspect.signature(function).parameters
-        status = function(**{k: v for k, v in built.items() if k in wanted}, **options)
+        try:
+            status = function(**{k: v for k, v in built.items() if k in wanted}, **options)
+        except KeyboardInterrupt:
+            logging.getLogger(__name__).error("stopped by Ctrl-C")
+            status = 128 + signal.SIGINT
         if status:
             sys.exit(status)
 
@@ -237,6 +251,14 @@ def _command(name: str) -> Callable[..., int | None]:
     return function
 
 
+def _known(words: ArgsType) -> tuple[str, ...]:
+    """Options that a command shares with ``fit``."""
+    typed = next((word for word in words if not word.startswith("-")), "") if isinstance(words, list) else ""
+    if typed not in COMMANDS:
+        return OF_FIT
+    return tuple(name for name in OF_FIT if name in inspect.signature(_command(typed)).parameters)
+
+
 def _builds(function: Callable[..., object]) -> bool:
     return any(name in inspect.signature(function).parameters for name in BUILT)
 
@@ -263,7 +285,7 @@ def main(args: ArgsType = None, run: bool = True) -> SafeCLI:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Lightning 2.6 asks torch 2.13 for a class it deprecates; nothing a user could do about it
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
-    read_yaml_with_shipped_files()
+    read_yaml_with_shipped_files(_known(sys.argv[1:] if args is None else args))
     return SafeCLI(
         StepModule,
         LightningDataModule,

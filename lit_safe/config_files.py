@@ -1,12 +1,16 @@
 """Lets command lines and YAML files name shipped YAML files from any working directory."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 from jsonargparse import get_loader, set_loader
 from yaml import YAMLError
 
 from lit_safe.installation import find_config
+
+OF_FIT = ("ckpt_path", "weights_only")
+"""Options of ``fit`` that say where one process of a run begins. They make no run another one."""
 
 
 def with_shipped_files(words: Sequence[str]) -> list[str]:
@@ -18,14 +22,28 @@ def with_shipped_files(words: Sequence[str]) -> list[str]:
     return found
 
 
-def load_yaml(text: str) -> Any:
-    """Parse YAML as jsonargparse does; a value ``configs/...yaml`` is found like a word of the command line."""
-    return _found(_load(text))
+def load_yaml(text: str, left_aside: Collection[str] = ()) -> Any:
+    """Parse YAML as jsonargparse does; a value ``configs/...yaml`` is found like a word of the command line.
+
+    Args:
+        text: A file, or a value typed on the command line.
+        left_aside: Keys to leave out at the top of a run's ``config.yaml``. The others of ``OF_FIT`` are left out
+            where they are null.
+    """
+    value = _found(_load(text))
+    if not (isinstance(value, dict) and {"model", "trainer"} <= value.keys()):
+        return value
+    return {k: v for k, v in value.items() if k not in left_aside and (k not in OF_FIT or v is not None)}
 
 
-def read_yaml_with_shipped_files() -> None:
-    """Make jsonargparse find shipped files that YAML files name."""
-    set_loader("yaml", load_yaml, (YAMLError,))
+def read_yaml_with_shipped_files(known: Collection[str] = OF_FIT) -> None:
+    """Make jsonargparse find shipped files that YAML files name.
+
+    Args:
+        known: Options that the command shares with ``fit``. The other options of ``fit`` are left aside in a run's
+            ``config.yaml``, so that every command reads it.
+    """
+    set_loader("yaml", partial(load_yaml, left_aside=set(OF_FIT) - set(known)), (YAMLError,))
 
 
 def _found(value: Any) -> Any:

@@ -64,7 +64,7 @@ class DualAscent(Callback):
             parameters and the multiplier: close to the solution even where the multiplier swings, but it drags the
             way there along, which in a run of few epochs is most of it. Its own cost is estimated at the end, as
             ``dual/shipped_cost``.
-        seed: Of the estimator's draws.
+        seed: Of the estimator's draws; null takes the run's.
         show_samples: How many of the responses that were scored TensorBoard shows after each estimate (8 at most);
             safety data makes offensive ones likely.
 
@@ -83,7 +83,7 @@ class DualAscent(Callback):
         warmup_epochs: int = 0,
         freeze_last_epochs: int = 0,
         ship: Ship = "last",
-        seed: int = 0,
+        seed: int | None = None,
         show_samples: int = 0,
     ) -> None:
         super().__init__()
@@ -292,7 +292,7 @@ class DualAscent(Callback):
         self, trainer: Trainer, module: PreferenceAlignment, estimator: CostEstimator, epoch: int
     ) -> CostEstimate:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        estimate = estimator(module, data, seed=self.seed, epoch=epoch)
+        estimate = estimator(module, data, seed=module.seed if self.seed is None else self.seed, epoch=epoch)
         if estimate.mean.shape != module.multiplier.shape:
             raise ValueError(
                 f"the estimated cost has shape {list(estimate.mean.shape)}, the module's multiplier "

@@ -81,9 +81,16 @@ class StepModule(LightningModule):
         """Add none; refuse settings of the trainer under which training would go wrong, before anything is read.
 
         Raises:
-            ValueError: If the trainer's precision or a callback is not supported.
+            ValueError: If the trainer's precision, accumulation, clipping or a callback is not supported.
         """
         check_trainer_precision(str(self.trainer.precision))
+        if self.trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                "trainer.accumulate_grad_batches: data.pairs_per_step is what an optimizer step holds, and "
+                "data.micro_batch_pairs what of it runs at once (rows_per_step and micro_batch_rows in fine-tuning)"
+            )
+        if self.trainer.gradient_clip_val is not None:
+            raise ValueError("trainer.gradient_clip_val: model.gradient_clip_norm bounds the gradient of a step")
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, StochasticWeightAveraging):
                 raise ValueError(

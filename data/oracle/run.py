@@ -18,7 +18,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from data.oracle.report import write_report
@@ -48,8 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = tuple(options.options)
     # the longest first, so that workers end together
     jobs = [Job(o, a, s, words) for o in options.objectives for a in options.anchors for s in options.seeds]
-    started = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds, so that the workers end too
     if missing := sorted({str(path) for job in jobs for path in job.missing}):
         parser.error(f"there is no {', no '.join(missing)}")
     study = Study(options.folder, options.prompts)
@@ -59,12 +58,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         study.check()
     except ValueError as error:
         parser.error(str(error))
-    study.prepare(options.seeds, options.workers)
-    failed = study.train(jobs, options.workers)
-    if results := study.results(words):
-        write_report(options.folder, results)
-        log.info("%.1f minutes; report: %s", (time.monotonic() - started) / 60, options.folder / "report.md")
+    try:
+        with _ending_workers():
+            return _run(study, jobs, options.seeds, options.workers)
+    except KeyboardInterrupt:
+        log.error("stopped by Ctrl-C: the same command goes on")
+        return 128 + signal.SIGINT
+
+
+def _run(study: Study, jobs: Sequence[Job], seeds: Sequence[int], workers: int) -> int:
+    started = time.monotonic()
+    study.prepare(seeds, workers)
+    failed = study.train(jobs, workers)
+    if results := study.results(jobs[0].options if jobs else ()):
+        write_report(study.folder, results)
+        log.info("%.1f minutes; report: %s", (time.monotonic() - started) / 60, study.folder / "report.md")
     return 1 if failed else 0
+
+
+@contextmanager
+def _ending_workers() -> Iterator[None]:
+    """Let SIGTERM unwind what runs inside, so that the workers end too. The former handler is put back."""
+    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 if __name__ == "__main__":

@@ -254,11 +254,12 @@ class Study:
             if process.is_alive():
                 continue
             del running[job]
-            if process.exitcode:
+            folder = self.run_folder(job)
+            if process.exitcode or not (folder / RESULT).exists():
                 failed.append(job)
-                log.error("%s seed %d failed: see %s", job.name, job.seed, self.run_folder(job) / "log.txt")
+                log.error("%s seed %d failed or was stopped: see %s", job.name, job.seed, folder / "log.txt")
             else:
-                provenance.write(self.run_folder(job) / FINISHED, made_of)
+                provenance.write(folder / FINISHED, made_of)
                 log.info("done: %s seed %d, %.1f minutes", job.name, job.seed, (time.monotonic() - started) / 60)
         return failed
 

@@ -41,7 +41,7 @@ class BeforeAfter(Callback):
         batch_size: Responses generated at once.
         show_samples: How many responses ``report.md`` shows after training; safety data makes offensive ones likely.
         notes: Sentences for the report on what the data cannot show.
-        seed: Of the responses.
+        seed: Of the responses; null takes the run's.
 
     Raises:
         ValueError: If ``fit_cost`` is set and there is no cost that could be fitted.
@@ -58,7 +58,7 @@ class BeforeAfter(Callback):
         batch_size: int = 16,
         show_samples: int = 0,
         notes: list[str] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         if fit_cost and not isinstance(cost, TrainableScorer):
@@ -165,7 +165,7 @@ class BeforeAfter(Callback):
             return
         start = {**self._start, "seconds_after": time.monotonic() - started}
         dual = next((c for c in trainer.callbacks if isinstance(c, DualAscent)), None)  # type: ignore[attr-defined]
-        sampling = {"max_new_tokens": self.max_new_tokens, "seed": self.seed}
+        sampling = {"max_new_tokens": self.max_new_tokens, "seed": self._seed(module)}
         report = contents(trainer, module, (before, after), self._work, start, self.cost, sampling, self.notes, dual)
         folder = Path(trainer.default_root_dir)
         write(folder, report, before, after)
@@ -202,11 +202,14 @@ class BeforeAfter(Callback):
             samples_per_prompt=self.samples_per_prompt,
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
-            seed=self.seed,
+            seed=self._seed(module),
             keep_samples=self.show_samples,
             earlier=self._before,
             untouched=self._before is None,
         )
+
+    def _seed(self, module: PreferenceAlignment) -> int:
+        return module.seed if self.seed is None else self.seed
 
     @staticmethod
     def _log(trainer: Trainer, evaluation: Evaluation) -> None:

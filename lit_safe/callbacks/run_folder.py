@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_safe.callbacks.move_aside import CONFIG, MARKS, move_aside
 from lit_safe.callbacks.signals import Stopped
+from lit_safe.config_files import OF_FIT
 from lit_safe.loggers.files import TEMPORARY
 from lit_safe.loggers.run_logger import Position, RunLogger
 from lit_safe.run_lock import LOCK, RunFolderError, RunLock, check_writable
@@ -200,17 +201,13 @@ class SaveConfig(SaveConfigCallback):
             return
         path = Path(trainer.default_root_dir) / CONFIG
         config = self.config.clone()
-        for name in OF_A_PROCESS:
+        for name in OF_FIT:
             config.pop(name, None)
         text = self.parser.dump(config, skip_unset=False, skip_validation=True)
         if path.exists() and path.read_text(encoding="utf-8") != text:
             os.replace(path, path.with_name(f"config.until-step-{trainer.global_step}.yaml"))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-
-
-OF_A_PROCESS = ("ckpt_path", "weights_only")
-"""Arguments of ``fit`` that say where one process of a run begins."""
 
 
 def _folder(trainer: Trainer, stage: str) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -135,3 +136,42 @@ def test_a_misspelt_objective_is_named_before_anything_runs(tmp_path: Path, caps
 @pytest.mark.parametrize(("objective", "drawn"), [("c_dpo_dual", {"seed": 1}), ("dpo_soft", None)])
 def test_the_dual_steps_estimates_are_drawn_by_the_runs_own_seed(study: Study, objective: str, drawn: object) -> None:
     assert study._made_of_run(Job(objective, "none", 1))["overlay"].get("dual") == drawn
+
+
+@pytest.mark.parametrize(("exitcode", "result"), [(143, True), (130, True), (0, False)])
+def test_a_run_that_was_stopped_half_way_is_not_finished(
+    exitcode: int, result: bool, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended:
+        def __init__(self, *words: str, log_to: Path) -> None:
+            self.exitcode = exitcode
+            if result:  # of an earlier evaluation
+                log_to.with_name("oracle.json").write_text("{}", encoding="utf-8")
+
+        def is_alive(self) -> bool:
+            return False
+
+    monkeypatch.setattr("data.oracle.study.start", Ended)
+    monkeypatch.setattr("data.oracle.study.LONGEST_WAIT", 0.0)
+    job = Job("dpo_soft", "none", 0)
+    assert study.train([job], workers=1) == [job]
+    assert not (study.run_folder(job) / "finished.json").exists()
+
+
+@pytest.mark.parametrize(("error", "status"), [(None, 0), (KeyboardInterrupt(), 130)])
+def test_the_handler_of_sigterm_is_put_back(
+    error: BaseException | None, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    within = []
+
+    def prepare(*args: object) -> None:
+        within.append(signal.getsignal(signal.SIGTERM))
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(Study, "prepare", prepare)
+    monkeypatch.setattr(Study, "train", lambda *args: [])
+    former = signal.getsignal(signal.SIGTERM)
+    assert main(["--folder", str(tmp_path / "study"), "--objectives", "dpo_soft", "--anchors", "none"]) == status
+    assert signal.getsignal(signal.SIGTERM) == former
+    assert within[0] != former

@@ -12,6 +12,7 @@ import yaml
 from lit_safe.cli import SafeCLI, main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS_OF_A_RUN: list[str] = []  # in place of the world's
 Run = Callable[..., SafeCLI]
 
 
@@ -43,7 +44,7 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     configs = write_world()
 
     def run(command: str, *words: str) -> SafeCLI:
-        monkeypatch.setattr(sys, "argv", ["train.py", command, *configs, *words])
+        monkeypatch.setattr(sys, "argv", ["train.py", command, *(CONFIGS_OF_A_RUN or configs), *words])
         return main()
 
     return run
