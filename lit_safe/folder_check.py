@@ -65,9 +65,9 @@ def compare_folder(pair: PairModel, folder: Path, held_out: PackedSequences | No
     for sequences in [fixed(pair.load_tokenizer(), config), *([] if held_out is None else [held_out])]:
         sequences = move_data_to_device(sequences, device)
         with torch.no_grad():
-            ours_N = pair.policy_logp(sequences).double()
+            ours_N = pair.policy_logp(sequences).cpu().double()
         theirs_N, logit = plain_logp(model, sequences)
-        scored = sequences.target != IGNORE
+        scored = sequences.target.cpu() != IGNORE
         tokens_N = torch.stack([part.sum() for part in scored.split(sequences.cu_seqlens.diff().tolist())])
         gap_N = (ours_N - theirs_N).abs() / tokens_N.clamp(min=1)
         gap, largest = max(gap, float(gap_N.nan_to_num(torch.inf).max())), max(largest, logit)
@@ -76,15 +76,15 @@ def compare_folder(pair: PairModel, folder: Path, held_out: PackedSequences | No
 
 
 def plain_logp(model: Any, sequences: PackedSequences) -> tuple[Tensor, float]:
-    """[N] float64 response log-probs in nats by transformers, a sequence at a time, and the largest logit."""
+    """[N] float64 response log-probs in nats by transformers, a sequence at a time, on the CPU; the largest logit."""
     sums, largest = [], 0.0
     for start, end in itertools.pairwise(sequences.cu_seqlens.tolist()):
         with torch.no_grad():
             logits_SV = model(input_ids=sequences.input_ids[start:end][None]).logits[0]
         largest = max(largest, float(logits_SV.abs().max()))
-        target_S = sequences.target[start:end]
+        target_S = sequences.target[start:end].cpu()
         scored_S = target_S != IGNORE
-        logp_SV = logits_SV[scored_S].double().log_softmax(-1)
+        logp_SV = logits_SV.cpu()[scored_S].double().log_softmax(-1)  # Apple's GPUs have no float64
         sums.append(logp_SV.gather(-1, target_S[scored_S][:, None]).sum())
     return torch.stack(sums), largest
 

@@ -17,6 +17,7 @@ from lit_safe.anchors import Anchor
 from lit_safe.callbacks.end_of_run import nothing_to_train
 from lit_safe.label_draws import LabelDraws
 from lit_safe.metrics import ANCHOR_LOSS, OBJECTIVE_LOSS, PAIR_NAMES, Means, Measured, pair_quantities
+from lit_safe.optimizers import gentle_adamw
 from lit_safe.precision import compute_dtype
 from lit_safe.quiet import quiet
 from lit_safe.reference_cache import ReferenceCache
@@ -42,7 +43,7 @@ class PreferenceAlignment(StepModule):
     Args:
         pair: The policy and its reference.
         objective: The pairwise loss.
-        optimizer: Built on the parameters that train.
+        optimizer: Built on the parameters that train; AdamW at 1e-6 without weight decay by default.
         schedule: Factor on the learning rate by optimizer step; constant by default.
         multiplier: Start value(s) of the dual variable, one for each constraint, in nats per cost unit, >= 0.
         gradient_clip_norm: Bound on the gradient's 2-norm in an optimizer step; null leaves it alone.
@@ -53,6 +54,7 @@ class PreferenceAlignment(StepModule):
         reference_cache_dir: Where to keep what ``precompute_reference`` scored, for later runs that have the same
             reference, to the bit, and the same type of products: a study of objectives scores it once. Their last
             bits are those of the run that scored them first, in batches that may have been others.
+        decay_norms: Let the optimizer's weight decay act on norms and biases too.
 
     Raises:
         ValueError: If a start multiplier is negative, or ``reference_cache_dir`` is named and nothing is precomputed.
@@ -66,15 +68,16 @@ class PreferenceAlignment(StepModule):
         self,
         pair: PairModel,
         objective: Objective,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer: OptimizerCallable = gentle_adamw,
         schedule: Schedule | None = None,
         multiplier: float | list[float] = 0.0,
         gradient_clip_norm: float | None = 1.0,
         anchor: Anchor | None = None,
         precompute_reference: bool = False,
         reference_cache_dir: str | None = None,
+        decay_norms: bool = False,
     ) -> None:
-        super().__init__(pair, optimizer, schedule or Constant(), gradient_clip_norm, PAIR_NAMES)
+        super().__init__(pair, optimizer, schedule or Constant(), gradient_clip_norm, PAIR_NAMES, decay_norms)
         missing = missing_members(objective, Objective)
         if missing:
             raise TypeError(

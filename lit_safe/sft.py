@@ -10,6 +10,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from lit_safe.metrics import Measured
+from lit_safe.optimizers import gentle_adamw
 from lit_safe.schedules import Constant, Schedule
 from lit_safe.stepping import StepModule
 from lit_safe.types import PairModel, SequenceBatch
@@ -20,19 +21,22 @@ class SupervisedFineTuning(StepModule):
 
     Args:
         pair: The policy; its reference is not used.
-        optimizer: Built on the parameters that train.
+        optimizer: Built on the parameters that train; AdamW at 1e-6 without weight decay by default.
         schedule: Factor on the learning rate by optimizer step; constant by default.
         gradient_clip_norm: Bound on the gradient's 2-norm in an optimizer step; null leaves it alone.
+        decay_norms: Let the optimizer's weight decay act on norms and biases too.
     """
 
     def __init__(
         self,
         pair: PairModel,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer: OptimizerCallable = gentle_adamw,
         schedule: Schedule | None = None,
         gradient_clip_norm: float | None = 1.0,
+        decay_norms: bool = False,
     ) -> None:
-        super().__init__(pair, optimizer, schedule or Constant(), gradient_clip_norm, ("loss", "lengths/response"))
+        names = ("loss", "lengths/response")
+        super().__init__(pair, optimizer, schedule or Constant(), gradient_clip_norm, names, decay_norms)
 
     def _nll(self, batch: SequenceBatch) -> tuple[Tensor, dict[str, Measured]]:
         nll_N = -self.pair.policy_logp(batch.sequences)

@@ -19,6 +19,7 @@ from torch import Tensor
 from lit_safe.checkpoints import shipped
 from lit_safe.hashing import hash64
 from lit_safe.metrics import SUMS, Means, on_host
+from lit_safe.optimizers import optimizer_over
 from lit_safe.precision import check_trainable, check_trainer_precision
 from lit_safe.process_memory import peak_bytes
 from lit_safe.rng import isolated
@@ -54,6 +55,7 @@ class StepModule(LightningModule):
         schedule: Factor on the learning rate by optimizer step.
         gradient_clip_norm: Bound on the gradient's 2-norm in a step; None leaves it alone.
         metric_names: Of the quantities that training and validation log.
+        decay_norms: Whether the optimizer's weight decay acts on norms and biases too.
     """
 
     data_protocol: type = RunData
@@ -66,6 +68,7 @@ class StepModule(LightningModule):
         schedule: Schedule,
         gradient_clip_norm: float | None,
         metric_names: Sequence[str],
+        decay_norms: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -73,6 +76,7 @@ class StepModule(LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.gradient_clip_norm = gradient_clip_norm
+        self.decay_norms = decay_norms
         self.train_means = Means(metric_names)
         self.eval_means = Means(metric_names)
         self._window = Window()
@@ -126,7 +130,8 @@ class StepModule(LightningModule):
             ValueError: If nothing bounds the run, or a weight below fp32 trains that nobody asked for.
         """
         check_trainable(self.named_parameters(), getattr(self.pair, "trainable_dtype", "float32"))
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer = optimizer_over(self.optimizer, trained, decay_norms=self.decay_norms)
         estimated = self.trainer.estimated_stepping_batches
         if math.isinf(estimated):
             raise ValueError("the learning-rate schedule needs an end: set trainer.max_epochs or trainer.max_steps")

@@ -1,0 +1,66 @@
+"""Weight decay acts on matrices, and the optimizer of no words is a gentle one."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_safe.module import PreferenceAlignment
+from lit_safe.objectives import DPO
+from lit_safe.optimizers import optimizer_over
+from lit_safe.sft import SupervisedFineTuning
+from models.adaptation import LoRA
+from models.pair import PolicyReference
+from models.reference import AdapterOff
+from models.sources import TinyLlama
+from tests.lit_safe.pair_world import pairs, talk, trainer
+
+DECAY = partial(torch.optim.AdamW, lr=1e-9, weight_decay=1e6)  # a step takes 0.1 % of what decays, and nothing else
+
+
+def shrunk(module: Any, data: Any, folder: Path) -> dict[str, float]:
+    """By how much one step shortened each tensor that trains."""
+    module.configure_model()
+    before = {name: p.detach().norm() for name, p in module.named_parameters() if p.requires_grad}
+    trainer(folder, max_steps=1).fit(module, data)
+    after = {name: p.detach().norm() for name, p in module.named_parameters() if p.requires_grad}
+    return {name: float(1 - after[name] / before[name]) for name in before if before[name] > 0}
+
+
+@pytest.mark.parametrize("kind", [PreferenceAlignment, SupervisedFineTuning])
+@pytest.mark.parametrize("decay_norms", [False, True])
+def test_norms_decay_where_that_was_asked_for(kind: Any, decay_norms: bool, tmp_path: Path) -> None:
+    objective = (DPO(),) if kind is PreferenceAlignment else ()
+    module = kind(PolicyReference(TinyLlama()), *objective, optimizer=DECAY, decay_norms=decay_norms)
+    share = shrunk(module, pairs() if objective else talk(), tmp_path)
+    norms = [name for name in share if "norm" in name]
+    assert len(norms) == 5
+    for name, by in share.items():
+        assert by == pytest.approx(0 if name in norms and not decay_norms else 1e-3, abs=1e-5), name
+
+
+def test_adapters_are_matrices(tmp_path: Path) -> None:
+    pair = PolicyReference(TinyLlama(), LoRA(r=2), AdapterOff())
+    share = shrunk(PreferenceAlignment(pair, DPO(), optimizer=DECAY), pairs(), tmp_path)
+    assert all(by == pytest.approx(1e-3, abs=1e-5) for by in share.values())
+
+
+def test_groups_are_made_where_decay_tells_parameters_apart() -> None:
+    matrix, vector = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
+
+    def groups(*parameters: torch.nn.Parameter, decay: float = 0.1) -> list[tuple[int, float]]:
+        made = optimizer_over(partial(torch.optim.AdamW, weight_decay=decay), parameters, decay_norms=False)
+        return [(len(group["params"]), group["weight_decay"]) for group in made.param_groups]
+
+    assert groups(matrix, vector) == [(1, 0.1), (1, 0.0)]
+    assert groups(matrix, vector, decay=0.0) == [(2, 0.0)]
+    assert groups(vector) == [(1, 0.0)]
+    assert groups(matrix) == [(1, 0.1)]
+
+
+def test_without_words_a_model_is_trained_gently() -> None:
+    module = PreferenceAlignment(PolicyReference(TinyLlama()), DPO())
+    made = module.optimizer([torch.nn.Parameter(torch.ones(2))])
+    assert (made.defaults["lr"], made.defaults["weight_decay"]) == (1e-6, 0.0)
