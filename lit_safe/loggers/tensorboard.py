@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 
+from lit_safe.loggers.event_files import PREFIX, open_after
 from lit_safe.loggers.files import ELSEWHERE, inside, named, sync
 from lit_safe.loggers.run_logger import Position
 
@@ -56,10 +57,8 @@ class TensorBoardRun(TensorBoardLogger):
         if not self._is_open:
             raise AttributeError("no folder yet: put lit_safe.callbacks.run_folder.RunFolder in callbacks")
         if self._experiment is None:
-            # two processes of one number may begin in the same second, in two containers for instance
-            suffix = f".{len(self._files())}"
             with named(self._events):
-                self._experiment = SummaryWriter(str(self._events), filename_suffix=suffix)
+                self._experiment = open_after(self._events, self._files())
         return self._experiment
 
     def place(self, folder: Path) -> None:
@@ -137,7 +136,7 @@ class TensorBoardRun(TensorBoardLogger):
         return path.relative_to(self._run).as_posix()
 
     def _files(self) -> list[Path]:
-        return sorted(self._events.rglob("events.out.tfevents.*"))
+        return sorted(self._events.rglob(f"{PREFIX}*"))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_experiment": None}

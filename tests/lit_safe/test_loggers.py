@@ -214,3 +214,18 @@ def test_two_processes_of_one_number_and_second_write_two_event_files(
         logger.finalize("success")
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
     assert curve(tmp_path, "loss") == [(1, 1.0), (2, 2.0)]
+
+
+def test_a_clock_that_was_set_back_leaves_the_points_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step, now in ((1, 1_700_000_100.0), (2, 1_700_000_000.0), (3, 1_600_000_000.0)):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        logger = TensorBoardRun()
+        logger.open(tmp_path)
+        logger.log_metrics({"loss": float(step)}, step=step)
+        assert len(logger.position()) == step
+        logger.finalize("success")
+    monkeypatch.undo()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 3

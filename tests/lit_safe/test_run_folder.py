@@ -160,3 +160,30 @@ def test_the_configuration_of_a_continued_run_is_kept_beside_the_new_one(tmp_pat
         run.fit(Line(), BATCHES, BATCHES, ckpt_path=last if last.exists() else None)
     configs = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("config*")}
     assert configs == {"config.until-step-4.yaml": "lr: 0.5\n", "config.yaml": "lr: 0.25\n"}
+
+
+def test_only_another_configuration_is_kept_beside_the_new_one(tmp_path: Path) -> None:
+    parser = ArgumentParser()
+    for name in ("--lr", "--ckpt_path", "--weights_only"):
+        parser.add_argument(name)
+    folder = tmp_path / "run"
+    last = folder / "checkpoints" / "last.ckpt"
+    for epochs, words in ((1, []), (2, ["--ckpt_path", "a.ckpt", "--weights_only", "x"])):
+        run = trainer(folder, SaveConfig(parser, parser.parse_args(["--lr", "0.5", *words])), max_epochs=epochs)
+        run.fit(Line(), BATCHES, BATCHES, ckpt_path=last if last.exists() else None)
+    assert [path.name for path in folder.glob("config*")] == ["config.yaml"]
+    assert (folder / "config.yaml").read_text(encoding="utf-8") == "lr: '0.5'\n"
+
+
+def test_what_a_killed_run_left_half_written_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    trainer(tmp_path / "run").fit(Line(), BATCHES, BATCHES)
+    left = [tmp_path / "run" / "metrics.csv.tmp", tmp_path / "run" / "checkpoints" / "last.tmp"]
+    for path in left:
+        path.touch()
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    trainer(tmp_path / "run", max_epochs=2).fit(Line(), BATCHES, BATCHES, ckpt_path=last)
+    assert not any(path.exists() for path in left)
+    for path in left:
+        path.touch()
+    trainer(tmp_path / "run").fit(Line(), BATCHES, BATCHES)  # moves it aside
+    assert not list(tmp_path.rglob("*.tmp"))
