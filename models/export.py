@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import stat
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import transformers
 
 from models.backbone import Backbone
+from models.modes import open_to_readers
 
 SHARD = "5GB"  # of weights in a file at most
 
@@ -61,17 +61,6 @@ def save_pretrained(
     # last: it takes the place of the model's own, and an adapter has none
     _stopping_at(stop_ids, policy.causal_lm.generation_config).save_pretrained(folder)
     open_to_readers(place)
-
-
-def open_to_readers(folder: Path) -> None:
-    """Give every file of ``folder`` the mode of a new file: the writer of safetensors lets its owner alone read."""
-    probe = folder / ".mode"
-    probe.touch()
-    mode = stat.S_IMODE(probe.stat().st_mode)
-    probe.unlink()
-    for path in folder.iterdir():
-        if path.is_file():
-            path.chmod(mode)
 
 
 def eos_ids(config: transformers.GenerationConfig | None) -> frozenset[int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import transformers
 
+from models.modes import open_to_readers
 from models.sources.hugging_face import HuggingFace
 from models.sources.source import Description
 
@@ -85,6 +86,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         raw.load_model().save_pretrained(draft)
         raw.load_tokenizer().save_pretrained(draft)
         draft.chmod(0o755)
+        open_to_readers(draft)
         try:
             draft.rename(folder)
         except OSError:

@@ -135,6 +135,8 @@ def write_gguf(path: Path) -> None:
 def test_a_packaged_model_is_converted_once_whole_and_never_imported(packaged, tmp_path, monkeypatch):
     first = weights(packaged.load_model())
     (folder,) = (tmp_path / "cache").iterdir()  # no half-written neighbour stays behind
+    (tmp_path / "new").touch()
+    assert {file.stat().st_mode for file in folder.iterdir()} == {(tmp_path / "new").stat().st_mode}
     assert folder.name.startswith("tiny_gguf-3.1-")
     monkeypatch.setattr("models.sources.packaged_gguf._convert", lambda *_: pytest.fail("converted again"))
     assert equal(first, weights(packaged.load_model()))
