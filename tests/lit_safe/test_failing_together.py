@@ -73,7 +73,10 @@ def test_one_process_alone_raises_as_ever() -> None:
 
 
 def test_ranks_share_an_anchors_samples_and_then_know_all_of_them(ends: list[dict[str, Any]]) -> None:
-    alone, data = ReferenceMass(samples_per_prompt=5, samples_per_step=2, prompts_per_step=2, batch_size=3), HeldOut()
+    alone, data = (
+        ReferenceMass(samples_per_prompt=5, samples_per_step=2, prompts_per_step=2, batch_size=3, seed=0),
+        HeldOut(),
+    )
     data.prompts = lambda split: HeldOut().prompts("val")[:3]
     alone.prepare(SimpleNamespace(pair=Table()), data)
     assert [end["anchor"][0] for end in ends] == [8, 8], "of 15 samples, one of them twice"
