@@ -31,10 +31,10 @@ from lit_safe.checkpoints import CheckpointError, glance
 from lit_safe.config_files import OF_FIT, read_yaml_with_shipped_files, with_shipped_files
 from lit_safe.dual import DualAscent
 from lit_safe.essentials import with_essentials
+from lit_safe.run_data import missing_members
 from lit_safe.run_lock import RunFolderError
 from lit_safe.run_seed import RunSeed
 from lit_safe.stepping import StepModule
-from lit_safe.types import missing_members
 
 COMMANDS: tuple[str, ...] = (
     "doctor",
@@ -124,7 +124,8 @@ class SafeCLI(LightningCLI):
             kind = type(self.datamodule)
             raise SystemExit(
                 f"data: {kind.__module__}.{kind.__qualname__} has no {', '.join(missing)}, which "
-                f"{type(self.model).__name__} asks for (lit_safe.types.{asks.__name__}): use another --data or add them"
+                f"{type(self.model).__name__} asks for ({asks.__module__}.{asks.__name__}): use another --data, or add "
+                "them"
             )
 
     @property

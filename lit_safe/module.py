@@ -21,6 +21,7 @@ from lit_safe.optimizers import gentle_adamw
 from lit_safe.precision import compute_dtype
 from lit_safe.quiet import quiet
 from lit_safe.reference_cache import ReferenceCache
+from lit_safe.run_data import PreferenceRunData, missing_members
 from lit_safe.schedules import Constant, Schedule
 from lit_safe.stepping import StepModule
 from lit_safe.types import (
@@ -28,10 +29,8 @@ from lit_safe.types import (
     PackedBatch,
     Pair,
     PairModel,
-    PreferenceRunData,
     Scored,
     Selective,
-    missing_members,
 )
 
 LABEL_DRAWS = "label_draws"  # in a checkpoint

@@ -23,8 +23,9 @@ from lit_safe.optimizers import optimizer_over
 from lit_safe.precision import check_trainable, check_trainer_precision
 from lit_safe.process_memory import peak_bytes
 from lit_safe.rng import isolated
+from lit_safe.run_data import RunData
 from lit_safe.schedules import Schedule
-from lit_safe.types import PackedSequences, PairModel, RunData
+from lit_safe.types import PackedSequences, PairModel
 
 WINDOW = "window"  # in a checkpoint
 
