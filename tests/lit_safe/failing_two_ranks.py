@@ -101,7 +101,7 @@ def anchor() -> list[Any]:
     mass = ReferenceMass(samples_per_prompt=5, samples_per_step=2, prompts_per_step=2, batch_size=3, seed=0)
     data = HeldOut()
     data.prompts = lambda split: HeldOut().prompts("val")[:3]  # type: ignore[method-assign]
-    mass.prepare(SimpleNamespace(pair=Counting()), data)  # type: ignore[arg-type]
+    mass.prepare(SimpleNamespace(pair=Counting(), seed=0), data)  # type: ignore[arg-type]
     return [sum(drawn), mass._responses, mass._reference_PN.tolist()]
 
 

@@ -58,7 +58,9 @@ def module() -> PreferenceAlignment:
     )
 
 
-def fit(folder: Path, *callbacks: Any, resume: bool = False, **options: Any) -> PreferenceAlignment:
+def fit(
+    folder: Path, *callbacks: Any, resume: bool = False, data: HeldOut | None = None, **options: Any
+) -> PreferenceAlignment:
     trainer = Trainer(
         accelerator="cpu",
         default_root_dir=folder,
@@ -72,7 +74,7 @@ def fit(folder: Path, *callbacks: Any, resume: bool = False, **options: Any) -> 
     )
     model = module()
     last = folder / "checkpoints" / "last.ckpt"
-    trainer.fit(model, datamodule=HeldOut(), ckpt_path=last if resume else None, weights_only=True)
+    trainer.fit(model, datamodule=data or HeldOut(), ckpt_path=last if resume else None, weights_only=True)
     return model
 
 
