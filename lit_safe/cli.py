@@ -58,6 +58,8 @@ BUILT = ("module", "data", "trainer")  # arguments of a command that the YAML bu
 class SafeCLI(LightningCLI):
     """LightningCLI with a ``dual`` group, our commands, and a ``--ckpt_path`` that never overrides what was typed."""
 
+    _typed: Sequence[str] | None = None  # the words of the process, if they are what is parsed
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._seed = RunSeed()
         super().__init__(*args, **kwargs)
@@ -90,6 +92,7 @@ class SafeCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; a ``configs/...yaml`` that is not in the working directory is the shipped one."""
+        self._typed = sys.argv if args is None else None
         if args is None:  # the process's own words: not passed on, as LightningCLI warns of words from two places
             self.config = parser.parse_args(with_shipped_files(sys.argv[1:]))
         elif isinstance(args, dict):  # the settings of a run: LightningCLI would warn of the process's words again
@@ -164,7 +167,7 @@ class SafeCLI(LightningCLI):
         stops = [callback for callback in callbacks if isinstance(callback, StopOnSignal)]
         try:
             for stop in stops:
-                stop.command = sys.argv
+                stop.command = self._typed
                 stop.install(self.trainer)
             if not _others_start_ranks(self.trainer):  # else the other ranks would wait for one that was refused
                 for folder in folders:
