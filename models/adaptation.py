@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 IGNORED = (
     "Model (has|with) `tie_word_embeddings",  # refused at load, as is the next
     "target_(modules|parameters)=.* were set but no",
+    "Unsupported layer type",  # a module of which single parameters are adapted
     "The following (rank|alpha)_pattern keys",  # peft's own, from its translation of expert layers
 )
 """Beginnings of peft's warnings that lead nowhere here."""

@@ -16,6 +16,7 @@ SHARD = "5GB"  # of weights in a file at most
 
 IGNORED = (
     "Input and output embeddings are no longer tied after merging",  # a copy of the embedding trained whole
+    "Could not find a config file in",  # a base model that is no folder
     "Setting `save_embedding_layers` to `True`",  # an adapter on the embedding is stored with it
 )
 """Beginnings of peft's warnings that tell a user nothing to do."""
