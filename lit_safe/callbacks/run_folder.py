@@ -8,6 +8,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_safe.callbacks.move_aside import CONFIG, MARKS, move_aside
@@ -62,7 +63,7 @@ class RunFolder(Callback):
         lock = RunLock(folder)
         lock.acquire()
         try:
-            if _continues(folder, ckpt_path):
+            if _lies_in(folder, ckpt_path):
                 _check_folders(folder)
         except RunFolderError:
             lock.release()
@@ -149,7 +150,7 @@ class RunFolder(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = _folder(trainer, "fit")
-        resumed = _continues(folder, trainer.ckpt_path)
+        resumed = _lies_in(folder, trainer.ckpt_path)
         if resumed and self._restored is None:
             raise ValueError(
                 f"{trainer.ckpt_path} does not say where its metrics ended: RunFolder was not in callbacks"
@@ -157,6 +158,7 @@ class RunFolder(Callback):
         if trainer.is_global_zero:
             _remove_temporary(folder)
             if not resumed:
+                _close_experiments(trainer, folder)
                 self._move_aside(folder)
                 self._fresh = True
         self._open(trainer, folder)
@@ -233,9 +235,9 @@ def _folder(trainer: Trainer, stage: str) -> Path:
     return folder
 
 
-def _continues(folder: Path, ckpt_path: str | os.PathLike[str] | None) -> bool:
-    """Whether a checkpoint is one of the run in ``folder``."""
-    return ckpt_path is not None and Path(ckpt_path).resolve().is_relative_to(folder.resolve())
+def _lies_in(folder: Path, path: str | os.PathLike[str] | None) -> bool:
+    """Whether a checkpoint, or what else a path names, is of the run in ``folder``."""
+    return path is not None and Path(path).resolve().is_relative_to(folder.resolve())
 
 
 def _check_folders(folder: Path) -> None:
@@ -249,6 +251,17 @@ def _remove_temporary(folder: Path) -> None:
     for parent in (folder, folder / FOLDERS[0]):
         for path in parent.glob(f"*{TEMPORARY}"):
             path.unlink()
+
+
+def _close_experiments(trainer: Trainer, folder: Path) -> None:
+    """Let Lightning's own loggers in the folder begin anew: they open files before an earlier run could move aside."""
+    for logger in trainer.loggers:
+        if not isinstance(logger, CSVLogger | TensorBoardLogger) or isinstance(logger, RunLogger):
+            continue
+        if _lies_in(folder, logger.save_dir):
+            if isinstance(logger, TensorBoardLogger) and logger._experiment is not None:
+                logger._experiment.close()
+            logger._experiment = None
 
 
 def _check_callbacks(trainer: Trainer) -> None:

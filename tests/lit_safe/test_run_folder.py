@@ -5,6 +5,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lit_safe.callbacks.move_aside import move_aside
 from lit_safe.callbacks.run_checkpoint import RunCheckpoint
@@ -187,3 +188,14 @@ def test_what_a_killed_run_left_half_written_is_removed_at_the_next_start(tmp_pa
         path.touch()
     trainer(tmp_path / "run").fit(Line(), BATCHES, BATCHES)  # moves it aside
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger])
+def test_lightnings_own_loggers_in_the_run_folder_follow_the_run(kind: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for _ in range(2):
+        run = trainer(folder)
+        run.loggers = [*run.loggers, kind(save_dir=folder)]
+        run.fit(Line(), BATCHES, BATCHES)
+    for place in (tmp_path / "run.1" / "lightning_logs", folder / "lightning_logs"):
+        assert [path for path in place.glob("version_*/[me]*") if b"loss" in path.read_bytes()]
