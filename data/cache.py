@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,8 @@ class Cache:
     def write(self, inputs: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], facts: object) -> None:
         """Store them, all or nothing: a reader never sees half an entry, and the first of two writers wins."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self.folder))
+        unfinished = self.folder / f".unfinished-{uuid.uuid4().hex}"
+        unfinished.mkdir()  # mkdtemp would lock other users out of a shared cache
         try:
             np.savez(unfinished / "arrays.npz", **arrays)  # type: ignore[arg-type]
             (unfinished / "facts.json").write_text(json.dumps(facts), "utf-8")

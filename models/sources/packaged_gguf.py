@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import os
 import shutil
-import tempfile
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,11 +81,11 @@ def _convert(gguf: Path, folder: Path) -> None:
     log.info("converting %s once into %s", gguf.name, folder)
     raw = HuggingFace(str(gguf.parent), gguf_file=gguf.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    draft.mkdir()
     try:
         raw.load_model().save_pretrained(draft)
         raw.load_tokenizer().save_pretrained(draft)
-        draft.chmod(0o755)
         open_to_readers(draft)
         try:
             draft.rename(folder)

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import shutil
+import stat
 
 import numpy as np
 import pytest
@@ -172,3 +173,15 @@ def test_a_damaged_entry_is_refused_by_its_name_and_made_again_once_deleted(run,
         run()
     shutil.rmtree(entry)
     assert run()[1] is True
+
+
+def test_others_may_read_an_entry_as_far_as_the_umask_allows(tmp_path):
+    cache, inputs = Cache(tmp_path / "cache"), {"rows": "one"}
+    old = os.umask(0o022)
+    try:
+        cache.write(inputs, {"ids": np.arange(3)}, {})
+    finally:
+        os.umask(old)
+    entry = cache.entry(inputs)
+    assert stat.S_IMODE(entry.stat().st_mode) == 0o755
+    assert {stat.S_IMODE(path.stat().st_mode) for path in entry.iterdir()} == {0o644}
