@@ -286,10 +286,12 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         return np.flatnonzero(codes == SPLITS.index(split)) if self.held_out else np.arange(len(codes))
 
     def _empty(self, split: Split) -> ValueError:
+        kept, *details = self.report_lines
         return ValueError(
-            f"the {split} split has no rows: {'; '.join(self.report_lines)}. Prompts are split by hash, so a handful "
-            "may miss a split. Name more sources; or set data.init_args.held_out: false to put every prompt into every "
-            "split (nothing is held out then), or trainer.limit_val_batches: 0 to go without validation"
+            f"the {split} split has no rows: {kept}. "
+            "Prompts are split by hash, so a handful may miss a split. Name more sources; or set "
+            "data.init_args.held_out: false to put every prompt into every split (nothing is held out then), or "
+            f"trainer.limit_val_batches: 0 to go without validation. {'; '.join(line.strip() for line in details)}"
         )
 
     def _load(self) -> None:

@@ -5,13 +5,19 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from lit_safe import installation
+from lit_safe.errors.program import short_errors, short_usage_errors
 
 PROGRAMS = {"oracle": "data.oracle.run", "bench": "ops.sequence_logratio.bench"}
 """Programs with a command line of their own, each a module."""
 
 
 def main() -> None:
-    """Run the command that the process was given."""
+    """Run the command that the process was given. A mistake ends in a short message (``lit_safe.errors``)."""
+    with short_errors(sys.argv[1:]):
+        _run()
+
+
+def _run() -> None:
     for sentence in installation.add_to_path():
         print(f"warning: {sentence}", file=sys.stderr)
     words = sys.argv[1:]
@@ -23,7 +29,8 @@ def main() -> None:
         sys.exit(configs(words[1:]))
     elif words and words[0] in PROGRAMS:
         sys.argv[:2] = [f"lit-safe {words[0]}"]
-        runpy.run_module(PROGRAMS[words[0]], run_name="__main__", alter_sys=False)
+        with short_usage_errors():
+            runpy.run_module(PROGRAMS[words[0]], run_name="__main__", alter_sys=False)
     else:
         from lit_safe.cli import main as command_line
 

@@ -30,6 +30,8 @@ from lit_safe.checkpoint_path import resolve_checkpoint
 from lit_safe.checkpoints import CheckpointError, glance
 from lit_safe.config_files import OF_FIT, read_yaml_with_shipped_files, with_shipped_files
 from lit_safe.dual import DualAscent
+from lit_safe.errors.message import UsageExit
+from lit_safe.errors.parser import SafeParser
 from lit_safe.essentials import with_essentials
 from lit_safe.run_data import missing_members
 from lit_safe.run_lock import RunFolderError
@@ -125,7 +127,7 @@ class SafeCLI(LightningCLI):
         missing = missing_members(self.datamodule, asks)
         if missing:
             kind = type(self.datamodule)
-            raise SystemExit(
+            raise UsageExit(
                 f"data: {kind.__module__}.{kind.__qualname__} has no {', '.join(missing)}, which "
                 f"{type(self.model).__name__} asks for ({asks.__module__}.{asks.__name__}): use another --data, or add "
                 "them"
@@ -154,8 +156,6 @@ class SafeCLI(LightningCLI):
         wanted = inspect.signature(function).parameters
         try:
             status = function(**{k: v for k, v in built.items() if k in wanted}, **options)
-        except CheckpointError as error:
-            raise SystemExit(str(error)) from None
         except KeyboardInterrupt:
             logging.getLogger(__name__).error("stopped by Ctrl-C")
             status = 128 + signal.SIGINT
@@ -227,7 +227,7 @@ class SafeCLI(LightningCLI):
             return
         listing = "\n".join(f"  model.{key}: checkpoint {old!r}, typed {new!r}" for key, old, new in changes)
         if command == "fit":
-            raise SystemExit(
+            raise UsageExit(
                 f"{path} was made with other settings, and continuing it cannot take the typed ones up:\n{listing}\n"
                 "Type the checkpoint's settings, or start a new run from its export."
             )
@@ -301,6 +301,7 @@ def main(args: ArgsType = None, run: bool = True) -> SafeCLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         parser_kwargs={"parser_mode": "yaml"},
+        parser_class=SafeParser,
         args=args,
         run=run,
     )

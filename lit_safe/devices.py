@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from lit_safe.errors.message import SettingError
+
 NAMES = "auto, cpu, cuda, cuda:<number>, mps"
 
 
@@ -26,7 +28,7 @@ def chosen_device(name: str, trainer: Any = None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device {name} is no device: use one of {NAMES}") from None
+        raise SettingError(f"--device {name} is no device: use one of {NAMES}") from None
     if device.type == "cpu":
         return torch.device("cpu")
     count = torch.accelerator.device_count() if there is not None else 0

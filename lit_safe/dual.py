@@ -17,6 +17,7 @@ from lit_safe.averaging import IterateAverage
 from lit_safe.callbacks.run_checkpoint import RunCheckpoint
 from lit_safe.costs import Checkable, CostEstimator
 from lit_safe.dual_curves import constraints, named, publish, show, suffixes
+from lit_safe.errors.message import SettingError
 from lit_safe.frozen_policy import FrozenPolicyWarning as FrozenPolicyWarning
 from lit_safe.frozen_policy import complete_epochs, warn_of_frozen_policy
 from lit_safe.limits import Standing, standing
@@ -135,7 +136,7 @@ class DualAscent(Callback):
             return
         self.check(trainer, _aligned(pl_module), trainer.datamodule)  # type: ignore[attr-defined]
         if self.ship == "average" and not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
-            raise ValueError(
+            raise SettingError(
                 f"ship: average needs whole parameters on every rank, not {type(trainer.strategy).__name__}"
             )
 
@@ -146,31 +147,31 @@ class DualAscent(Callback):
             ValueError: If shapes differ, a callback averages the multiplier, or the estimator cannot work.
         """
         if self.steps and not module.objective.reads_multiplier:
-            raise ValueError(
+            raise SettingError(
                 f"dual.lr is {self.lr.tolist()}, and {type(module.objective).__name__} does not read the multiplier: "
                 "leave dual.lr at 0, or name an objective that reads it (configs/objective/c_dpo.yaml)"
             )
         averaging = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
         if self.steps and averaging:
-            raise ValueError(
+            raise SettingError(
                 f"{type(averaging[0]).__name__} averages buffers, the multiplier among them, and a resumed run would "
                 "take its step twice: use --dual.ship average, or --dual.lr 0"
             )
         for name, value in (("limit", self.limit), ("lr", self.lr)):
             if value.ndim and value.shape != module.multiplier.shape:
-                raise ValueError(
+                raise SettingError(
                     f"{name} has shape {list(value.shape)}, the module's multiplier {list(module.multiplier.shape)}"
                 )
         constraints = data.constraints
         if module.multiplier.ndim and len(module.multiplier) != len(constraints):
-            raise ValueError(f"{len(module.multiplier)} multipliers for the data's constraints {list(constraints)}")
+            raise SettingError(f"{len(module.multiplier)} multipliers for the data's constraints {list(constraints)}")
         if self.steps and bool((module.multiplier > module.multiplier.new_tensor(self.maximum)).any()):
-            raise ValueError(f"multiplier {module.multiplier.tolist()} starts above its maximum {self.maximum}")
+            raise SettingError(f"multiplier {module.multiplier.tolist()} starts above its maximum {self.maximum}")
         if self.estimator is None:
             return
         shape = [] if len(constraints) == 1 else [len(constraints)]
         if list(module.multiplier.shape) != shape:
-            raise ValueError(
+            raise SettingError(
                 f"model.multiplier has shape {list(module.multiplier.shape)} and the data have {len(constraints)} "
                 f"constraints, {', '.join(constraints)}: give {'one number' if not shape else f'a list of {shape[0]}'}"
             )
@@ -185,7 +186,7 @@ class DualAscent(Callback):
         if module.multiplier.dtype.itemsize < 4:
             raise ValueError(f"the multiplier is in {module.multiplier.dtype}, which loses its steps: keep it in fp32")
         if (self.freeze_last_epochs or self.schedule != Constant()) and complete_epochs(trainer) is None:
-            raise ValueError(
+            raise SettingError(
                 "freeze_last_epochs and a schedule count from the end: set trainer.max_epochs or trainer.max_steps"
             )
         if self.ship == "average" and self.average.count != max(0, int(module.dual_epoch) + 1 - self.warmup_epochs):

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lit_safe.checkpoints import shipped
+from lit_safe.errors.message import SettingError
 from lit_safe.hashing import hash64
 from lit_safe.metrics import SUMS, Means, on_host
 from lit_safe.optimizers import optimizer_over
@@ -90,15 +91,15 @@ class StepModule(LightningModule):
         """
         check_trainer_precision(str(self.trainer.precision))
         if self.trainer.accumulate_grad_batches != 1:
-            raise ValueError(
+            raise SettingError(
                 "trainer.accumulate_grad_batches: data.pairs_per_step is what an optimizer step holds, and "
                 "data.micro_batch_pairs what of it runs at once (rows_per_step and micro_batch_rows in fine-tuning)"
             )
         if self.trainer.gradient_clip_val is not None:
-            raise ValueError("trainer.gradient_clip_val: model.gradient_clip_norm bounds the gradient of a step")
+            raise SettingError("trainer.gradient_clip_val: model.gradient_clip_norm bounds the gradient of a step")
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, StochasticWeightAveraging):
-                raise ValueError(
+                raise SettingError(
                     "StochasticWeightAveraging replaces the schedule in the middle of a run, which a run could not "
                     "resume: use --dual.ship average"
                 )

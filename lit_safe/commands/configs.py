@@ -2,11 +2,12 @@
 
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from lit_safe import installation
+from lit_safe.errors.message import UsageExit
+from lit_safe.errors.names import nearest
 
 
 def configs(words: Sequence[str] = ()) -> int:
@@ -14,21 +15,29 @@ def configs(words: Sequence[str] = ()) -> int:
 
     Args:
         words: Nothing to list; ``copy`` and names to copy: ``objective/safe_dpo``, ``configs/base.yaml``.
+
+    Raises:
+        UsageExit: If a word or a name is unknown.
     """
     if not words:
         print("\n".join(installation.shipped_configs()))
         return 0
-    if words[0] != "copy" or len(words) == 1:
-        print("usage: lit-safe configs | lit-safe configs copy NAME [NAME ...]", file=sys.stderr)
-        return 2
+    if words[0] != "copy":
+        raise UsageExit(f"configs has no {words[0]!r}\ntry: copy, or nothing to list the files")
+    if len(words) == 1:
+        raise UsageExit("configs copy needs a name\ntry: objective/safe_dpo; `lit-safe configs` lists the names")
     shipped = installation.shipped_configs()
     names = [_full_name(word) for word in words[1:]]
     for word, name in zip(words[1:], names, strict=True):
         if name not in shipped:
-            near = [other for other in shipped if PurePosixPath(other).stem == PurePosixPath(name).stem]
-            hint = f"did you mean {near[0]}?" if near else "`lit-safe configs` lists the names"
-            print(f"configs: no shipped file {word!r}; {hint}", file=sys.stderr)
-            return 2
+            short = {other.removeprefix("configs/").removesuffix(".yaml"): other for other in shipped}
+            stems = {PurePosixPath(other).stem: other for other in shipped}
+            wanted = name.removeprefix("configs/").removesuffix(".yaml")
+            near = [short[found] for found in nearest(wanted, short)] or [
+                stems[found] for found in nearest(wanted, stems)
+            ]
+            hint = " or ".join(near) or "`lit-safe configs` lists the names"
+            raise UsageExit(f"there is no shipped file {word!r}\ntry: {hint}")
     return _copy(_with_named(names))
 
 

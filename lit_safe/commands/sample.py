@@ -10,6 +10,7 @@ from lightning import Trainer
 from torch import Tensor
 
 from lit_safe.answers import answers
+from lit_safe.errors.message import SettingError
 from lit_safe.hashing import hash64, uniforms
 from lit_safe.loading import load_checkpoint, make_ready
 from lit_safe.quiet import quiet
@@ -60,7 +61,7 @@ def sample(
         ValueError: If a count is not positive, the split has no prompts, or the device is not there.
     """
     if samples_per_prompt < 1 or batch_size < 1:
-        raise ValueError(f"samples_per_prompt and batch_size must be >= 1, got {samples_per_prompt} and {batch_size}")
+        raise SettingError(f"samples_per_prompt and batch_size must be >= 1, got {samples_per_prompt} and {batch_size}")
     make_ready(module, data, device, trainer)
     if ckpt_path is not None:
         load_checkpoint(module, ckpt_path)

@@ -1,0 +1,46 @@
+"""What Lightning's Trainer refuses, and which of our settings does what was meant."""
+
+import re
+
+from lit_safe.errors import names
+from lit_safe.errors.message import FAILED, USAGE, Message
+from lit_safe.errors.places import Words
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp", "deepspeed_stage_2", "deepspeed_stage_3")
+
+TABLE: tuple[tuple[str, str, str, str, int], ...] = (
+    ("invalid accelerator name", "accelerator", "there is no accelerator {value}", ", ".join(ACCELERATORS), USAGE),
+    (
+        "No supported gpu backend|MPSAccelerator|CUDAAccelerator.*can not run",
+        "accelerator",
+        "this machine has no such device for torch: accelerator {value}",
+        "--trainer.accelerator cpu, or auto for what is there",
+        FAILED,
+    ),
+    ("torch_xla", "accelerator", "", "--trainer.accelerator cpu, or auto for what is there", FAILED),
+    ("invalid strategy name", "strategy", "there is no strategy {value}", ", ".join(STRATEGIES), USAGE),
+    ("requires a GPU accelerator", "strategy", "", "--trainer.strategy auto or ddp", USAGE),
+    ("[Dd]eep[Ss]peed installed", "strategy", "", "pip install deepspeed, or --trainer.strategy ddp", FAILED),
+    ("requested gpu|DeviceIndices", "devices", "", "as many devices as the machine has, or auto", FAILED),
+    ("[Dd]evices", "devices", "{value} is not a value of trainer.devices", "a whole number >= 1, or auto", USAGE),
+    ("val_check_interval", "val_check_interval", "", "a smaller number, or a share of an epoch in (0, 1]", USAGE),
+)
+"""(pattern, key under trainer, what to say or "" for Lightning's own words, what would be right, exit status)."""
+
+CHOICES = {"accelerator": ACCELERATORS, "strategy": STRATEGIES}
+
+
+def trainer_mistake(text: str, words: Words) -> Message | None:
+    """What to print for a refusal of the Trainer; None if it is another."""
+    for pattern, key, what, instead, status in TABLE:
+        if not re.search(pattern, text):
+            continue
+        typed = [setting for setting in words.settings() if setting.keys == ("trainer", key)]
+        value = str(typed[-1].value) if typed else ""
+        near = names.nearest(value, CHOICES.get(key, ()), 1)
+        if near and near[0] != value:
+            instead = f"{near[0]} (one of {instead})"
+        said = what.format(value=repr(value)) if what else text
+        return Message(said, typed[-1].place if typed else "", instead, status)
+    return None

@@ -1,0 +1,86 @@
+"""Reads jsonargparse's nested error texts: at which key and class the innermost problem lies."""
+
+import re
+from dataclasses import dataclass
+
+_KEY = re.compile(r"""Parser key "([^"]+)"(?: element \d+)?:\s*(.*)""")
+_CLASS = re.compile(r"Problem with given class_path '([^']+)':\s*(.*)")
+_NOISE = re.compile(
+    r"Does not validate against any of the Union subtypes|Subtypes: |Errors:$|Given value type: |Given value: "
+)
+_CALLABLE = re.compile(r"Type \S+\[.*\] expects a function or a callable class: ")
+_NULL = "Expected a <class 'NoneType'>"
+_PATH = re.compile(r"Expected a path but (.*) either not accessible or invalid")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The innermost problem of a message.
+
+    Args:
+        keys: The key, from the outermost: ``("model", "objective", "beta")``.
+        class_path: The class at fault, if one was being read.
+        texts: What is wrong; of a value that fits none of several types, one for each.
+        value: What was typed, if the message says so.
+        path: Whether the value was also looked for as a file.
+    """
+
+    keys: tuple[str, ...]
+    class_path: str | None
+    texts: tuple[str, ...]
+    value: str | None
+    path: bool
+
+
+def read(message: str) -> Problem | None:
+    """The innermost problem of a message; None if the message has no such structure."""
+    stack: list[tuple[int, str, str]] = []  # (indentation, kind, name)
+    leaves: list[tuple[list[tuple[int, str, str]], str]] = []
+    path = False
+    for raw in message.splitlines():
+        line = raw.strip()
+        indent = len(raw) - len(raw.lstrip())
+        while line.startswith("- "):
+            line = line[2:].strip()
+        if not line:
+            continue
+        if _PATH.match(line):
+            path = True
+            continue
+        if _NOISE.match(line) or line.startswith(_NULL):
+            continue
+        while stack and stack[-1][0] >= indent:
+            stack.pop()
+        line = _CALLABLE.sub("", line)
+        for pattern, kind in ((_KEY, "key"), (_CLASS, "class")):
+            if found := pattern.match(line):
+                stack.append((indent, kind, found[1]))
+                line = found[2]
+        if line and not _NOISE.match(line):
+            leaves.append(([*stack], line))
+    leaves = [(where, text) for where, text in leaves if where]
+    if not leaves:
+        return None
+    deepest = max(len(where) for where, _ in leaves)
+    chosen = [(where, text) for where, text in leaves if len(where) == deepest]
+    where = chosen[0][0]
+    keys = tuple(part for _, kind, name in where if kind == "key" for part in name.split(".") if part != "init_args")
+    classes = [name for _, kind, name in where if kind == "class"]
+    texts = tuple(dict.fromkeys(_without_value(text) for _, text in chosen))
+    return Problem(keys, classes[-1] if classes else None, texts, _value(message, chosen), path)
+
+
+def _value(message: str, leaves: list[tuple[list[tuple[int, str, str]], str]]) -> str | None:
+    for _, text in leaves:
+        if found := re.search(r"\. Got value: (.*)", text):
+            return found[1]
+    given = re.findall(r"Given value: (.*)", message)
+    for value in given:  # the innermost comes first
+        if nested := re.match(r"NestedArg\(key='[^']*', val=(.*)\)", value):
+            return nested[1].strip("'\"")
+        return str(value).partition(". Got value: ")[0]
+    return None
+
+
+def _without_value(text: str) -> str:
+    return text.partition(". Got value: ")[0]

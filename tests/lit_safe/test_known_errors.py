@@ -1,0 +1,78 @@
+"""What other packages raise is told in our words: what, where it was typed, and what to try."""
+
+import pickle
+
+import pytest
+import torch
+from datasets.exceptions import DatasetNotFoundError
+from safetensors import SafetensorError
+
+from lit_safe.errors.exceptions import mistake
+from lit_safe.errors.places import Words
+
+WORDS = Words(
+    ["fit", "--model.pair.source.name_or_path", "org/model", "--data.sources.path", "org/rows", "--data.split", "tran"]
+)
+WORDS_OF_TRANSFORMERS = (
+    "org/model is not a local folder and is not a valid model identifier listed on 'https://huggingface.co/models'\n"
+    "If this is a private repository, make sure to pass a token."
+)
+KNOWN = [
+    (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB."),
+        "out of memory",
+        "micro_batch",
+    ),
+    (
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        "out of memory",
+        "half",
+    ),
+    (OSError(WORDS_OF_TRANSFORMERS), "there is no model 'org/model'", "--model.pair.source.name_or_path"),
+    (OSError("Can't load tokenizer for 'org/model'. If you were"), "org/model is no whole model", "config.json"),
+    (
+        OSError("org/model does not appear to have a file named config.json."),
+        "org/model is no whole model",
+        "tokenizer",
+    ),
+    (
+        DatasetNotFoundError("Dataset 'org/rows' doesn't exist on the Hub"),
+        "the data set 'org/rows' cannot be read",
+        "hub",
+    ),
+    (ValueError("Unknown split \"tran\". Should be one of ['train', 'test']."), 'Unknown split "tran"', "try: train"),
+    (
+        ValueError("BuilderConfig 'mian' not found. Available: ['main', 'other']"),
+        "BuilderConfig 'mian' not found",
+        "try: main",
+    ),
+    (
+        SafetensorError("Error while deserializing header: incomplete"),
+        "a *.safetensors file is cut or damaged",
+        "again",
+    ),
+    (pickle.UnpicklingError("invalid load key, 'h'."), "a checkpoint cannot be read", "another checkpoint"),
+    (RuntimeError("PytorchStreamReader failed reading zip archive: x"), "a checkpoint cannot be read", "another"),
+    (
+        RuntimeError('Error(s) in loading state_dict for X:\n\tMissing key(s) in state_dict: "a"'),
+        "the checkpoint holds another model",
+        "config.yaml",
+    ),
+    (RuntimeError("Invalid device string: 'cuda:x'"), "Invalid device string", "cpu, cuda"),
+    (AssertionError("Torch not compiled with CUDA enabled"), "Torch not compiled with CUDA", "cpu, cuda"),
+    (PermissionError(13, "Permission denied", "runs/x"), "runs/x: Permission denied", ""),
+]
+
+
+@pytest.mark.parametrize(("error", "what", "also"), KNOWN, ids=[what for _, what, _ in KNOWN])
+def test_a_known_error_of_another_package_is_told_in_our_words(error: Exception, what: str, also: str) -> None:
+    message = mistake(error, WORDS)
+    assert message is not None
+    assert message.what.startswith(what)
+    assert also in str(message)
+    assert message.status == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), AssertionError(), ValueError("x"), KeyError("state")])
+def test_an_unknown_error_of_another_package_keeps_its_traceback(error: Exception) -> None:
+    assert mistake(error, WORDS) is None
