@@ -156,6 +156,8 @@ class SafeCLI(LightningCLI):
         wanted = inspect.signature(function).parameters
         try:
             status = function(**{k: v for k, v in built.items() if k in wanted}, **options)
+        except CheckpointError as error:
+            raise SystemExit(str(error)) from None
         except KeyboardInterrupt:
             logging.getLogger(__name__).error("stopped by Ctrl-C")
             status = 128 + signal.SIGINT
