@@ -22,8 +22,7 @@ from lit_safe.frozen_policy import FrozenPolicyWarning as FrozenPolicyWarning
 from lit_safe.frozen_policy import complete_epochs, warn_of_frozen_policy
 from lit_safe.limits import Standing, standing
 from lit_safe.module import PreferenceAlignment
-from lit_safe.multiplier import BoundWatch, dual_step
-from lit_safe.ranks import gather
+from lit_safe.multiplier import BoundWatch, agree, dual_step
 from lit_safe.schedules import Constant, Schedule
 from lit_safe.types import CostEstimate
 
@@ -263,7 +262,7 @@ class DualAscent(Callback):
         before = module.multiplier.detach().to("cpu", copy=True)
         lr = self._lr(trainer, epoch)
         after = dual_step(before, estimate.mean, self.limit, lr, self.maximum)
-        _agree(after, module)
+        agree(after, module.device)
         # the two change together: a checkpoint of one without the other would take a step twice, or never
         if self._moves(trainer, epoch):
             module.multiplier.copy_(after)
@@ -348,10 +347,3 @@ def _fitted_later(estimator: CostEstimator, trainer: Trainer) -> bool:
 def _iterate(module: PreferenceAlignment) -> dict[str, Tensor]:
     trained = {name: p.data for name, p in module.named_parameters() if p.requires_grad}
     return {**trained, "multiplier": module.multiplier}
-
-
-def _agree(multiplier: Tensor, module: PreferenceAlignment) -> None:
-    """Refuse to go on if ranks computed different multipliers."""
-    ranks = gather(multiplier[None], module.device)
-    if not bool((ranks == ranks[0]).all()):
-        raise RuntimeError(f"ranks disagree on the multiplier: {ranks.tolist()}")

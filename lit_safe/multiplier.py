@@ -7,9 +7,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lit_safe.limits import at_least
+from lit_safe.ranks import gather
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,17 @@ def dual_step(multiplier: Tensor, cost: Tensor, limit: Tensor | float, lr: Tenso
         raise FloatingPointError(f"the estimated cost is {cost.tolist()}")
     # Liu et al. 2024, arXiv:2403.02475, eq. 14: the dual's gradient is limit - E[cost], and the dual is minimised
     return (multiplier + lr * (cost - limit)).clamp(0, maximum).to(multiplier.dtype)
+
+
+def agree(multiplier: Tensor, device: torch.device) -> None:
+    """Refuse to go on if ranks computed different multipliers.
+
+    Raises:
+        RuntimeError: With those of all ranks.
+    """
+    ranks = gather(multiplier[None], device)
+    if not bool((ranks == ranks[0]).all()):
+        raise RuntimeError(f"ranks disagree on the multiplier: {ranks.tolist()}")
 
 
 class BoundWatch:
