@@ -1,1 +1,1 @@
-"""What a policy is trained on: sources, annotators, tokenising, packing and splits."""
+"""Training data: sources, annotators, tokenising, packing and splits."""

@@ -1,4 +1,4 @@
-"""Processed rows on disk, found again by named inputs alone: nothing that is not named can make or break a hit."""
+"""Processed rows on disk. The key is a hash of named inputs; nothing else decides whether an entry is found."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ CHECKSUMS = "sha256.json"
 class Cache:
     """One folder for each set of inputs, named by their sha256: ``inputs.json``, ``facts.json`` and ``arrays.npz``.
 
-    ``sha256.json`` has the checksums of the last two; what does not have its own any more is never read.
+    ``sha256.json`` holds the checksums of the last two files. A file that does not match its checksum is never read.
 
     Args:
-        folder: Made when first written to.
+        folder: Folder of the cache, created on the first write.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
 
     def entry(self, inputs: Mapping[str, Any]) -> Path:
-        """Where rows with these inputs lie, written or not."""
+        """The folder for these inputs, whether it exists or not."""
         return self.folder / hashlib.sha256(_canonical(inputs).encode()).hexdigest()
 
     def read(self, inputs: Mapping[str, Any]) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]] | None:
         """Arrays and facts stored under these inputs, or None.
 
         Raises:
-            ValueError: The entry is damaged; names its file.
+            ValueError: The entry is damaged. The message names its file.
         """
         entry = self.entry(inputs)
         if not entry.is_dir():
@@ -58,10 +58,10 @@ class Cache:
         return arrays, json.loads((entry / "facts.json").read_text("utf-8"))
 
     def write(self, inputs: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], facts: object) -> None:
-        """Store them, all or nothing: a reader never sees half an entry, and the first of two writers wins."""
+        """Stores an entry atomically: readers never see part of it. Of two writers, the first one wins."""
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = self.folder / f".unfinished-{uuid.uuid4().hex}"
-        unfinished.mkdir()  # mkdtemp would lock other users out of a shared cache
+        unfinished.mkdir()  # not mkdtemp: its mode would exclude other users of a shared cache
         try:
             np.savez(unfinished / "arrays.npz", **arrays)  # type: ignore[arg-type]
             (unfinished / "facts.json").write_text(json.dumps(facts), "utf-8")
@@ -105,10 +105,10 @@ def _damaged(path: Path) -> ValueError:
 def named_inputs(
     sources: Sequence[Source | SftSource], tokenizer: PreTrainedTokenizerBase, **options: object
 ) -> dict[str, Any]:
-    """Everything that decides the processed rows, by name; an option that is no JSON value goes by its ``repr``.
+    """All inputs that decide the processed rows, by name. An option without a JSON value is stored as its ``repr``.
 
     Raises:
-        ValueError: An option whose ``repr`` is an address, and says nothing.
+        ValueError: The ``repr`` of an option is the default one, an address in memory.
     """
     for name, value in options.items():
         if type(value).__repr__ is object.__repr__:
@@ -123,7 +123,7 @@ def named_inputs(
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of what the tokenizer does to text. The padding and truncation that its last caller set are left out."""
+    """A hash of the tokenizer's behaviour. It leaves out padding and truncation, which depend on the last caller."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = {"vocabulary": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
     content.pop("padding", None)
@@ -134,7 +134,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _code_digest() -> str:
-    """A hash of this package's own sources: a changed rule makes new rows."""
+    """A hash of this package's source code, so that changed code invalidates the cache."""
     digest = hashlib.sha256()
     for path in sorted(CODE.rglob("*.py")):
         digest.update(f"{path.relative_to(CODE).as_posix()}\n".encode() + path.read_bytes())

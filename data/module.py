@@ -1,4 +1,4 @@
-"""Preference data as a LightningDataModule: from sources to steps of training, held-out pairs and prompts."""
+"""Preference data as a LightningDataModule: training steps, held-out pairs and prompts from any sources."""
 
 from __future__ import annotations
 
@@ -25,35 +25,38 @@ from lit_safe.types import Annotation, Need, PackedBatch, ResponsesFrom
 class PreferenceData(TokenisedData[TokenisedPairs, Source]):
     """Preference pairs from any number of sources, split by prompt into train, val, dual and certify.
 
-    Training reads ``train``; ``validate`` and ``test`` both read ``val``; ``dual`` is for the multiplier's steps and
-    ``certify`` for certificates alone. The rows of an optimizer step depend on seed, epoch and the pairs' texts, not on
-    micro-batches, ranks or where a run was stopped.
+    Training reads ``train``; ``validate`` and ``test`` both read ``val``; the multiplier's steps read ``dual``; only
+    certificates read ``certify``. The rows of an optimizer step depend on the seed, the epoch and the pairs' texts.
+    They do not depend on micro-batches, on ranks or on where a run was stopped.
 
     Args:
         sources: Datasets of pairs.
         annotator: Gives responses their rewards and costs.
-        order: Which response is chosen: the more ``helpful``, the ``safer``, the more helpful of pairs whose chosen
-            response is safe (``safe_better``), or the safer where nobody says which helps more (``helpful_or_safer``).
+        order: Which response is chosen. ``helpful``: the more helpful one. ``safer``: the less harmful one.
+            ``safe_better``: the more helpful one, and pairs in which it is unsafe are dropped. ``helpful_or_safer``:
+            the more helpful one, or the less harmful one where no label says which is more helpful.
         pairs_per_step: Pairs of one optimizer step over all micro-batches and ranks.
-        micro_batch_pairs: Pairs of one forward and backward pass on one rank, at most.
+        micro_batch_pairs: Maximum number of pairs in one forward and backward pass on one rank.
         eval_batch_pairs: Pairs of one forward pass without gradients on one rank.
-        max_length: Tokens of prompt and response together, at most; the response is kept, the prompt loses its start.
-        contradictions: What becomes of pairs that stand in both orders or hold a text labelled both safe and unsafe.
-        duplicates: ``drop`` keeps the first of the rows that hold the same pair, whichever order it has there; ``keep``
-            keeps them all, with both orders, for samples whose frequencies are what there is to learn.
-        max_pairs_per_prompt: Pairs of one prompt, at most, chosen by hash; null keeps all.
-        max_eval_pairs: Pairs of the val split that are evaluated, at most, chosen by hash; null takes all.
-        on_bad_row: ``error`` stops at a row that cannot be used and names it, ``skip`` counts it in the report.
+        max_length: Maximum number of tokens of prompt and response together. The response is kept; the prompt is cut
+            from its start.
+        contradictions: Whether to keep or drop pairs that appear in both orders or contain a text labelled both safe
+            and unsafe.
+        duplicates: ``drop`` keeps the first of the rows that hold the same pair, in either order. ``keep`` keeps all of
+            them; use it for samples whose frequencies are to be learned.
+        max_pairs_per_prompt: Maximum number of pairs per prompt, chosen by hash; null keeps all.
+        max_eval_pairs: Maximum number of pairs of the val split to evaluate, chosen by hash; null takes all.
+        on_bad_row: ``error`` stops at an unusable row and names it; ``skip`` counts it in the report.
         tokenizer: Name or folder of a tokenizer; null takes the model's.
-        template: Chat template in place of the tokenizer's own, or where it has none: safe_rlhf, human_assistant, or a
-            .jinja file; null takes the tokenizer's.
-        template_date: What a chat template that prints today's date prints, on whichever day it runs.
-        rendered: true says that prompts are plain text that a chat template made already: special tokens in it are
-            special. false reads them as quoted text.
-        cache_dir: Where tokenised rows are kept between runs; null keeps none.
-        seed: Of the order of rows, and of the draws of ``labels: sampled`` and of training.
+        template: Chat template that replaces the tokenizer's own: safe_rlhf, human_assistant, or a .jinja file; null
+            takes the tokenizer's.
+        template_date: The date that a chat template prints as today's date, whatever day the run takes place.
+        rendered: true: prompts are plain text that a chat template has already produced, and special tokens in it are
+            read as special tokens. false: special tokens in a prompt are read as quoted text.
+        cache_dir: Folder for tokenised rows between runs; null stores none.
+        seed: Seed of the order of rows, of the draws of ``labels: sampled`` and of training.
         held_out: false puts every prompt into every split, for a world whose prompts are the whole population. Then no
-            prompt is held out: certificates and measures of generalisation mean nothing, and the report says so.
+            prompt is held out: certificates and measures of generalisation are meaningless, and the report says so.
     """
 
     kind = TokenisedPairs
@@ -87,7 +90,7 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         self.eval_batch_pairs, self.max_eval_pairs = eval_batch_pairs, max_eval_pairs
         self.contradictions, self.max_pairs_per_prompt = contradictions, max_pairs_per_prompt
         self.duplicates = duplicates
-        self._train: Int64s | None = None  # what ``select`` left of the train split
+        self._train: Int64s | None = None  # the rows of the train split that ``select`` kept
 
     @property
     def constraints(self) -> tuple[str, ...]:
@@ -100,10 +103,10 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         return {AUTHORS[code] for code in self.tokenised.responses_from[self.rows_of("dual")]}
 
     def require(self, needs: Sequence[Need]) -> None:
-        """Check that every pair has the labels that an objective cannot do without.
+        """Check that every pair has the labels that an objective needs.
 
         Raises:
-            ValueError: One has not; names its row and the column.
+            ValueError: A label is missing. The message names the row and the column.
         """
         pairs = self.tokenised
         values = {"reward": pairs.reward[..., None], "cost": pairs.cost, "flags": pairs.cost}
@@ -120,9 +123,9 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
                 )
 
     def select(self, keeps: Callable[[Annotation], torch.Tensor]) -> None:
-        """Train on the pairs alone whose labels ``keeps`` accepts ([P] bool of P pairs): the others fill no step.
+        """Train only on the pairs whose labels ``keeps`` accepts ([P] bool of P pairs); the others are in no step.
 
-        Only the train split changes: evaluation, prompts and cost estimates still have every pair.
+        Only the train split changes. Evaluation, prompts and cost estimates still use every pair.
 
         Raises:
             ValueError: No training pair is left.
@@ -141,7 +144,7 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         self._train = kept
 
     def pairs(self, split: Split) -> list[TextPair]:
-        """The pairs of one split as texts, read from the sources anew: no tokenizer is needed, and nothing is cut.
+        """The pairs of one split as texts, read again from the sources. It needs no tokenizer and cuts nothing.
 
         Raises:
             BadRow: At the first unusable row, with ``on_bad_row="error"``.
@@ -150,7 +153,7 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         return text_pairs(rows, self.sources, split if self.held_out else None)
 
     def train_dataloader(self) -> StepLoader[PackedBatch]:
-        """Items are the micro-batches of one optimizer step."""
+        """Each item is the list of micro-batches of one optimizer step."""
         index = self._training_rows()
 
         def pack(micro: MicroBatch, step: Int64s) -> PackedBatch:
@@ -164,7 +167,7 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         return self.batches_of("val", self.max_eval_pairs)
 
     def test_dataloader(self) -> EvalLoader[PackedBatch]:
-        """Batches of the val split: ``certify`` is for certificates."""
+        """Batches of the val split; only certificates read ``certify``."""
         return self.val_dataloader()
 
     def predict_dataloader(self) -> EvalLoader[PackedBatch]:
@@ -172,11 +175,11 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         return self.val_dataloader()
 
     def dual_pairs(self) -> Iterable[PackedBatch]:
-        """Batches of the dual split: this rank's share, with filler rows, so that sums over ranks count a pair once."""
+        """This rank's batches of the dual split. Filler rows do not count, so sums over ranks count each pair once."""
         return self.batches_of("dual")
 
     def batches_of(self, split: Split, most: int | None = None) -> EvalLoader[PackedBatch]:
-        """Batches of ``most`` pairs of a split, chosen by hash; all of them with None. Of ``train``, what trains."""
+        """Batches of ``most`` pairs of a split, chosen by hash; None takes all. For ``train``: the pairs that train."""
         index = self._training_rows() if split == "train" else self.rows_of(split)
         index = index[np.sort(ordered(self.tokenised.pair_id[index], "evaluation")[:most])]
 
@@ -194,7 +197,7 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
 
     @property
     def largest_micro_batch(self) -> MicroBatchSize:
-        """A bound on what one training forward pass holds: every pair as long as the longest."""
+        """An upper bound on one training forward pass: every pair is assumed as long as the longest."""
         pairs = self.tokenised
         longer = np.maximum(pairs.chosen.sizes, pairs.rejected.sizes)
         sequences = 2 * self.micro_batch_pairs
@@ -213,7 +216,7 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
             self.on_bad_row,
             self.contradictions,
             self.max_pairs_per_prompt,
-            evaluation=True,  # such prompts are put into val
+            evaluation=True,  # prompts of evaluation-only sources are put into val
             duplicates=self.duplicates,
         )
 

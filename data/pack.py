@@ -1,7 +1,7 @@
-"""From tokenised rows to the batches of ``lit_safe.types``: sequences end to end, targets shifted, nothing padded.
+"""Packs tokenised rows into the batches of ``lit_safe.types``: sequences end to end, targets shifted, no padding.
 
-A filler row is the shortest sequence a model can run (two tokens, one scored); its labels are zeros, it is not
-``present``, and it counts for nothing.
+A filler row is the shortest sequence that a model accepts (two tokens, one scored). Its labels are zeros, it is not
+``present``, and no result includes it.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ FILLER: tuple[Ids, Ids] = (np.zeros(1, np.int32), np.zeros(1, np.int32))
 
 
 def pack_pairs(pairs: TokenisedPairs, index: Int64s, fillers: int, pairs_in_step: int, seed: int) -> PackedBatch:
-    """Pack the pairs at ``index`` with ``fillers`` filler rows after them; B is the sum of both.
+    """Pack the pairs at ``index``, followed by ``fillers`` filler rows. B is the sum of both.
 
     Args:
         pairs: All pairs.
-        index: Which of them.
-        fillers: Rows that stand in where this rank has fewer pairs than another.
-        pairs_in_step: True pairs of the whole step.
-        seed: Of the draw that decides sampled labels.
+        index: Indices of the pairs to pack.
+        fillers: Number of filler rows, for a rank that has fewer pairs than another.
+        pairs_in_step: Number of pairs of the whole step, without fillers.
+        seed: Seed of the random draw for sampled labels.
     """
     parts = [(pairs.prompt.at(i), side.at(i)) for i in map(int, index) for side in (pairs.chosen, pairs.rejected)] + [
         FILLER
     ] * (2 * fillers)
     label = annotation(pairs, index, fillers)
-    # rounded down: the nearest float32 of a number below 1 may be 1
+    # rounded down: rounding a number below 1 to the nearest float32 may give 1
     draw = np.array([int(uniform("draw", seed, int(i)) * 2**24) / 2**24 for i in pairs.pair_id[index]], np.float32)
     return PackedBatch(
         sequences=pack_sequences(*zip(*parts, strict=True)),
@@ -45,15 +45,15 @@ def pack_pairs(pairs: TokenisedPairs, index: Int64s, fillers: int, pairs_in_step
 
 
 def annotation(pairs: TokenisedPairs, index: Int64s, fillers: int = 0) -> Annotation:
-    """The labels of the pairs at ``index``, zeros for ``fillers`` after them, without draws."""
+    """The labels of the pairs at ``index``, followed by zeros for ``fillers`` rows, without random draws."""
     cost = _filled(pairs.cost[index], fillers)
-    cost = cost[..., 0] if cost.shape[-1] == 1 else cost  # one constraint is [B]
+    cost = cost[..., 0] if cost.shape[-1] == 1 else cost  # with one constraint, the shape is [B]
     reward = _filled(pairs.reward[index], fillers)
     return Annotation(reward=Pair(reward[:, 0], reward[:, 1]), cost=Pair(cost[:, 0], cost[:, 1]))
 
 
 def pack_rows(rows: TokenisedRows, index: Int64s, fillers: int, tokens_in_step: int) -> SequenceBatch:
-    """Pack the single sequences at ``index`` with ``fillers`` filler rows after them; N is the sum of both."""
+    """Pack the single sequences at ``index``, followed by ``fillers`` filler rows. N is the sum of both."""
     parts = [(rows.prompt.at(i), rows.response.at(i)) for i in map(int, index)] + [FILLER] * fillers
     return SequenceBatch(
         sequences=pack_sequences(*zip(*parts, strict=True)),
@@ -65,5 +65,5 @@ def pack_rows(rows: TokenisedRows, index: Int64s, fillers: int, tokens_in_step: 
 
 
 def _filled(values: np.ndarray, fillers: int) -> torch.Tensor:
-    """``values`` with zeros for the filler rows."""
+    """``values`` followed by zeros for the filler rows."""
     return torch.from_numpy(np.concatenate([values, np.zeros((fillers, *values.shape[1:]), values.dtype)]))

@@ -1,4 +1,4 @@
-"""From sources to ordered, labelled and distinct pairs, with an account of every row that is not among them."""
+"""Reads sources into ordered, labelled and distinct pairs, and reports why every other row was dropped."""
 
 import math
 from collections import Counter, defaultdict
@@ -11,12 +11,12 @@ from data.split import prompt_id, text_id
 from lit_safe.hashing import hash64
 
 Order = Literal["helpful", "safer", "safe_better", "helpful_or_safer"]
-"""What ``chosen`` means: the more helpful response; the less harmful one (DPO-HARMLESS); the more helpful one, with the
-pairs removed in which that one is unsafe (DPO-SAFEBETTER); or the more helpful one, and where nobody says which that
-is, the less harmful one: for SafeDPO, which orders safe/unsafe pairs by safety in any case."""
+"""Which response is ``chosen``: the more helpful one; the less harmful one (DPO-HARMLESS); the more helpful one, and
+pairs in which it is unsafe are dropped (DPO-SAFEBETTER); or the more helpful one, and the less harmful one if no label
+says which is more helpful. The last is for SafeDPO, which orders safe/unsafe pairs by safety in any case."""
 
-LARGEST = 1e30  # of a reward or cost: differences, and products with a multiplier, stay finite in fp32
-SMALLEST = 1e-37  # fp32 holds smaller numbers with less precision, or as 0, and the sign of a cost is its safety
+LARGEST = 1e30  # largest reward or cost: differences, and products with a multiplier, stay finite in fp32
+SMALLEST = 1e-37  # fp32 stores smaller numbers with less precision or as 0, which could lose the sign of a cost
 
 _WORD: dict[Order, str] = {
     "safer": "safer",
@@ -28,11 +28,11 @@ _WORD: dict[Order, str] = {
 
 class _Candidate(NamedTuple):
     row: PreferenceRow
-    by_safety: bool  # ordered by safety for want of another order
+    by_safety: bool  # ordered by safety because no other order is known
     source: int
     prompt: int  # hash of the prompt
-    texts: frozenset[int]  # hashes of both responses after that prompt
-    pair: int  # hash of the exact prompt and both responses, in whichever order
+    texts: frozenset[int]  # hashes of each response with its prompt
+    pair: int  # hash of the exact prompt and both responses, the same in either order
 
 
 def prepare(
@@ -47,21 +47,21 @@ def prepare(
 ) -> tuple[list[PreferenceRow], PreparationReport]:
     """Read every source and keep each pair once, in the order of its first appearance.
 
-    Where no column says which response is more helpful, the larger reward does; where none says which is less harmful,
-    the response does whose costs are nowhere larger and somewhere smaller. A pair without the order asked for is
-    dropped, as are two identical responses. A pair that returns (in either position or order) counts as a duplicate.
+    If no column says which response is more helpful, it is the one with the larger reward. If no column says which is
+    less harmful, it is the one whose costs are nowhere larger and somewhere smaller. A pair without the requested order
+    is dropped, and so is a pair of identical responses. A repeated pair (in either position or order) is a duplicate.
 
     Args:
-        sources: Read one after the other; of duplicates the first is kept.
+        sources: Read one after the other; the first of several duplicates is kept.
         annotator: Gives rewards and costs.
-        order: What ``chosen`` means.
+        order: Which response is ``chosen``.
         on_bad_row: Stop at the first unusable row, or drop and count it.
-        contradictions: What to do with pairs that stand in both orders, or hold a text that stands both as safe and as
-            unsafe after the same prompt: keep (the first of) them or drop all of them. They are counted either way.
-        max_pairs_per_prompt: Keep at most this many pairs of one prompt, chosen by hash; None for all.
-        evaluation: Whether sources that are for evaluation only may be read.
-        duplicates: ``keep`` keeps a pair as often as it stands there, in either order: where pairs are draws of a
-            distribution, their repetitions are what it is made of.
+        contradictions: Whether to keep (the first of) or drop pairs that appear in both orders, or contain a text
+            labelled both safe and unsafe after the same prompt. They are counted in both cases.
+        max_pairs_per_prompt: Maximum number of pairs per prompt, chosen by hash; None keeps all.
+        evaluation: Whether sources for evaluation only may be read.
+        duplicates: ``keep`` keeps every copy of a pair, in either order. Use it if pairs are samples of a distribution,
+            whose frequencies matter.
 
     Raises:
         BadRow: At the first unusable row, with ``on_bad_row="error"``.
@@ -70,7 +70,7 @@ def prepare(
     _check_options(order, on_bad_row, contradictions, duplicates, max_pairs_per_prompt)
     report = PreparationReport(order)
     candidates: list[_Candidate] = []
-    flags: dict[int, set[str]] = defaultdict(set)  # of every text: "safe", "unsafe"
+    flags: dict[int, set[str]] = defaultdict(set)  # labels of every text: "safe", "unsafe"
     for number, source in enumerate(sources):
         description = source.describe()
         name = description.get("name", type(source).__name__)
@@ -126,7 +126,7 @@ def _candidate(
     flags: dict[int, set[str]],
     report: PreparationReport,
 ) -> _Candidate | None:
-    """The pair of one row, or None (and counted) where it has none. Its labels count in ``flags`` either way."""
+    """The pair of one row, or None (and counted) if it has none. ``flags`` records its labels in both cases."""
     if isinstance(item, BadRow):
         raise item
     texts = [response.text for response in item.responses]
@@ -144,7 +144,7 @@ def _candidate(
     if by_safety:
         first = _safer(item, costs)
     if first is None:
-        report.drop(f"nobody says which response is {_WORD[order]}", item.id)
+        report.drop(f"no label says which response is {_WORD[order]}", item.id)
         return None
     if order == "safe_better" and safety(costs[first]) != "safe":
         report.drop(f"the safety of the better response is {safety(costs[first])}", item.id)
@@ -163,7 +163,7 @@ def _candidate(
 def _check_range(
     row: str, constraints: Sequence[str], rewards: Sequence[float], costs: Sequence[Sequence[float]]
 ) -> None:
-    """Refuse labels that fp32, in which batches hold them, would turn into infinities or into another sign."""
+    """Refuse labels that would become infinite or lose their sign in fp32, the type of batches."""
     named = [("reward", value) for value in rewards]
     named += [(f"cost {name}", value) for side in costs for name, value in zip(constraints, side, strict=True)]
     for column, value in named:
@@ -192,7 +192,7 @@ def _distinct(candidates: Iterable[_Candidate], report: PreparationReport) -> li
     kept: dict[int, _Candidate] = {}
     for candidate in candidates:
         if kept.setdefault(candidate.pair, candidate) is not candidate:
-            report.drop("the pair stands in an earlier row", candidate.row.id)
+            report.drop("the pair appears in an earlier row", candidate.row.id)
     return list(kept.values())
 
 
@@ -202,9 +202,9 @@ def _without(
     kept = []
     for candidate in candidates:
         if candidate.pair in opposed:
-            report.drop("the pair stands in both orders", candidate.row.id)
+            report.drop("the pair appears in both orders", candidate.row.id)
         elif not both.isdisjoint(candidate.texts):
-            report.drop("a response stands both as safe and as unsafe", candidate.row.id)
+            report.drop("a response is labelled both safe and unsafe", candidate.row.id)
         else:
             kept.append(candidate)
     return kept
@@ -214,7 +214,7 @@ def _capped(candidates: Sequence[_Candidate], cap: int, report: PreparationRepor
     seen: Counter[int] = Counter()
     draws = []
     for position, candidate in enumerate(candidates):
-        again = seen[candidate.pair]  # a repetition has a draw of its own
+        again = seen[candidate.pair]  # each copy of a pair has its own random number
         seen[candidate.pair] += 1
         draws.append((hash64("cap", candidate.pair, *([again] if again else [])), position))
     taken: Counter[int] = Counter()

@@ -1,7 +1,7 @@
-"""A conversation and a response, as token ids: the chat template rendered once, each text tokenised once.
+"""Token ids of a conversation and a response. The chat template is rendered once, and each text is tokenised once.
 
-The prompt's ids never depend on the response. A response's ids end with exactly one stop token, the one that the
-template puts after an assistant's turn (the tokenizer's eos where it puts none); nothing after it is kept.
+The prompt's ids do not depend on the response. A response's ids end with exactly one stop token: the one that the
+template puts after an assistant's turn, or the tokenizer's eos if it puts none. Anything after it is removed.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 Conversation = tuple[Message, ...] | str
 
-# Stands inside a special token's string that a text merely quotes, so that the tokenizer does not read it as the token.
+# Inserted into the string of a special token in a text, so that the tokenizer does not read it as the special token.
 BREAK = "\ue0f0"
 PROBE = "zebra"
-# What chat templates write around turns: a text that holds one was rendered before
+# Markers that chat templates write around turns: a text that contains one was probably rendered before
 MARKS: tuple[str, ...] = (
     "<|im_start|>",
     "<|start_header_id|>",
@@ -39,7 +39,7 @@ MARKS: tuple[str, ...] = (
     "<\uff5cAssistant\uff5c>",
 )
 DATE_CALL = re.compile(r"""\bstrftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
-ANCHORS = ("\n", "|", "x")  # text that stands before a piece while it is tokenised, so that it is no text's start
+ANCHORS = ("\n", "|", "x")  # put before a piece while it is tokenised, so that the piece is not the start of the text
 
 
 TODAY = date(2025, 1, 1)
@@ -48,20 +48,20 @@ TODAY = date(2025, 1, 1)
 class Renderer:
     """Renders prompts and responses with one tokenizer.
 
-    A conversation is rendered by the tokenizer's chat template, which alone decides on a BOS. A plain string is never
-    templated and gets what the tokenizer itself puts in front of a text, once.
+    The tokenizer's chat template renders a conversation; only the template decides on a BOS. A plain string is never
+    templated: it gets the tokens that the tokenizer itself puts before a text, once.
 
     Args:
         tokenizer: Any Hugging Face tokenizer that has an eos token.
-        today: What a template that prints the date prints, the same on every day: so a run that is resumed on another
-            day goes on with the same tokens.
-        rendered: Prompts are plain text that a chat template made already: special tokens in it are special, and a
-            response ends as the tokenizer's own template would end it.
+        today: The date that a template prints as today's date. A run resumed on another day then gets the same tokens.
+        rendered: Prompts are plain text that a chat template has already produced. Special tokens in it are read as
+            special tokens, and a response ends as the tokenizer's own template would end it.
 
     Attributes:
-        stop_id: The token that ends a response in a conversation, where the tokenizer has a chat template, and the
-            eos token otherwise.
-        opening: How many of a templated prompt's last tokens open the assistant's turn; no truncation removes them.
+        stop_id: The token that ends a response in a conversation, if the tokenizer has a chat template; otherwise the
+            eos token.
+        opening: Number of tokens at the end of a templated prompt that open the assistant's turn; no truncation removes
+            them.
 
     Raises:
         ValueError: The tokenizer has no eos token, or its template does not begin a conversation with the prompt.
@@ -85,23 +85,23 @@ class Renderer:
 
     @property
     def stop_tokens(self) -> frozenset[int]:
-        """Every token that ends a response: one in conversations, one in plain text; often the same."""
+        """Every token that ends a response: one for conversations, one for plain text. They are often the same."""
         return frozenset({self.stop_id, self.eos_id})
 
     def mark_in(self, prompt: Conversation) -> str | None:
-        """What in a prompt shows that a chat template made its text already, or None; None where that is declared."""
+        """A marker that shows that a chat template produced this prompt; None without one, or with ``rendered``."""
         if self.rendered:
             return None
         texts = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
         return next((mark for mark in MARKS for text in texts if mark in text), None)
 
     def prompt(self, row: str, prompt: Conversation) -> list[int]:
-        """The prompt's ids, up to and with the opening of the assistant's turn.
+        """The prompt's ids, including the opening of the assistant's turn.
 
         Raises:
-            BadRow: The template refuses the conversation, or the text holds U+E0F0, which is used inside, or prompts
-                are declared to be rendered and this one is a conversation.
-            ValueError: A conversation, and the tokenizer has no chat template.
+            BadRow: The template refuses the conversation, or the text contains U+E0F0, which is used internally, or the
+                prompt is a conversation while ``rendered`` is set.
+            ValueError: The prompt is a conversation and the tokenizer has no chat template.
         """
         if self.rendered and not isinstance(prompt, str):
             raise BadRow(row, "prompt", "is a conversation, and rendered: true reads plain text (user_turn: false)")
@@ -111,18 +111,18 @@ class Renderer:
         return ids
 
     def response(self, row: str, column: str, prompt: Conversation, prompt_ids: Sequence[int], text: str) -> list[int]:
-        """The response's ids after ``prompt``, one stop token last.
+        """The response's ids after ``prompt``, ending with one stop token.
 
         Args:
-            row: For messages.
-            column: For messages: which response of the row this is.
-            prompt: What it answers.
-            prompt_ids: Of that prompt, as ``prompt`` gave them.
+            row: Name of the row, for messages.
+            column: Which response of the row this is, for messages.
+            prompt: The prompt.
+            prompt_ids: The ids that ``prompt`` returned for it.
             text: The response.
 
         Raises:
-            BadRow: The template does not keep the prompt, or ends this turn unlike others, or the response has no
-                tokens or a stop token inside.
+            BadRow: The template changes the prompt, or ends this turn differently from others, or the response has no
+                tokens or contains a stop token.
         """
         if self.rendered:
             text = self._without_stop(text)
@@ -138,8 +138,9 @@ class Renderer:
                 raise BadRow(row, column, "the chat template ends this response unlike others")
             body = whole[len(start) : len(whole) - len(self._suffix)] + self._before_stop
             stop_id = self.stop_id
-        # Where tokenising both at once leaves the prompt alone, the rest is what follows it in ordinary text: a
-        # tokenizer that puts a space before every text would put one here. Where it merges over the seam, it may not.
+        # If the prompt keeps its ids when both are tokenised together, the remaining ids are the response's, as in
+        # running text (alone, some tokenizers would put a space before it). If tokens merge across the boundary, the
+        # response is tokenised by itself.
         joint = self._head_of(prompt) + self._encode(start + body)
         size = len(prompt_ids)
         ids = joint[size:] if joint[:size] == list(prompt_ids) else self._encode(body, first=False)
@@ -150,7 +151,7 @@ class Renderer:
         return [*ids, stop_id]
 
     def cut_prompt(self, ids: Sequence[int], size: int) -> list[int]:
-        """The last ``size`` tokens of a prompt; a BOS that opens the document (and no later turn) is kept as well."""
+        """The last ``size`` tokens of a prompt. A BOS at its start is kept as well, unless later turns have one too."""
         if len(ids) <= size:
             return list(ids)
         opens_document = ids[0] == self.tokenizer.bos_token_id and ids[0] not in ids[1:]
@@ -159,7 +160,7 @@ class Renderer:
         return list(ids[len(ids) - size :])
 
     def _own_head(self) -> list[int]:
-        """What the tokenizer puts in front of a plain text: usually a BOS or nothing."""
+        """The tokens that the tokenizer puts before a plain text: usually a BOS or nothing."""
         plain = self._ids(PROBE)
         whole = list(self.tokenizer(PROBE).input_ids)
         for start in range(len(whole)):
@@ -168,7 +169,7 @@ class Renderer:
         return []
 
     def _read_template(self) -> None:
-        """Learn from one harmless conversation what the template puts after a response; refuse one of no use."""
+        """Finds the text that the template puts after a response, from one test conversation. Raises if it cannot."""
         asked = [{"role": "user", "content": "Hello"}]
         start = self._template("template", asked, opened=True)
         whole = self._template("template", [*asked, {"role": "assistant", "content": PROBE}], opened=False)
@@ -206,8 +207,8 @@ class Renderer:
         return str(text)
 
     def _opened(self, row: str, prompt: Conversation) -> str:
-        """The prompt's guarded text, as rendered, up to the opening of the assistant's turn."""
-        if self._last is None or self._last[0] != prompt:  # a pair asks for its prompt three times
+        """The prompt's guarded text, rendered, up to the opening of the assistant's turn."""
+        if self._last is None or self._last[0] != prompt:  # a pair needs its prompt three times
             if isinstance(prompt, str):
                 self._last = prompt, prompt if self.rendered else self._guard(row, "prompt", prompt)
             else:
@@ -221,7 +222,7 @@ class Renderer:
         return [] if begun else self._head
 
     def _without_stop(self, text: str) -> str:
-        """A rendered response without what closes its turn."""
+        """A rendered response without the text that closes its turn."""
         stop = str(self.tokenizer.convert_ids_to_tokens(self.stop_id))
         bare = text.rstrip()
         return bare[: -len(stop)] if bare.endswith(stop) else text
@@ -230,7 +231,7 @@ class Renderer:
         return [{"role": turn.role, "content": self._guard(row, "prompt", turn.content)} for turn in prompt]
 
     def _guard(self, row: str, column: str, text: str) -> str:
-        """``text`` with a break inside every string that the tokenizer would read as a special token."""
+        """``text`` with a break inserted into every string that the tokenizer would read as a special token."""
         if BREAK in text:
             raise BadRow(row, column, "holds U+E0F0, which marks quoted special tokens")
         for special in self._special_texts:
@@ -239,9 +240,9 @@ class Renderer:
         return text
 
     def _encode(self, guarded: str, *, first: bool = True) -> list[int]:
-        """Ids of a guarded text: the pieces between breaks one by one, and nothing added.
+        """Ids of a guarded text. The pieces between breaks are tokenised one by one; nothing is added.
 
-        ``first`` is False where other text stands before it, as it does before every piece but the first.
+        ``first`` is False if other text precedes it; every piece but the first is treated so.
         """
         pieces = [piece for piece in guarded.split(BREAK) if piece]
         ids = [self._ids(piece) if first and not i else self._ids_within(piece) for i, piece in enumerate(pieces)]
@@ -251,7 +252,7 @@ class Renderer:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _ids_within(self, text: str) -> list[int]:
-        """Ids of a text that other text stands before: without the space that some tokenizers put before all text."""
+        """Ids of a text that follows other text: without the space that some tokenizers put before every text."""
         if self._space_first:
             for anchor in ANCHORS:
                 alone, whole = self._ids(anchor), self._ids(anchor + text)
@@ -261,12 +262,12 @@ class Renderer:
 
     @cached_property
     def _dated_template(self) -> str:
-        """The chat template with ``today`` in the place of its calls for the date."""
+        """The chat template with its calls for the current date replaced by ``today``."""
         template = str(self.tokenizer.get_chat_template())
         return DATE_CALL.sub(lambda call: repr(self.today.strftime(call[2])), template)
 
     @cached_property
     def _space_first(self) -> bool:
-        """Whether the tokenizer reads a text's start unlike the same text after other text."""
+        """Whether the tokenizer reads a text differently at the start and after other text."""
         alone = self._ids(ANCHORS[0])
         return self._ids(ANCHORS[0] + PROBE)[len(alone) :] != self._ids(PROBE)

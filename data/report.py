@@ -1,4 +1,4 @@
-"""What became of the rows: how many were read, kept and dropped, and what the labels of the kept ones say."""
+"""Counts of rows read, kept and dropped, and of the labels of the kept rows."""
 
 import math
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import Any
 from data.schema import PreferenceRow
 
 STRATA = ("safe/safe", "safe/unsafe", "unsafe/safe", "unsafe/unsafe", "unknown")
-EXAMPLES = 3  # row names kept for each reason
+EXAMPLES = 3  # row names stored for each reason
 
 
 @dataclass
@@ -42,17 +42,19 @@ class PreparationReport:
     """Counts of a preparation.
 
     Attributes:
-        order: What ``chosen`` means.
-        ordered_by_safety: Kept pairs in which the less harmful response is chosen because nobody says which is better.
-        sources: One entry a source, in order.
-        dropped: Rows dropped by reason, exact duplicates among them.
-        contradictory_responses: Texts that stand both as safe and as unsafe after the same prompt.
-        contradictory_orders: Pairs that stand in both orders.
-        contradictory_rows: Kept rows with such a text or pair in them.
+        order: Which response is ``chosen``.
+        ordered_by_safety: Kept pairs whose chosen response is the less harmful one because no label says which is
+            better.
+        sources: One entry per source, in order.
+        dropped: Dropped rows by reason, including exact duplicates.
+        contradictory_responses: Texts labelled both safe and unsafe after the same prompt.
+        contradictory_orders: Pairs that appear in both orders.
+        contradictory_rows: Kept rows with such a text or pair.
         prompts: Distinct prompts kept.
-        strata: Kept pairs by the safety of chosen/rejected, as the costs' signs have it; "unknown" lacks a cost.
-        unsafe_share: By constraint and for any of them: share of responses with cost > 0 among those with a known one;
-            NaN where no cost is known.
+        strata: Kept pairs by the safety of chosen/rejected, from the signs of the costs; "unknown" if a cost is
+            missing.
+        unsafe_share: For each constraint and for any of them: share of responses with cost > 0 among those with a known
+            cost; NaN if no cost is known.
     """
 
     order: str
@@ -68,17 +70,17 @@ class PreparationReport:
 
     @property
     def read(self) -> int:
-        """Rows of all sources."""
+        """Number of rows of all sources."""
         return sum(source.read for source in self.sources)
 
     @property
     def kept(self) -> int:
-        """Pairs that remain."""
+        """Number of kept pairs."""
         return sum(source.kept for source in self.sources)
 
     @property
     def safe_dpo(self) -> dict[str, int]:
-        """What SafeDPO's transform does to the kept pairs of known safety (arXiv:2505.20065v2, T in eq. 11)."""
+        """The effect of SafeDPO's transform on the kept pairs of known safety (arXiv:2505.20065v2, T in eq. 11)."""
         keep = self.strata["safe/safe"] + self.strata["safe/unsafe"]
         return {"keep": keep, "swap": self.strata["unsafe/safe"], "drop": self.strata["unsafe/unsafe"]}
 
@@ -87,13 +89,13 @@ class PreparationReport:
         self.dropped.setdefault(reason, Dropped()).add(row)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON holds it; an unknown share is None."""
+        """The report as JSON values; an unknown share is None."""
         shares = {name: None if math.isnan(share) else share for name, share in self.unsafe_share.items()}
         totals = {"read": self.read, "kept": self.kept, "safe_dpo": self.safe_dpo, "unsafe_share": shares}
         return asdict(self) | totals
 
     def lines(self) -> list[str]:
-        """The report for a log."""
+        """The report as lines for a log."""
         text = [f"{self.kept:,} of {self.read:,} rows kept as pairs of {self.prompts:,} prompts, order {self.order!r}"]
         for source in self.sources:
             authors = ", ".join(source.responses_from) or "nobody"
@@ -102,7 +104,7 @@ class PreparationReport:
         for reason, dropped in sorted(self.dropped.items(), key=lambda item: -item[1].count):
             text.append(f"  dropped {dropped.count:,}: {reason} (e.g. {', '.join(dropped.examples)})")
         if self.ordered_by_safety:
-            text.append(f"  chosen for its safety alone, as nobody says which is better: {self.ordered_by_safety:,}")
+            text.append(f"  chosen by safety, because no label says which is better: {self.ordered_by_safety:,}")
         if self.contradictory_responses or self.contradictory_orders:
             text.append(
                 f"  contradictory labels: {self.contradictory_responses:,} texts both safe and unsafe, "
@@ -115,7 +117,7 @@ class PreparationReport:
 
 
 def safety(cost: Sequence[float]) -> str:
-    """``unsafe`` where any cost is > 0, else ``unknown`` where one is NaN, else ``safe``."""
+    """``unsafe`` if any cost is > 0, otherwise ``unknown`` if one is NaN, otherwise ``safe``."""
     if any(c > 0 for c in cost):
         return "unsafe"
     return "unknown" if any(math.isnan(c) for c in cost) else "safe"

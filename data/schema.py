@@ -1,4 +1,4 @@
-"""What a dataset's row becomes: validated, and free of the dataset's own column names.
+"""Validated rows, independent of the dataset's column names.
 
 A source turns its raw rows into ``Row``s; an annotator turns a ``Row`` into a ``PreferenceRow`` with rewards and costs.
 """
@@ -12,16 +12,16 @@ from typing import Protocol, runtime_checkable
 
 from lit_safe.types import ResponsesFrom
 
-MAX_CHARACTERS = 100_000  # of one text: beyond it, a row is a parsing accident
+MAX_CHARACTERS = 100_000  # of one text: a longer one is taken for a parsing error
 
 
 class BadRow(ValueError):
-    """A row that cannot be used. Its text names the row, the column, and what is wrong.
+    """A row that cannot be used. The message names the row, the column, and the fault.
 
     Attributes:
         row: Which row, as ``<source>:<number or id>``.
-        column: The column at fault.
-        reason: A short phrase, the same for every row with this fault: the key under which a report counts it.
+        column: The faulty column.
+        reason: A short phrase, the same for every row with this fault. A report counts rows by it.
     """
 
     def __init__(self, row: str, column: str, reason: str) -> None:
@@ -39,7 +39,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response and everything its dataset says of it; None where it says nothing.
+    """A response with all labels that its dataset has for it; None for those that it lacks.
 
     ``severity`` is the dataset's ordinal or graded harm, ``scores`` its numeric columns by name.
     """
@@ -52,16 +52,16 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A prompt with two responses, validated, in the dataset's own order.
+    """A validated prompt with two responses, in the dataset's own order.
 
     Attributes:
         id: ``<source>:<number or id>``, for messages.
-        prompt: The conversation up to the response, or plain text where the set has no roles (never templated then).
-        responses: Both responses, neither preferred by position.
-        better: Index of the more helpful response, None where nobody said.
-        safer: Index of the less harmful response, None where nobody said.
+        prompt: The conversation up to the response, or plain text if the dataset has no roles (never templated then).
+        responses: Both responses; their position implies no preference.
+        better: Index of the more helpful response, None if unknown.
+        safer: Index of the less harmful response, None if unknown.
         responses_from: Who wrote the responses.
-        split_group: What decides the split instead of the prompt (XSTest's homonym group), or None.
+        split_group: The key that decides the split in place of the prompt (XSTest's homonym group), or None.
 
     Raises:
         BadRow: If ``safer`` names a response flagged unsafe while the other is flagged safe.
@@ -84,7 +84,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceRow:
-    """An ordered and labelled pair: ``costs`` have one entry a constraint, NaN is 'not known'."""
+    """An ordered and labelled pair. ``costs`` have one entry per constraint; NaN means unknown."""
 
     id: str
     prompt: tuple[Message, ...] | str
@@ -100,7 +100,7 @@ class PreferenceRow:
 
 @dataclass(frozen=True, slots=True)
 class SftRow:
-    """A prompt with one response to imitate; the fields mean what they mean in ``Row``."""
+    """A prompt with one response for fine-tuning. The fields have the same meaning as in ``Row``."""
 
     id: str
     prompt: tuple[Message, ...] | str
@@ -110,32 +110,32 @@ class SftRow:
 
 @runtime_checkable
 class Source(Protocol):
-    """A dataset. Constructors do no I/O; iterating reads and validates."""
+    """A dataset of pairs. The constructor does no I/O; iterating reads and validates."""
 
     @property
     def licence(self) -> str:
-        """Of the data, as a report names it."""
+        """Licence of the data, as a report names it."""
 
     def describe(self) -> dict[str, str]:
-        """Named inputs of the cache key: what decides the rows (files with their hashes, hub revision, options)."""
+        """Named inputs of the cache key: all that decides the rows (files with hashes, hub revision, options)."""
 
     def __iter__(self) -> Iterator[Row | BadRow]:
-        """Every row in order, a ``BadRow`` in the place of one that cannot be used."""
+        """Every row in order; a ``BadRow`` in place of an unusable one."""
 
 
 @runtime_checkable
 class SftSource(Protocol):
-    """A dataset of responses to imitate; everything else is as in ``Source``."""
+    """A dataset of responses for fine-tuning; otherwise like ``Source``."""
 
     @property
     def licence(self) -> str:
-        """Of the data, as a report names it."""
+        """Licence of the data, as a report names it."""
 
     def describe(self) -> dict[str, str]:
         """Named inputs of the cache key."""
 
     def __iter__(self) -> Iterator[SftRow | BadRow]:
-        """Every row in order, a ``BadRow`` in the place of one that cannot be used."""
+        """Every row in order; a ``BadRow`` in place of an unusable one."""
 
 
 @runtime_checkable
@@ -147,14 +147,14 @@ class Annotator(Protocol):
         """Names of the C cost constraints."""
 
     def rewards(self, row: Row) -> tuple[float, float]:
-        """Of response 0 and 1; NaN where the row does not say. Raises BadRow on a column it needs and cannot use."""
+        """Rewards of responses 0 and 1; NaN if the row has none. Raises BadRow on a required but unusable column."""
 
     def costs(self, row: Row) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Of response 0 and 1, C numbers each; NaN where the row does not say. Raises BadRow likewise."""
+        """C costs of response 0 and C of response 1; NaN if the row has none. Raises BadRow as above."""
 
 
 def check_text(row: str, column: str, value: object) -> str:
-    """``value`` as usable text, or BadRow: not a string, empty, far too long, or not valid Unicode."""
+    """``value`` as usable text. Raises BadRow if it is not a string, empty, far too long, or not valid Unicode."""
     if value is None:
         raise BadRow(row, column, "is null or missing")
     if not isinstance(value, str):
@@ -171,7 +171,7 @@ def check_text(row: str, column: str, value: object) -> str:
 
 
 def check_flag(row: str, column: str, value: object) -> bool:
-    """``value`` as a flag (a bool, or the integers 0 and 1), or BadRow."""
+    """``value`` as a flag (a bool, or the integers 0 and 1). Raises BadRow otherwise."""
     if isinstance(value, bool):
         return value
     if isinstance(value, int) and value in (0, 1):
@@ -180,14 +180,14 @@ def check_flag(row: str, column: str, value: object) -> bool:
 
 
 def check_number(row: str, column: str, value: object) -> float:
-    """``value`` as a finite number, or BadRow."""
+    """``value`` as a finite number. Raises BadRow otherwise."""
     if value is None:
         raise BadRow(row, column, "is null or missing")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRow(row, column, f"is {type(value).__name__}, not a number")
     try:
         number = float(value)
-    except OverflowError:  # an integer beyond the floats
+    except OverflowError:  # an integer too large for a float
         number = math.inf
     if not math.isfinite(number):
         raise BadRow(row, column, "is not finite")
@@ -195,7 +195,7 @@ def check_number(row: str, column: str, value: object) -> float:
 
 
 def check_choice(row: str, column: str, value: object) -> int:
-    """``value`` as the index 0 or 1 of a response, or BadRow."""
+    """``value`` as the index 0 or 1 of a response. Raises BadRow otherwise."""
     if isinstance(value, int) and not isinstance(value, bool) and value in (0, 1):
         return value
     raise BadRow(row, column, "is null or missing" if value is None else "is not 0 or 1")

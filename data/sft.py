@@ -1,4 +1,4 @@
-"""Fine-tuning data as a LightningDataModule: responses to imitate, with the splits and habits of preference data."""
+"""Fine-tuning data as a LightningDataModule: responses to imitate, split and ordered like preference data."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ from lit_safe.types import SequenceBatch
 
 
 class SftData(TokenisedData[TokenisedRows, SftSource]):
-    """Single responses from any number of sources; the same prompt lies in the same split as in PreferenceData.
+    """Single responses from any number of sources. A prompt is in the same split as in PreferenceData.
 
     Args:
         sources: Datasets of responses.
         rows_per_step: Rows of one optimizer step over all micro-batches and ranks.
-        micro_batch_rows: Rows of one forward and backward pass on one rank, at most.
+        micro_batch_rows: Maximum number of rows in one forward and backward pass on one rank.
         eval_batch_rows: Rows of one forward pass without gradients on one rank.
-        max_length: Tokens of prompt and response together, at most; the response is kept, the prompt loses its start.
-        max_eval_rows: Rows of the val split that are evaluated, at most, chosen by hash; null takes all.
-        on_bad_row: ``error`` stops at a row that cannot be used and names it, ``skip`` counts it in the report.
+        max_length: Maximum number of tokens of prompt and response together. The response is kept; the prompt is cut
+            from its start.
+        max_eval_rows: Maximum number of rows of the val split to evaluate, chosen by hash; null takes all.
+        on_bad_row: ``error`` stops at an unusable row and names it; ``skip`` counts it in the report.
         tokenizer: Name or folder of a tokenizer; null takes the model's.
-        template: Chat template in place of the tokenizer's own, or where it has none: safe_rlhf, human_assistant, or a
-            .jinja file; null takes the tokenizer's.
-        template_date: What a chat template that prints today's date prints, on whichever day it runs.
-        rendered: true says that prompts are plain text that a chat template made already: special tokens in it are
-            special. false reads them as quoted text.
-        cache_dir: Where tokenised rows are kept between runs; null keeps none.
-        seed: Of the order of rows.
-        duplicates: ``drop`` keeps a prompt with the same response once; ``keep`` keeps every one of them, for samples
-            whose frequencies are what there is to learn.
+        template: Chat template that replaces the tokenizer's own: safe_rlhf, human_assistant, or a .jinja file; null
+            takes the tokenizer's.
+        template_date: The date that a chat template prints as today's date, whatever day the run takes place.
+        rendered: true: prompts are plain text that a chat template has already produced, and special tokens in it are
+            read as special tokens. false: special tokens in a prompt are read as quoted text.
+        cache_dir: Folder for tokenised rows between runs; null stores none.
+        seed: Seed of the order of rows.
+        duplicates: ``drop`` keeps a prompt with the same response once. ``keep`` keeps every copy; use it for samples
+            whose frequencies are to be learned.
         held_out: false puts every prompt into every split, for a world whose prompts are the whole population. Then
             the val split measures no generalisation, and the report says so.
     """
@@ -69,7 +70,7 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
         self.eval_batch_rows, self.max_eval_rows = eval_batch_rows, max_eval_rows
 
     def train_dataloader(self) -> StepLoader[SequenceBatch]:
-        """Items are the micro-batches of one optimizer step."""
+        """Each item is the list of micro-batches of one optimizer step."""
         index = self.rows_of("train")
         ids = self.tokenised.row_id[index]
         return StepLoader(
@@ -92,7 +93,7 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
 
     @property
     def largest_micro_batch(self) -> MicroBatchSize:
-        """A bound on what one training forward pass holds: every row as long as the longest."""
+        """An upper bound on one training forward pass: every row is assumed as long as the longest."""
         rows = self.tokenised
         longest = int(np.max(rows.prompt.sizes + rows.response.sizes))
         return MicroBatchSize(self.micro_batch_rows * longest, self.micro_batch_rows * int(np.max(rows.response.sizes)))

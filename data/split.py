@@ -1,9 +1,9 @@
-"""One split for every source and every stage: the hash of a prompt's normalised text decides, and nothing else does.
+"""One split for every source and every stage. Only the hash of a prompt's normalised text decides the split.
 
-So a prompt that stands in two datasets, or in an SFT file and a preference file, lies on the same side in both. The
-normal form is coarse, so that near-duplicates lie on the same side too: a collision ('C' and 'C++') puts two prompts
-into one split, and costs nothing. A prompt's *id* is exact: a collision there would leave one of two prompts without
-rollouts, and take the labels of one for those of the other.
+A prompt that appears in two datasets, or in an SFT file and a preference file, is therefore in the same split in both.
+The normal form is coarse, so that near-duplicates share a split. A collision ('C' and 'C++') only puts two prompts into
+one split, which is harmless. A prompt's *id* is exact, because a collision of ids would leave one of the two prompts
+without rollouts, and would mix up the labels of the two.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ SHARES: Mapping[Split, float] = {"train": 0.8, "val": 0.1, "dual": 0.05, "certif
 
 
 def normalise(prompt: tuple[Message, ...] | str) -> str:
-    """The text by which two prompts lie in one split: NFKC, case-folded, letters and digits alone, roles marked.
+    """The key of the split: NFKC, case-folded, letters and digits only, roles marked.
 
-    A plain prompt equals a conversation of one user message with the same text; a system message does not count.
+    A plain prompt equals a conversation of one user message with the same text; a system message is ignored.
     """
     messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
     turns = []
@@ -36,29 +36,29 @@ def normalise(prompt: tuple[Message, ...] | str) -> str:
 
 
 def split_key(prompt: tuple[Message, ...] | str) -> int:
-    """A hash of the normalised prompt: prompts that share it lie in one split."""
+    """A hash of the normalised prompt. Prompts with the same key are in the same split."""
     return hash64("prompt", normalise(prompt))
 
 
 def prompt_id(prompt: tuple[Message, ...] | str) -> int:
-    """A hash of the exact prompt: the cluster of standard errors, and the id that batches carry.
+    """A hash of the exact prompt: the id in batches, and the cluster of standard errors.
 
-    Prompts that a model reads differently have different ids: every character counts, a system message does, and so
-    does whether the prompt is a conversation or plain text.
+    Prompts that a model reads differently have different ids. Every character counts, and so do a system message and
+    whether the prompt is a conversation or plain text.
     """
     return text_id(prompt)
 
 
 def text_id(prompt: tuple[Message, ...] | str, *responses: str) -> int:
-    """A hash of a prompt and the responses to it, in whichever order they stand."""
+    """A hash of a prompt and the responses to it, whatever their order."""
     turns = prompt if isinstance(prompt, str) else [(turn.role, turn.content) for turn in prompt]
-    return hash64("text", json.dumps([turns, sorted(responses)]))  # JSON keeps texts apart that a join would not
+    return hash64("text", json.dumps([turns, sorted(responses)]))  # unlike a join, JSON is unambiguous
 
 
 def split_of(
     prompt: tuple[Message, ...] | str, group: str | None = None, shares: Mapping[Split, float] = SHARES
 ) -> Split:
-    """Where a prompt belongs; ``group`` takes the prompt's place where prompts must stay together."""
+    """The split of a prompt. ``group`` replaces the prompt as the key if prompts must stay together."""
     total = sum(shares.values())
     if abs(total - 1) > 1e-9 or set(shares) != set(get_args(Split)):
         raise ValueError(f"shares must name {get_args(Split)} and sum to 1, got {dict(shares)}")
@@ -67,14 +67,14 @@ def split_of(
         point -= share
         if point < 0:
             return name
-    return "train"  # a rounding remainder
+    return "train"  # reached only by a rounding error
 
 
 def assign(rows: Iterable[PreferenceRow | SftRow], evaluation_only: Collection[int] = ()) -> dict[int, Split]:
     """The split of every prompt of ``rows``, by its ``split_key``.
 
-    A prompt that stands in a split group anywhere follows its group everywhere, and a prompt among ``evaluation_only``
-    (split keys) is in ``val`` whichever source repeats it.
+    A prompt that has a split group in any row follows its group in all rows. A prompt among ``evaluation_only`` (split
+    keys) is in ``val``, whichever source repeats it.
     """
     prompts: dict[int, tuple[tuple[Message, ...] | str, str | None]] = {}
     for row in rows:

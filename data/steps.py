@@ -1,6 +1,6 @@
-"""Which rows make which optimizer step, on which rank: a function of (seed, epoch, row ids) and of nothing else.
+"""Assigns rows to optimizer steps and ranks. The assignment depends only on (seed, epoch, row ids).
 
-So a run may be cut into any micro-batches and ranks, and stopped and resumed anywhere, and sees the same steps.
+A run therefore sees the same steps for any micro-batch size, any number of ranks, and any point of stop and resume.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ ALONE = Rank()
 
 
 class MicroBatch(NamedTuple):
-    """Rows of one forward and backward pass on one rank: indices, and ``fillers`` filler rows after them."""
+    """Rows of one forward and backward pass on one rank: indices, followed by ``fillers`` filler rows."""
 
     rows: Int64s
     fillers: int
 
 
 def ordered(row_ids: Int64s, *key: object) -> Int64s:
-    """Indices of all rows in the order that ``key`` gives them, the same wherever a row stands in the data."""
+    """Indices of all rows, ordered by a hash of ``key`` and row id. A row's position in the data has no effect."""
     hashes = np.array([hash64("order", *key, int(row_id)) for row_id in row_ids], np.int64)
     return np.lexsort((np.arange(len(row_ids)), row_ids, hashes))
 
@@ -45,7 +45,8 @@ def ordered(row_ids: Int64s, *key: object) -> Int64s:
 def micro_batches(step: Int64s, size: int, rank: Rank) -> list[MicroBatch]:
     """This rank's share of a step's rows, in micro-batches of at most ``size``.
 
-    Every rank runs as many micro-batches of as many rows: where a rank has a row less than rank 0, a filler stands.
+    Every rank runs the same number of micro-batches of the same size. A rank with one row less than rank 0 gets a
+    filler.
     """
     largest = -(-len(step) // rank.world)
     share = step[rank.rank :: rank.world]
@@ -56,31 +57,31 @@ def micro_batches(step: Int64s, size: int, rank: Rank) -> list[MicroBatch]:
 
 
 def position(trainer: Trainer, steps: int) -> tuple[int, int]:
-    """(epoch, step within it) where training stands, in epochs of ``steps`` that the trainer may have limited.
+    """(epoch, step within it) of training, for epochs of ``steps`` steps, which the trainer may have limited.
 
-    From ``trainer.global_step`` alone, which a checkpoint restores before anything is fetched: the module takes exactly
-    one optimizer step per item.
+    It is computed only from ``trainer.global_step``, which a checkpoint restores before any batch is fetched. This
+    works because the module takes exactly one optimizer step per item.
     """
     limit = trainer.limit_train_batches
     return divmod(trainer.global_step, max(1, min(steps, limit) if isinstance(limit, int) else int(steps * limit)))
 
 
 class StepLoader(Generic[Batch]):
-    """A training loader: an item is the list of micro-batches of one optimizer step on this rank.
+    """A training loader. Each item is the list of micro-batches of one optimizer step on this rank.
 
-    It is no ``torch.utils.data.DataLoader``, so that Lightning neither puts a sampler into it nor repeats rows; ids are
-    in memory and packing them takes less than a millisecond, so there are no workers. It starts wherever training
-    stands: the position is asked for when the first step is fetched, and a resumed run continues with the next step.
+    It is not a ``torch.utils.data.DataLoader``, so that Lightning neither adds a sampler nor repeats rows. The ids are
+    in memory and packing takes less than a millisecond, so there are no workers. The loader asks for the training
+    position when the first step is fetched, so a resumed run continues with the next step.
 
     Args:
         row_ids: [rows] hashes of the rows' texts.
-        pack: Makes a batch of a micro-batch and the indices of its whole step.
-        rows_per_step: Rows of an optimizer step over all micro-batches and ranks; the last step of an epoch has those
-            that are left.
-        micro_batch_rows: At most so many in one forward pass.
-        seed: Of the order.
-        rank: Which share of every step is ours.
-        start: (epoch, step within it) where training stands, given the loader's length.
+        pack: Makes a batch from a micro-batch and the indices of its whole step.
+        rows_per_step: Rows of an optimizer step over all micro-batches and ranks. The last step of an epoch has the
+            remaining rows.
+        micro_batch_rows: Maximum number of rows in one forward pass.
+        seed: Seed of the order.
+        rank: This process's rank.
+        start: Function from the loader's length to (epoch, step within it), the position of training.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class StepLoader(Generic[Batch]):
             yield [self.pack(micro, step) for micro in micro_batches(step, self.micro_batch_rows, self.rank)]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must agree on; the position itself is in the trainer's own progress."""
+        """Values that must be equal in a resumed run. The trainer's own progress holds the position."""
         rows = np.sort(self.row_ids).tobytes().hex()
         return {"rows": hash64(rows), "rows_per_step": self.rows_per_step, "seed": self.seed}
 
@@ -117,7 +118,7 @@ class StepLoader(Generic[Batch]):
         """Check that this is the data that the checkpoint was trained on.
 
         Raises:
-            ValueError: Rows, seed or step size are others, so that "the next step" has no meaning.
+            ValueError: Rows, seed or step size differ, so "the next step" is undefined.
         """
         ours = self.state_dict()
         changed = [name for name in ours if ours[name] != state.get(name)]
@@ -129,13 +130,13 @@ class StepLoader(Generic[Batch]):
 
 
 class EvalLoader(Generic[Batch]):
-    """Every row once, in an order of its own; an item is one batch, and sums over ranks count every row once.
+    """Every row once, in a hashed order. An item is one batch; sums over ranks count every row once.
 
     Args:
         row_ids: [rows] hashes of the rows' texts.
-        pack: Makes a batch of a micro-batch and the indices of all ranks' batches beside it.
+        pack: Makes a batch from a micro-batch and the indices of all ranks' batches of the same step.
         batch_rows: Rows of a batch on one rank.
-        rank: Which share is ours.
+        rank: This process's rank.
     """
 
     def __init__(

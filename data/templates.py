@@ -1,4 +1,4 @@
-"""Chat templates for tokenizers that have none, by name; each closes an answer with the tokenizer's eos token."""
+"""Named chat templates for tokenizers without one. Each ends an answer with the tokenizer's eos token."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _TWO_ROLES = (
 )
 
 TEMPLATES: dict[str, str] = {
-    # of Safe-RLHF (Dai et al. 2023, arXiv:2310.12773, and its code), which PKU's models and the papers' runs speak
+    # Safe-RLHF (Dai et al. 2023, arXiv:2310.12773, and its code); PKU's models and the papers' runs use it
     "safe_rlhf": "{{ bos_token }}{{ 'BEGINNING OF CONVERSATION: ' }}"
     + _TWO_ROLES.format(user="USER: ", after_user=" ", assistant="ASSISTANT:", space=""),
-    # of HH-RLHF's transcripts (Bai et al. 2022, arXiv:2204.05862)
+    # HH-RLHF's transcripts (Bai et al. 2022, arXiv:2204.05862)
     "human_assistant": "{{ bos_token }}"
     + _TWO_ROLES.format(user="\n\nHuman: ", after_user="", assistant="\n\nAssistant:", space=" "),
 }
@@ -26,7 +26,7 @@ def template_text(name: str) -> str:
     """A named template, or the text of a ``.jinja`` file.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: ``name`` is neither.
     """
     if name in TEMPLATES:
         return TEMPLATES[name]

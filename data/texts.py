@@ -1,4 +1,4 @@
-"""Pairs as texts, by split: what scorers read. Nothing is tokenised, so no model is needed."""
+"""Pairs as texts, by split, for scorers. Nothing is tokenised, so no model is needed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from data.tokens import plain_text
 
 @dataclass(frozen=True, slots=True)
 class TextPair:
-    """An ordered and labelled pair with its prompt as people and scorers read it.
+    """An ordered and labelled pair with its prompt as plain text.
 
     Attributes:
         prompt_id: The cluster of standard errors.
-        text: The prompt as plain text, the same that a rollout's cost function receives.
+        text: The prompt as plain text, as a rollout's cost function receives it.
         row: The pair.
-        evaluation_only: Whether no training may read the prompt, whatever file it is copied into.
+        evaluation_only: Whether training must not read the prompt, whichever file it is copied into.
     """
 
     prompt_id: int
@@ -30,13 +30,13 @@ class TextPair:
 
     @property
     def turns(self) -> list[dict[str, Any]] | str:
-        """The prompt as JSON holds it: a list of turns, or plain text where the set has no roles."""
+        """The prompt as JSON values: a list of turns, or plain text if the dataset has no roles."""
         prompt = self.row.prompt
         return prompt if isinstance(prompt, str) else [asdict(turn) for turn in prompt]
 
 
 def text_pairs(rows: Sequence[PreferenceRow], sources: Sequence[Source], split: Split | None) -> list[TextPair]:
-    """The pairs of one split, or all of them, in ``rows``' order; ``sources`` say which are for evaluation only."""
+    """The pairs of one split, or all, in ``rows``' order. ``sources`` tell which prompts are for evaluation only."""
     barred = evaluation_only(sources)
     splits = assign(rows, barred)
     keys = [split_key(row.prompt) for row in rows]

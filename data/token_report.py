@@ -1,15 +1,15 @@
-"""What tokenising did to the rows: counts, and the names of some of the rows."""
+"""The effect of tokenising on the rows: counts, and the names of some rows."""
 
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-NAMED_ROWS = 5  # how many rows of a kind a report names
+NAMED_ROWS = 5  # number of rows of each kind that a report names
 
 
 @dataclass
 class TokenReport:
-    """What tokenising did to the rows: ``dropped`` rows left, ``cut`` rows lost tokens, ``noted`` rows look wrong."""
+    """The effect of tokenising on the rows: ``dropped`` were removed, ``cut`` lost tokens, ``noted`` look wrong."""
 
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
@@ -18,7 +18,7 @@ class TokenReport:
     named: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, row: str, reason: str) -> None:
-        """Count a row that left."""
+        """Count a removed row."""
         self.dropped[reason] += 1
         self._name(row, reason)
 
@@ -28,13 +28,13 @@ class TokenReport:
         self._name(row, what)
 
     def note(self, row: str, what: str) -> None:
-        """Count a row that stayed as it is, and about which its owner should know."""
+        """Count a row that is unchanged but should be reported to the user."""
         self.noted[what] += 1
         self._name(row, what)
 
     @property
     def warnings(self) -> list[str]:
-        """A line for each kind of row that looks wrong."""
+        """One line for each kind of row that looks wrong."""
         return [f"{n:,} rows (the first is {self.named[what][0]}) have {what}" for what, n in self.noted.items()]
 
     def _name(self, row: str, key: str) -> None:
@@ -43,12 +43,12 @@ class TokenReport:
             rows.append(row)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The report as JSON values."""
         counts = {"dropped": dict(self.dropped), "cut": dict(self.cut), "noted": dict(self.noted)}
         return {"kept": self.kept, **counts, "named": self.named}
 
     def lines(self) -> list[str]:
-        """A line for each thing that happened, with some of the rows it happened to."""
+        """One line for each kind of change, with some of the affected rows."""
         entries = [("dropped: ", self.dropped), ("with ", self.cut)]
         told = [(kind, what, n, self.named[what]) for kind, counts in entries for what, n in counts.items()]
         lines = [f"{self.kept:,} rows tokenised"]

@@ -1,4 +1,4 @@
-"""What preference data and fine-tuning data share: one tokenizer, one cache, one split, one place among the ranks."""
+"""The common part of preference data and fine-tuning data: tokenizer, cache, split and rank."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lit_safe.types import Prompt
 
 
 class MicroBatchSize(NamedTuple):
-    """Tokens of a micro-batch, padding included, and how many of them are scored."""
+    """Tokens of a micro-batch, including padding, and the number of scored tokens among them."""
 
     tokens: int
     scored: int
@@ -37,7 +37,7 @@ AnySource = TypeVar("AnySource", bound="Source | SftSource")
 
 
 class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
-    """Reads rows once, tokenises them, splits them by prompt, and says what became of them."""
+    """Reads rows once, tokenises them, splits them by prompt, and reports what was kept and dropped."""
 
     kind: type[Tokenised]
 
@@ -75,27 +75,27 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
 
     @abstractmethod
     def _tokenise(self, tokeniser: Tokeniser, *, progress: bool) -> tuple[Tokenised, dict[str, Any], list[str]]:
-        """Rows as ids, with what a report says of them: as JSON, and in lines."""
+        """Rows as ids, with the report as JSON values and as lines."""
 
     @abstractmethod
     def _options(self) -> dict[str, object]:
-        """What else decides the rows, by name."""
+        """Other options that decide the rows, by name."""
 
     @abstractmethod
     def train_dataloader(self) -> StepLoader[Any]:
-        """Items are the micro-batches of one optimizer step."""
+        """Each item is the list of micro-batches of one optimizer step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must agree on, for every checkpoint."""
+        """Values that must be equal in a resumed run, for every checkpoint."""
         return {} if self._tokenised is None else {**self.train_dataloader().state_dict(), "tokens": self._tokens()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Check that the run that goes on has the data that it began with.
+        """Check that a resumed run has the same data as the run that wrote the checkpoint.
 
-        Lightning asks the loader itself only inside an epoch; this catches the checkpoints between two as well.
+        Lightning restores a loader's own state only inside an epoch. This also covers checkpoints between two epochs.
 
         Raises:
-            ValueError: Rows, their tokens, seed or step size are others.
+            ValueError: Rows, their tokens, the seed or the step size differ.
         """
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
@@ -107,7 +107,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
             )
 
     def _tokens(self) -> int:
-        """A hash of every row's token ids, whatever made them."""
+        """A hash of the token ids of all rows."""
         if self._tokens_hash is None:
             arrays, _ = to_arrays(self.tokenised)
             digest = hashlib.sha256()
@@ -118,12 +118,12 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         return self._tokens_hash
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Let the module complete a batch on the host. Lightning takes this hook from data modules."""
+        """Let the module complete a batch on the host. Lightning calls this hook on the data module only."""
         complete = getattr(self.trainer.lightning_module, "complete", None) if self.trainer else None
         return batch if complete is None else complete(batch)
 
     def connect(self, model: Any) -> None:
-        """Take the tokenizer of ``model`` (a pair, or a module with a ``pair``), unless ``tokenizer`` names another."""
+        """Use the tokenizer of ``model`` (a pair, or a module with a ``pair``), unless ``tokenizer`` names another."""
         self._model = model if hasattr(model, "load_tokenizer") else model.pair
 
     @property
@@ -137,7 +137,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
             else:
                 raise ValueError("no tokenizer: set data.init_args.tokenizer, or connect(model) first")
             if self.template is not None:
-                self._tokenizer.chat_template = self.template  # so an export of the model holds it as well
+                self._tokenizer.chat_template = self.template  # so that an export of the model includes it
         return self._tokenizer
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -145,12 +145,12 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
 
     def prepare_data(self) -> None:
-        """On one process of a machine: fill the cache, so that the others only read it."""
+        """Fill the cache. It runs on one process per machine; the others only read the cache."""
         if self.cache is not None and self._tokenised is None:
             self._load()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, tokenise and split, once; say what was kept and dropped."""
+        """Read, tokenise and split, once; report what was kept and dropped."""
         if self._tokenised is None:
             self._load()
         if not self._told:
@@ -162,16 +162,16 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
 
     @property
     def tokenised(self) -> Tokenised:
-        """Every row as ids; there after ``setup``."""
+        """Every row as ids; available after ``setup``."""
         if self._tokenised is None:
             raise RuntimeError("the data is not there before setup()")
         return self._tokenised
 
     @property
     def report(self) -> dict[str, Any]:
-        """What became of the rows: ``preparation``, ``tokenisation``, counts by split, and ``held_out``.
+        """What was kept and dropped: ``preparation``, ``tokenisation``, counts by split, and ``held_out``.
 
-        ``splits`` counts rows, ``prompts`` prompts; in more than one split where nothing is held out.
+        ``splits`` counts rows and ``prompts`` counts prompts. Both count them in every split with ``held_out: false``.
         """
         tokenised = self.tokenised
         counted = {"splits": tokenised.split, "prompts": tokenised.prompts.split}
@@ -180,7 +180,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
 
     @property
     def report_lines(self) -> list[str]:
-        """The report for people, a few lines."""
+        """The report as a few lines of text."""
         splits = self.report["splits"]
         by_split = "by split: " + ", ".join(f"{name} {count:,}" for name, count in splits.items())
         warning = "every split is the whole data (held_out: false): nothing here is held out, and nothing is certified"
@@ -188,7 +188,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
 
     @property
     def licences(self) -> dict[str, str]:
-        """The licence of each source, by its name; all of them where sources share a name."""
+        """The licence of each source, by its name; sources with the same name have their licences joined."""
         found: dict[str, list[str]] = {}
         for source in self.sources:
             named = found.setdefault(source.describe().get("name", type(source).__name__), [])
@@ -197,16 +197,16 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """The tokens that end a response: one in conversations, one in plain text; often the same."""
+        """Every token that ends a response: one for conversations, one for plain text. They are often the same."""
         return self._renderer().stop_tokens
 
     @property
     @abstractmethod
     def largest_micro_batch(self) -> MicroBatchSize:
-        """A bound on what one training forward pass holds."""
+        """An upper bound on one training forward pass."""
 
     def prompts(self, split: Split) -> list[Prompt]:
-        """Every prompt of a split once, in an order that depends on nothing but the prompts.
+        """Every prompt of a split once, in an order that depends only on the prompts.
 
         Raises:
             ValueError: The split has no prompt.
@@ -219,10 +219,10 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         return [Prompt(int(table.prompt_id[i]), tuple(table.ids.at(i).tolist()), table.text[i]) for i in order]
 
     def ask(self, text: str) -> Prompt:
-        """A question of anybody's as the data's own prompts are rendered: a user's turn, or plain text where they are.
+        """Any question, rendered like the data's own prompts: as a user's turn, or as plain text if they are.
 
         Raises:
-            BadRow: The template or the tokenizer cannot take it.
+            BadRow: The template or the tokenizer refuses it.
         """
         plain = self.rendered or self.tokenizer.chat_template is None
         prompt = text if plain else (Message("user", text),)
@@ -231,25 +231,25 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         return Prompt(prompt_id(prompt), tuple(ids), text)
 
     def trained_on(self, texts: Sequence[str]) -> list[bool]:
-        """Whether each of these prompts, or a near-duplicate of it, stands in the train split."""
+        """Whether each of these prompts, or a near-duplicate of it, is in the train split."""
         table = self.tokenised.prompts
         train = {split_key(table.text[i]) for i in self._members(table.split, "train")}
         return [split_key(text) in train for text in texts]
 
     @property
     def rank(self) -> Rank:
-        """This process's place among those that share the rows."""
+        """This process's rank among those that share the rows."""
         return Rank() if self.trainer is None else Rank(self.trainer.global_rank, self.trainer.world_size)
 
     def position(self, steps: int) -> tuple[int, int]:
-        """(epoch, step within it) where training stands; its start where nothing trains."""
+        """(epoch, step within it) of training; the start if nothing trains."""
         return (0, 0) if self.trainer is None else position(self.trainer, steps)
 
     def rows_of(self, split: Split) -> Int64s:
         """Indices of a split's rows.
 
         Raises:
-            ValueError: It has none, or the connected model is loaded and cannot read them.
+            ValueError: The split is empty, or the connected model is loaded and cannot read the rows.
         """
         self._check_model()
         index = self._members(self.tokenised.split, split)
@@ -258,7 +258,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         return index
 
     def _check_model(self) -> None:
-        """Refuse rows that the model cannot read, as soon as it is loaded and before it reads one."""
+        """Refuse rows that the model cannot read, once it is loaded and before it reads one."""
         limits = getattr(self._model, "limits", lambda: None)()
         if limits is None or self._readable:
             return
@@ -282,7 +282,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         self._readable = True
 
     def _members(self, codes: npt.NDArray[np.int8], split: Split) -> Int64s:
-        """Which of the rows or prompts with these ``codes`` are in a split: all of them where nothing is held out."""
+        """Indices of the rows or prompts with these ``codes`` in a split; all of them with ``held_out: false``."""
         return np.flatnonzero(codes == SPLITS.index(split)) if self.held_out else np.arange(len(codes))
 
     def _empty(self, split: Split) -> ValueError:
@@ -319,7 +319,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         tokenised, preparation, lines = self._tokenise(tokeniser, progress=getattr(rank_zero_only, "rank", 0) == 0)
         report = {"preparation": preparation, "tokenisation": tokeniser.report.to_dict()}
         facts = {"report": report, "lines": [*lines, *tokeniser.report.lines()], "warnings": tokeniser.report.warnings}
-        return tokenised, json.loads(json.dumps(facts))  # the same, whether it comes from the cache or not
+        return tokenised, json.loads(json.dumps(facts))  # the same types as from the cache
 
 
 def _day(text: str) -> date:
@@ -330,6 +330,6 @@ def _day(text: str) -> date:
 
 
 def evaluation_only(sources: Sequence[Source | SftSource]) -> set[int]:
-    """Split keys of the prompts of sources that no training may read (those that say ``evaluation_only``)."""
+    """Split keys of the prompts that training must not read (of sources with ``evaluation_only``)."""
     barred = [source for source in sources if getattr(source, "evaluation_only", False)]
     return {split_key(row.prompt) for source in barred for row in source if isinstance(row, Row | SftRow)}

@@ -1,4 +1,4 @@
-"""Tokenised rows as flat arrays: what is cached on disk, split, ordered and packed.
+"""Tokenised rows as flat arrays, which are cached on disk, split, ordered and packed.
 
 Letters: P pairs, R rows of single sequences, C cost constraints.
 """
@@ -33,14 +33,14 @@ AnyRow = TypeVar("AnyRow", PreferenceRow, SftRow)
 
 
 class Ragged(NamedTuple):
-    """Lists of token ids of different lengths, end to end."""
+    """Lists of token ids of different lengths, stored end to end."""
 
     values: Ids
     offsets: Int64s  # [len + 1]
 
     @classmethod
     def of(cls, lists: Sequence[Sequence[int]]) -> Ragged:
-        """Lay ``lists`` end to end."""
+        """Store ``lists`` end to end."""
         offsets = np.zeros(len(lists) + 1, dtype=np.int64)
         np.cumsum([len(ids) for ids in lists], out=offsets[1:])
         values = np.concatenate([np.asarray(ids, dtype=np.int32) for ids in lists] or [np.zeros(0, dtype=np.int32)])
@@ -52,13 +52,13 @@ class Ragged(NamedTuple):
 
     @property
     def sizes(self) -> Int64s:
-        """How many ids each list has."""
+        """Length of each list."""
         return np.diff(self.offsets)
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Every prompt once, whole: what rollouts answer."""
+    """Every prompt once and uncut, for rollouts."""
 
     text: tuple[str, ...]
     ids: Ragged
@@ -68,7 +68,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class TokenisedPairs:
-    """P pairs. ``prompt`` is cut to what fits beside the longer response; a response ends with its stop token."""
+    """P pairs. ``prompt`` is cut to fit beside the longer response; a response ends with its stop token."""
 
     name: tuple[str, ...]  # the rows' ids, for messages
     prompt: Ragged
@@ -85,7 +85,7 @@ class TokenisedPairs:
 
 @dataclass(frozen=True)
 class TokenisedRows:
-    """R single sequences; the fields mean what they mean in TokenisedPairs."""
+    """R single sequences. The fields have the same meaning as in TokenisedPairs."""
 
     name: tuple[str, ...]
     prompt: Ragged
@@ -97,16 +97,16 @@ class TokenisedRows:
 
 
 class Tokeniser:
-    """Turns rows into ids, row by row, and counts what it drops and cuts.
+    """Turns rows into ids, row by row, and counts the rows that it drops and cuts.
 
-    A sequence has at most ``max_length`` tokens. The response is kept and the prompt loses tokens on its left, down
-    to the template's opening of the assistant's turn; a response that is still too long is cut on its right, and then
-    has no stop token: it is never taught to end there. Both responses of a pair get the same prompt.
+    A sequence has at most ``max_length`` tokens. The response is kept; the prompt is cut on its left, but keeps the
+    template's opening of the assistant's turn. A response that is still too long is cut on its right and then has no
+    stop token, so training does not teach the policy to end there. Both responses of a pair get the same prompt.
 
     Args:
-        renderer: Of the model's tokenizer.
-        max_length: Tokens of a whole sequence.
-        on_bad_row: ``error`` raises on a row that cannot be rendered, ``skip`` counts it.
+        renderer: Renderer with the model's tokenizer.
+        max_length: Maximum number of tokens of a whole sequence.
+        on_bad_row: ``error`` raises on a row that cannot be rendered; ``skip`` counts it.
 
     Raises:
         ValueError: ``max_length`` leaves no room for a response.
@@ -122,7 +122,7 @@ class Tokeniser:
     def pairs(
         self, rows: Sequence[PreferenceRow], splits_by_key: Mapping[int, Split], *, progress: bool = False
     ) -> TokenisedPairs:
-        """Tokenise preference rows; pairs that end up with the same ids on both sides are dropped and counted."""
+        """Tokenise preference rows. Pairs with the same ids on both sides are dropped and counted."""
         kept: list[PreferenceRow] = []
         ids: list[tuple[Ids, Ids, Ids]] = []
         splits: list[Split] = []
@@ -184,7 +184,7 @@ class Tokeniser:
     def _tokenise(
         self, row: str, prompt: Conversation, texts: Mapping[str, str]
     ) -> tuple[list[int], list[list[int]], list[int]] | None:
-        """The prompt as cut, the responses as cut, and the prompt whole; None where the row is skipped."""
+        """The cut prompt, the cut responses, and the whole prompt; None if the row is skipped."""
         try:
             whole = self.renderer.prompt(row, prompt)
             responses = [self.renderer.response(row, column, prompt, whole, text) for column, text in texts.items()]
@@ -210,7 +210,7 @@ class Tokeniser:
         return self.renderer.cut_prompt(whole, size), responses, whole
 
     def _enter(self, prompt: Conversation, whole: list[int], splits_by_key: Mapping[int, Split]) -> Split:
-        """Note the prompt for rollouts and say which split it is in."""
+        """Store the prompt for rollouts and return its split."""
         identity = prompt_id(prompt)
         if identity not in self._prompts:
             cut = self.renderer.cut_prompt(whole, self.max_length)
@@ -228,7 +228,7 @@ class Tokeniser:
 
 
 def plain_text(prompt: Conversation) -> str:
-    """A prompt as people and scorers read it: a single user turn as it is, several with their roles named."""
+    """A prompt as plain text: a single user turn as it is, several turns with their roles named."""
     if isinstance(prompt, str):
         return prompt
     turns = [turn for turn in prompt if turn.role != "system"]
@@ -241,7 +241,7 @@ Tokenised = TypeVar("Tokenised", bound="TokenisedPairs | TokenisedRows")
 
 
 def to_arrays(tokenised: TokenisedPairs | TokenisedRows) -> tuple[Arrays, dict[str, list[str]]]:
-    """Arrays by name and texts by name: what a file holds, without pickle."""
+    """Arrays by name and texts by name, for storage without pickle."""
     arrays: Arrays = {}
     texts: dict[str, list[str]] = {}
     for owner, prefix in ((tokenised, ""), (tokenised.prompts, "prompts.")):
@@ -257,7 +257,7 @@ def to_arrays(tokenised: TokenisedPairs | TokenisedRows) -> tuple[Arrays, dict[s
 
 
 def from_arrays(kind: type[Tokenised], arrays: Mapping[str, Any], texts: Mapping[str, list[str]]) -> Tokenised:
-    """What ``to_arrays`` took apart."""
+    """The inverse of ``to_arrays``."""
 
     def read(owner: type, prefix: str) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -287,10 +287,10 @@ def _codes(names: Sequence[str], values: Iterable[str]) -> npt.NDArray[np.int8]:
 
 
 def _text_ids(rows: Iterable[tuple[Conversation, *tuple[str, ...]]]) -> Int64s:
-    """A hash of each row's texts; where they stand there again, of how often before as well, so that ids are distinct.
+    """A hash of each row's texts, and of the number of earlier copies if there are any, so that ids are distinct.
 
-    An id decides a row's place in an epoch, whether a capped evaluation has it, and its draw under sampled labels:
-    repetitions must not share them. Which response is chosen is not part of it, so that runs that order pairs in
+    An id decides a row's place in an epoch, its place in a capped evaluation, and its random draw for sampled labels,
+    so copies of a row need different ids. The id does not depend on which response is chosen: runs that order pairs in
     different ways train on the same pairs in the same order and are evaluated on the same pairs.
     """
     seen: Counter[int] = Counter()

@@ -1,1 +1,1 @@
-"""One file a rule: from a ``Row`` to rewards and costs of both responses."""
+"""One file per rule that maps a ``Row`` to the rewards and costs of both responses."""

@@ -11,12 +11,13 @@ from data.schema import Row
 class Flags:
     """``cost = scale * (v - threshold)`` with v = +1 for a response flagged unsafe and -1 for one flagged safe.
 
-    So the cost is +-scale at threshold 0, and its sign is the flag at every threshold that is allowed.
+    The cost is +-scale at threshold 0. Its sign equals the flag at every allowed threshold.
 
     Args:
         scale: Cost units per step of v, > 0.
-        threshold: In (-1, 1): where between safe and unsafe cost 0 lies.
-        preference_strength: How many nats of reward the better response is ahead; None leaves rewards unknown.
+        threshold: In (-1, 1): the value of v at which the cost is 0.
+        preference_strength: Reward of the better response minus that of the other, in nats; None leaves rewards
+            unknown.
         constraint: Name of the one constraint.
 
     Raises:

@@ -9,13 +9,14 @@ from data.schema import BadRow, Response, Row
 
 @dataclass(frozen=True)
 class Score:
-    """``scale * (value - threshold)`` of one score, with the sign turned round where the dataset has it the other way.
+    """``scale * (value - threshold)`` of one score, negated with ``invert``.
 
     Args:
         column: Name of the score in ``Response.scores``.
-        threshold: In the column's units: where the reward or cost is 0. For a cost, values beyond it are unsafe.
+        threshold: Value of the column at which the reward or cost is 0. For a cost, values beyond it are unsafe.
         scale: Units per unit of the column (nats for a reward), > 0.
-        invert: For a column that is larger where the reward or cost is smaller, such as a safety score read as cost.
+        invert: Set it for a column whose larger values mean a smaller reward or cost, such as a safety score read as
+            cost.
 
     Raises:
         ValueError: If ``scale`` is not > 0 or ``threshold`` is not finite.
@@ -32,7 +33,7 @@ class Score:
             raise ValueError(f"threshold must be finite, got {self.threshold}")
 
     def of(self, row: Row, response: Response) -> float:
-        """The reward or cost of ``response``. Raises BadRow where it has no such score."""
+        """The reward or cost of ``response``. Raises BadRow if it has no such score."""
         if self.column not in response.scores:
             raise BadRow(row.id, self.column, "is null or missing")
         value = self.scale * (response.scores[self.column] - self.threshold)
@@ -41,13 +42,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """Rewards and costs that somebody or something put into columns.
+    """Rewards and costs from columns that people or a scorer filled in.
 
     Args:
-        costs_from: One constraint each, named by its column.
-        reward_from: The reward's column; None takes the bare preference, at ``preference_strength``.
-        preference_strength: Without a reward column: how many nats the better response is ahead; None leaves rewards
-            unknown.
+        costs_from: One constraint for each entry, named by its column.
+        reward_from: The reward's column. None uses the preference alone, with ``preference_strength``.
+        preference_strength: Used without a reward column: reward of the better response minus that of the other, in
+            nats; None leaves rewards unknown.
 
     Raises:
         ValueError: If no cost is named, one is named twice, or ``preference_strength`` is not > 0.

@@ -1,4 +1,4 @@
-"""Costs from graded harm."""
+"""Costs from graded harm (severity)."""
 
 import math
 from dataclasses import dataclass
@@ -9,13 +9,14 @@ from data.schema import Row
 
 @dataclass(frozen=True)
 class Severity:
-    """``cost = scale * (severity - threshold)``: a response at the threshold itself is safe.
+    """``cost = scale * (severity - threshold)``. A response exactly at the threshold is safe.
 
     Args:
-        threshold: In the dataset's units of severity. 0.5 makes PKU-SafeRLHF's level 1 (minor) unsafe and lies in the
-            middle of PyRIT's scale from 0 to 1.
+        threshold: In the dataset's units of severity. With 0.5, PKU-SafeRLHF's level 1 (minor) is unsafe; 0.5 is also
+            the middle of PyRIT's scale from 0 to 1.
         scale: Cost units per unit of severity, > 0.
-        preference_strength: How many nats of reward the better response is ahead; None leaves rewards unknown.
+        preference_strength: Reward of the better response minus that of the other, in nats; None leaves rewards
+            unknown.
         constraint: Name of the one constraint.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The reward of a bare preference: the order is known, how much better is declared."""
+"""Rewards from a preference alone: the data give the order, the user gives the difference in reward."""
 
 import math
 
@@ -6,9 +6,9 @@ from data.schema import Row
 
 
 def rewards_of_order(row: Row, strength: float | None) -> tuple[float, float]:
-    """``+-strength / 2`` nats for the better and the other response; NaN where nobody says or no strength is declared.
+    """``+-strength / 2`` nats for the better and the other response; NaN if ``better`` or ``strength`` is None.
 
-    The response called better then beats the other with Bradley-Terry probability sigma(strength).
+    The better response then beats the other with Bradley-Terry probability sigma(strength).
     """
     if row.better is None or strength is None:
         return math.nan, math.nan

@@ -1,1 +1,1 @@
-"""One file a dataset: raw rows in, validated ``Row``s out."""
+"""One file per dataset: reads raw rows and returns validated ``Row``s."""

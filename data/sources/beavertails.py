@@ -1,4 +1,4 @@
-"""BeaverTails: single answers flagged safe or not, paired here within a prompt. Ji et al. 2023, arXiv:2307.04657."""
+"""BeaverTails: single answers flagged safe or unsafe, paired here within a prompt. Ji et al. 2023, arXiv:2307.04657."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -11,20 +11,21 @@ from lit_safe.types import ResponsesFrom
 
 
 class BeaverTails:
-    """Pairs of one safe and one unsafe answer to the same prompt; the safe one is ``safer``, nobody says ``better``.
+    """Pairs of one safe and one unsafe answer to the same prompt. The safe one is ``safer``; ``better`` is unknown.
 
-    An answer that several people labelled is one response: its ``severity`` is the share of them who called it unsafe,
-    and it is safe where that share is below one half. Each of ``categories`` becomes a score, the share who flagged it.
+    An answer labelled by several people is one response. Its ``severity`` is the share of people who called it unsafe;
+    it is safe if that share is below one half. Each of ``categories`` becomes a score: the share of people who flagged
+    it.
 
     Args:
         path: Hub id, or a local file with the columns prompt, response, is_safe and category; in Python also rows in
             memory.
         split: Hub only: 30k_train, 30k_test, 330k_train or 330k_test.
         revision: Hub only: branch, tag or commit.
-        pairs_per_prompt: At most this many pairs of one prompt, chosen by hash.
-        categories: Harm categories to carry as scores, by their names in the dataset; each may become a constraint.
+        pairs_per_prompt: Maximum number of pairs per prompt, chosen by hash.
+        categories: Harm categories to keep as scores, by their names in the dataset. Each may become a constraint.
         responses_from: Who wrote the responses.
-        config: Hub only: which of the dataset's configurations.
+        config: Hub only: name of the dataset's configuration.
     """
 
     licence = "CC-BY-NC-4.0"
@@ -86,7 +87,7 @@ class BeaverTails:
         pairs = [*itertools.product(safe, unsafe)]
         pairs.sort(key=lambda pair: hash64("pair", prompt, pair[0][1].text, pair[1][1].text))
         for (name, good), (other, bad) in pairs[: self.pairs_per_prompt]:
-            swap = hash64("side", prompt, good.text, bad.text) % 2  # so that position says nothing
+            swap = hash64("side", prompt, good.text, bad.text) % 2  # the position carries no information
             yield Row(
                 f"{name}+{other.rpartition(':')[2]}",
                 (Message("user", prompt),),

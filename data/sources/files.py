@@ -1,4 +1,4 @@
-"""Raw rows of local files or a hub dataset, each with a name for messages; what columns mean is for sources to say."""
+"""Raw rows of local files or a hub dataset, each with a name for messages. Sources interpret the columns."""
 
 import glob
 import hashlib
@@ -13,25 +13,25 @@ from data.sources.formats import FORMATS, Cell, Record, Records, format_of, read
 __all__ = ["Cell", "Record", "Table", "flag_of", "number_of"]
 
 Parsed = TypeVar("Parsed")
-# What a folder has that is laid out like a hub dataset: a card, or files and folders named after a split
+# A folder laid out like a hub dataset has a card, or files and folders named after a split
 SPLIT_NAME = re.compile(r"(^|[-._ 0-9])(train|training|test|testing|val|valid|validation|dev|eval)([-._ 0-9]|$)", re.I)
 
 
 class Table:
     """Rows of local JSONL, JSON, CSV or Parquet files, or of one split of a hub dataset or a folder laid out like one.
 
-    What ends like one of these files (or that and ``.gz``) is a file. A pattern such as ``shards/*.jsonl`` is all
-    files that it matches, and a folder all such files in it, in the order of their names. A folder with a README.md or
-    with files or folders named after splits is laid out like a hub dataset, and ``split`` chooses from it. Anything
-    else is a hub id. Rows of a file are named by its name and their number from 1 (for JSONL: their line), others by
-    their index from 0.
+    A path with one of these endings (also followed by ``.gz``) is a file. A pattern such as ``shards/*.jsonl`` means
+    all files that match it; a folder means all such files in it, in order of name. A folder with a README.md, or with
+    files or folders named after splits, is laid out like a hub dataset; ``split`` chooses from it. Any other path is a
+    hub id. Rows of a file are named by the file's name and their number from 1 (for JSONL: their line). Other rows are
+    named by their index from 0.
 
     Args:
         path: The file, the pattern, the folder, or the hub id (``owner/name``).
-        split: Hub, and folder laid out like one: which split.
-        revision: Hub only: branch, tag or commit; None is the newest, and the commit it stands for is described.
-        data_dir: Hub only: the folder inside the repository that is the dataset.
-        config: Hub, and folder laid out like one: the name of one of the dataset's configurations.
+        split: Hub, and folder laid out like one: the split to read.
+        revision: Hub only: branch, tag or commit. None reads the newest commit, and ``describe`` names that commit.
+        data_dir: Hub only: the folder inside the repository that holds the dataset.
+        config: Hub, and folder laid out like one: name of the dataset's configuration.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class Table:
 
     @property
     def file(self) -> bool:
-        """Whether this is one file rather than several, a folder or a hub dataset."""
+        """Whether this is one file, and not several files, a folder or a hub dataset."""
         path = Path(self.path)
         return path.is_file() or (format_of(path) is not None and not path.is_dir() and not self._pattern)
 
     @property
     def name(self) -> str:
-        """What rows are named after: the file's name, or the folder or hub id with configuration, folder and split."""
+        """The prefix of row names: the file's name, or the folder or hub id with configuration, folder and split."""
         if self.file:
             return Path(self.path).name
         if self._pattern or (Path(self.path).is_dir() and not self._like_a_hub):
@@ -61,7 +61,7 @@ class Table:
         return f"{'/'.join(parts)}[{self.split}]"
 
     def describe(self) -> dict[str, str]:
-        """Which data this is: the content's hash, or the hub id with split and the commit that is read."""
+        """Identifies the data: a hash of the content, or the hub id with the split and the commit that is read."""
         if self.file:
             return {"name": self.name, "sha256": _sha256(Path(self.path))}
         if self._pattern:
@@ -72,10 +72,10 @@ class Table:
         return {"name": self.name, "commit": str(self._builder().hash)}
 
     def records(self) -> Records:
-        """Every row with its name, in order; a ``BadRow`` where a line holds no row at all.
+        """Every row with its name, in order; a ``BadRow`` for a line that holds no row.
 
         Raises:
-            ValueError: If a file is missing, is of an unknown kind, or cannot be read as what its name says, or a hub
+            ValueError: A file is missing, has an unknown format or cannot be read in the format of its name, or a hub
                 dataset cannot be loaded.
         """
         if self.file:
@@ -88,7 +88,7 @@ class Table:
             yield from ((f"{name}:{i}", row) for i, row in enumerate(self._dataset()))
 
     def parsed(self, parse: Callable[[str, Record], Parsed]) -> Iterator[Parsed | BadRow]:
-        """What ``parse(name, record)`` makes of every row, or the ``BadRow`` it raised."""
+        """The result of ``parse(name, record)`` for every row, or the ``BadRow`` that it raised."""
         for item in self.records():
             if isinstance(item, BadRow):
                 yield item
@@ -112,7 +112,7 @@ class Table:
         return (folder / "README.md").is_file() or bool(named)
 
     def _files(self) -> list[Path]:
-        """The files that the pattern matches or the folder holds, by name."""
+        """The files that match the pattern or lie in the folder, sorted by name."""
         found = glob.glob(self.path, recursive=True) if self._pattern else Path(self.path).rglob("*")
         paths = sorted(path for path in map(Path, found) if path.is_file())
         files = paths if self._pattern else [path for path in paths if format_of(path) is not None]
@@ -140,8 +140,8 @@ class Table:
         )
 
     def _loaded(self, load: Callable[[Any], Any]) -> Any:
-        """What ``load`` makes of the datasets package; a failure is one line that names the dataset."""
-        import datasets  # takes a second to import, and local files do without
+        """Calls ``load`` with the datasets package. On failure, raises an error of one line that names the dataset."""
+        import datasets  # the import takes a second, and local files do not need it
 
         try:
             return load(datasets)
@@ -152,7 +152,7 @@ class Table:
 
 
 def number_of(row: str, column: str, value: object) -> float:
-    """``value`` as a finite number, read from its text where it is a CSV cell; or BadRow."""
+    """``value`` as a finite number; the text of a CSV cell is parsed. Raises BadRow if that fails."""
     if isinstance(value, Cell):
         if not value.strip():
             raise BadRow(row, column, "is null or missing")
@@ -164,7 +164,7 @@ def number_of(row: str, column: str, value: object) -> float:
 
 
 def flag_of(row: str, column: str, value: object) -> bool:
-    """``value`` as a flag, read from its text where it is a CSV cell; or BadRow."""
+    """``value`` as a flag; the text of a CSV cell is parsed. Raises BadRow if that fails."""
     if isinstance(value, Cell):
         value = {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower(), value)
     return check_flag(row, column, value)
@@ -179,7 +179,7 @@ def _sha256(path: Path) -> str:
 
 
 def _sha256_of(paths: list[Path], folder: str | None = None) -> str:
-    """One hash of several files' names and contents."""
+    """One hash of the names and contents of several files."""
     names = (path.relative_to(folder).as_posix() if folder else path.name for path in paths)
     lines = [f"{name}:{_sha256(path)}\n" for name, path in zip(names, paths, strict=True)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

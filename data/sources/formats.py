@@ -1,4 +1,4 @@
-"""Rows of one file, by the format that its name says: JSONL, JSON, CSV (each also gzipped) and Parquet."""
+"""Rows of one file. Its name gives the format: JSONL, JSON, CSV (each also gzipped) or Parquet."""
 
 import csv
 import gzip
@@ -20,20 +20,20 @@ Records = Iterator[tuple[str, Record] | BadRow]
 
 
 class Cell(str):
-    """The text of a CSV cell: the only text that may stand for a number or a flag, as CSV has no types."""
+    """The text of a CSV cell. CSV has no types, so only this text may be parsed as a number or a flag."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True)
 class _Doubled:
-    """Stands for a JSON object that names ``key`` more than once."""
+    """Marks a JSON object that contains ``key`` more than once."""
 
     key: str
 
 
 def format_of(path: Path) -> str | None:
-    """Which of ``FORMATS`` the name of ``path`` ends like, or None."""
+    """The entry of ``FORMATS`` that ``path`` ends with, or None."""
     return next((ending for ending in FORMATS if path.name.endswith(ending)), None)
 
 
@@ -43,7 +43,7 @@ def read(path: Path) -> Records:
     A line that holds no row gives a ``BadRow``.
 
     Raises:
-        ValueError: If the file is missing, is of an unknown kind, or cannot be read as what its name says.
+        ValueError: The file is missing, has an unknown format, or cannot be read in the format of its name.
     """
     ending = format_of(path)
     if ending is None:
@@ -73,8 +73,8 @@ def _json(path: Path) -> Records:
 
 
 def _csv(path: Path) -> Records:
-    csv.field_size_limit(sys.maxsize)  # the text check names an overlong field; the reader would lose its place
-    # bytes that are not UTF-8 become lone surrogates, which the text check names by row and column
+    csv.field_size_limit(sys.maxsize)  # the text check reports overlong fields; the reader's own limit loses the line
+    # bytes that are not UTF-8 become lone surrogates, which the text check reports with row and column
     with _opened(path) as file, TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
         above = 0  # comment lines above the header
 
@@ -119,7 +119,7 @@ def _csv_row(name: str, header: list[str], cells: list[str]) -> tuple[str, Recor
 
 
 def _parquet(path: Path) -> Records:
-    import datasets  # takes a second to import, and other files do without
+    import datasets  # the import takes a second, and other formats do not need it
 
     try:
         rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
@@ -130,7 +130,7 @@ def _parquet(path: Path) -> Records:
         ValueError,
         TypeError,
         RuntimeError,
-    ) as error:  # Arrow's are these
+    ) as error:  # the types that Arrow raises
         raise ValueError(f"{path}: cannot be read as Parquet ({_first_line(error)})") from error
 
 
@@ -140,7 +140,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The file's bytes, unzipped where its name ends with .gz; damage names the file."""
+    """The file's bytes, unzipped if its name ends with .gz. An error names the file."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             yield file  # type: ignore[misc]  # a GzipFile reads like a BinaryIO
@@ -149,7 +149,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _parsed(content: bytes) -> tuple[Any, bool]:
-    """A JSON value, and whether an object in it names a key more than once (it is a ``_Doubled`` then)."""
+    """A JSON value, and whether an object in it contains a key more than once (that object is then a ``_Doubled``)."""
     doubled = False
 
     def row(items: list[tuple[str, Any]]) -> Any:
@@ -178,7 +178,7 @@ def _json_object(name: str, line: bytes) -> tuple[str, Record] | BadRow:
 def _checked(name: str, row: object, doubled: bool) -> tuple[str, Record] | BadRow:
     twice = _find_doubled(row) if doubled else None
     if twice is not None:
-        return BadRow(name, twice.key, "stands more than once in one object")
+        return BadRow(name, twice.key, "appears more than once in one object")
     if isinstance(row, dict):
         return name, row
     return BadRow(name, "*", f"is {type(row).__name__}, not an object")

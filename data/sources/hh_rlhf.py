@@ -16,16 +16,16 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 class HHRLHF:
     r"""Transcripts of the form ``"\n\nHuman: ...\n\nAssistant: ..."``, split into turns.
 
-    The turns that both transcripts share are the prompt, and what is left of each must be one answer.
+    The turns that both transcripts share are the prompt. The rest of each transcript must be one answer.
 
     Args:
         path: Hub id, or a local file with the columns chosen and rejected; in Python also rows in memory.
         split: Hub only: train or test.
         revision: Hub only: branch, tag or commit.
         data_dir: Hub only: harmless-base, helpful-base, helpful-online or helpful-rejection-sampled.
-        chosen_is: What ``chosen`` was preferred for: "safer" in harmless-base, "better" in the helpful sets.
+        chosen_is: Why ``chosen`` was preferred: "safer" in harmless-base, "better" in the helpful sets.
         responses_from: Who wrote the responses.
-        config: Hub only: which of the dataset's configurations.
+        config: Hub only: name of the dataset's configuration.
     """
 
     licence = "MIT"
@@ -69,7 +69,7 @@ class HHRLHF:
 
 
 def turns_of(name: str, column: str, transcript: object) -> tuple[Message, ...]:
-    """The turns of a transcript, stripped of surrounding space, or BadRow. The last one is the assistant's."""
+    """The turns of a transcript, without surrounding space; the last is the assistant's. Raises BadRow otherwise."""
     text = check_text(name, column, transcript)
     before, *parts = _TURN.split(text)
     if before.strip() or not parts:

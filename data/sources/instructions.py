@@ -1,4 +1,4 @@
-"""Responses to imitate: instruction files, and the preferred side of any pair source."""
+"""Responses for fine-tuning: instruction files, and the preferred side of any source of pairs."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -14,14 +14,14 @@ class Instructions:
 
     Args:
         path: A local JSONL, JSON, CSV or Parquet file, or a hub id; in Python also rows in memory.
-        split: Hub only.
+        split: Hub only: the split to read.
         revision: Hub only: branch, tag or commit.
         prompt: Column of the prompt: plain text or a list of turns.
         input: Column of an optional second part of the prompt (Alpaca's input), or None.
         response: Column of the response.
-        user_turn: Whether a plain prompt is a user's turn (and goes through the chat template) or raw text.
-        licence: Of the data.
-        config: Hub only: which of the dataset's configurations.
+        user_turn: true makes a plain prompt a user's turn, rendered by the chat template; false takes it as raw text.
+        licence: Licence of the data.
+        config: Hub only: name of the dataset's configuration.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Instructions:
 
 
 class ResponsesOf:
-    """One side of a source of pairs, to imitate; every distinct prompt and response once.
+    """One side of a source of pairs, for fine-tuning; each distinct prompt with response once.
 
     Args:
-        source: Where the pairs come from.
+        source: Source of the pairs.
         which: The better response, the safer one, or every response flagged safe.
     """
 

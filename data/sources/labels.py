@@ -1,4 +1,4 @@
-"""Labels that a user's file may carry beside its texts: which columns, and how they are read."""
+"""Labels in a user's file: which columns hold them, and how they are read."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,14 +7,14 @@ from data.sources.files import Record, flag_of, number_of
 
 
 class LabelColumns:
-    """Reads the numeric scores and the safe flag of response 0 and 1 from named columns.
+    """Reads the numeric scores and the safe flags of responses 0 and 1 from named columns.
 
     Args:
         scores: For each score its two columns, of response 0 and of response 1.
         safe: The two columns of safe flags, or None.
 
     Raises:
-        ValueError: If a score or the flags do not name exactly two columns.
+        ValueError: A score or the flags do not name exactly two columns.
     """
 
     def __init__(self, scores: Mapping[str, Sequence[str]] | None, safe: Sequence[str] | None) -> None:
@@ -25,11 +25,11 @@ class LabelColumns:
                 raise ValueError(f"{name} must name two columns, one a response, got {list(columns)}")
 
     def describe(self) -> dict[str, str]:
-        """The named inputs of a cache key."""
+        """The labels' part of the cache key, by name."""
         return {"scores": str(sorted(self.scores.items())), "safe": str(self.safe)}
 
     def response(self, row: str, record: Record, k: int, text: str) -> Response:
-        """Response ``k`` with its labels, or BadRow."""
+        """Response ``k`` with its labels. Raises BadRow if a label is unusable."""
         safe = None if self.safe is None else flag_of(row, self.safe[k], record.get(self.safe[k]))
         scores = {name: number_of(row, columns[k], record.get(columns[k])) for name, columns in self.scores.items()}
         return Response(text, safe, scores=scores)

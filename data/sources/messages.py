@@ -1,6 +1,6 @@
-"""Conversations as lists of turns, in the spellings of TRL (role, content) and ShareGPT (from, value).
+"""Conversations as lists of turns, with the keys of TRL (role, content) or ShareGPT (from, value).
 
-A content may be a list of text parts. Images, tool calls and other parts are refused.
+The content of a turn may be a list of text parts. Images, tool calls and other parts are refused.
 """
 
 from data.schema import BadRow, Message, check_text
@@ -9,7 +9,7 @@ ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"hum
 
 
 def prompt_of(row: str, column: str, value: object, user_turn: bool) -> tuple[Message, ...] | str:
-    """A prompt that is a list of turns or a text, the text as a user's turn or as it stands; or BadRow."""
+    """A prompt from a list of turns or a text (a user's turn with ``user_turn``, else raw). Raises BadRow otherwise."""
     if isinstance(value, list | dict):
         return messages_of(row, column, value)
     text = check_text(row, column, value)
@@ -17,7 +17,7 @@ def prompt_of(row: str, column: str, value: object, user_turn: bool) -> tuple[Me
 
 
 def messages_of(row: str, column: str, value: object) -> tuple[Message, ...]:
-    """``value`` (a list of turns, or one turn) as messages, or BadRow."""
+    """``value`` (a list of turns, or one turn) as messages. Raises BadRow otherwise."""
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, list):
         raise BadRow(row, column, "is null or missing" if value is None else f"is {type(value).__name__}, not messages")
@@ -39,7 +39,7 @@ def _message(row: str, column: str, turn: object) -> Message:
 
 
 def _text(row: str, column: str, turn: dict[str, object]) -> object:
-    """A turn's content; where it is a list of text parts, their texts one after the other."""
+    """A turn's content; a list of text parts is joined into one text."""
     content = turn.get(column.rpartition(".")[2])
     if not isinstance(content, list):
         return content

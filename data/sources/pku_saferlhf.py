@@ -9,18 +9,18 @@ from lit_safe.types import ResponsesFrom
 
 
 class PKUSafeRLHF:
-    """The 30K schema and the current one, which adds severity levels (0 none to 3 severe) and 19 harm categories.
+    """PKU-SafeRLHF in the 30K schema or the current one, which adds severity (0 none to 3 severe) and 19 categories.
 
-    ``better`` and ``safer`` are the two human orders; either column may be absent from the whole set. The severity
-    level becomes ``severity``, and each of ``categories`` a score 1 (flagged) or 0 under its own name.
+    ``better`` and ``safer`` are the two human orders; the dataset may lack either column. The severity level becomes
+    ``severity``. Each of ``categories`` becomes a score under its own name, 1 if flagged and 0 otherwise.
 
     Args:
         path: Hub id, or a local file with the same columns; in Python also rows in memory.
-        split: Hub only.
+        split: Hub only: the split to read.
         revision: Hub only: branch, tag or commit.
-        categories: Harm categories to carry as scores, by their names in the dataset; each may become a constraint.
-        responses_from: Who wrote the responses; "reference" where they are samples of the reference policy itself.
-        config: Hub only: which of the dataset's configurations.
+        categories: Harm categories to keep as scores, by their names in the dataset. Each may become a constraint.
+        responses_from: Who wrote the responses; "reference" if they are samples of the reference policy itself.
+        config: Hub only: name of the dataset's configuration.
     """
 
     licence = "CC-BY-NC-4.0"

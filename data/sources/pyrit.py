@@ -1,4 +1,4 @@
-"""The human-scored responses inside the PyPI package pyrit (MIT), found without importing it."""
+"""The human-scored responses in the PyPI package pyrit (MIT). The package is located but not imported."""
 
 import importlib.util
 import itertools
@@ -12,30 +12,31 @@ from lit_safe.hashing import hash64
 from lit_safe.types import ResponsesFrom
 
 FOLDERS = {"severity": "harm", "objective_achieved": "objective"}
-_TIE = 1e-9  # below it, two mean scores differ by rounding alone
+_TIE = 1e-9  # smaller differences of two mean scores are rounding errors
 
 
 class PyRIT:
-    """Pairs of two responses to one objective (the prompt) whose mean human score differs clearly.
+    """Pairs of two responses to one objective (the prompt) whose mean human scores differ by at least ``minimum_gap``.
 
-    ``differ_in="severity"``: harm from 0 (none) to 1 (severe); the less severe response is ``safer``, nobody says
-    ``better``. ``differ_in="objective_achieved"``: 0 or 1; the response that achieved the objective is ``better``,
-    and nobody says ``safer``. The score stands in ``scores`` under its name, so that ``Scores`` can read it as a reward
-    or a cost. No objective has two responses that carry both labels.
+    ``differ_in="severity"``: harm from 0 (none) to 1 (severe). The less severe response is ``safer``; ``better`` is
+    unknown. ``differ_in="objective_achieved"``: 0 or 1. The response that achieved the objective is ``better``;
+    ``safer`` is unknown. ``scores`` holds the score under its name, so ``Scores`` can read it as a reward or a cost. No
+    objective has two responses that carry both labels.
 
-    **Achieving a harmful objective is no evidence of helpfulness, and neither is severity**: as a reward, either is
-    plumbing, so that objectives which need one run on a bare machine. Never report it as a result about helpfulness.
+    **Neither achieving a harmful objective nor severity is evidence of helpfulness.** Using either as a reward only
+    tests the software: objectives that need a reward can then run without a download. Do not report it as a result
+    about helpfulness.
 
-    All scores that people gave to the same response count, wherever they stand.
+    All scores that people gave to the same response are used, from whichever file.
 
     Args:
         differ_in: Which score.
         minimum_gap: Smallest difference of the mean scores, > 0.
-        pairs_per_objective: At most this many pairs of one objective, chosen by hash; None for all.
+        pairs_per_objective: Maximum number of pairs per objective, chosen by hash; None takes all.
         folder: The package's folder ``datasets/scorer_evals``; None finds the installed one.
 
     Raises:
-        ValueError: If ``minimum_gap`` or ``pairs_per_objective`` is not > 0; on reading, if the package is missing.
+        ValueError: ``minimum_gap`` or ``pairs_per_objective`` is not > 0; on reading, the package is missing.
     """
 
     licence = "MIT"
@@ -85,7 +86,7 @@ class PyRIT:
 
     def _tables(self) -> list[Table]:
         folder = self._folder() / FOLDERS[self.differ_in]
-        # a file named mini_... repeats rows of the full one
+        # files named mini_... repeat rows of the full files
         paths = sorted(path for path in folder.glob("*.csv") if not path.name.startswith("mini_"))
         if not paths:
             raise ValueError(f"{folder}: holds no scores")

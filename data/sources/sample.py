@@ -1,4 +1,4 @@
-"""A part of a source, chosen by hash: how one source of a mix is capped or thinned."""
+"""A subset of a source, chosen by hash; it caps or thins one source of a mix."""
 
 import heapq
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from lit_safe.hashing import uniform
 class Sample:
     """The pairs of ``source`` with the lowest hashes of (seed, text), in the source's order.
 
-    Which pairs are chosen depends on their text alone: duplicates are chosen together (and counted once towards
-    ``limit``), and adding rows to the source never changes which of two others goes first.
+    The choice depends only on the text of the pairs. Duplicates are chosen together and count once towards ``limit``.
+    Adding rows to the source does not change the relative rank of the others.
 
     Args:
-        source: Where the pairs come from.
-        share: Keep about this share of the pairs, in (0, 1].
-        limit: Keep at most this many distinct pairs, None for all.
-        seed: Another seed is another choice.
+        source: Source of the pairs.
+        share: Approximate share of the pairs to keep, in (0, 1].
+        limit: Maximum number of distinct pairs; None keeps all.
+        seed: A different seed gives a different subset.
     """
 
     def __init__(self, source: Source, share: float = 1.0, limit: int | None = None, seed: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""A user's own pairs with named columns: orders, safe flags and scores, each optional."""
+"""A user's own pairs in named columns: orders, safe flags and scores, each optional."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -11,14 +11,14 @@ from lit_safe.types import ResponsesFrom
 
 
 class ScoredPairs:
-    """Two responses to a prompt, in no order by position, with whatever a scorer or people said of each.
+    """Two responses to a prompt with optional labels by a scorer or by people. Their position implies no order.
 
-    The prompt is plain text or a list of turns. Where no column says which response is better or safer, an order
-    follows from the rewards or costs that the annotator reads from ``scores``.
+    The prompt is plain text or a list of turns. If no column says which response is better or safer, the order follows
+    from the rewards or costs that the annotator reads from ``scores``.
 
     Args:
         path: A local JSONL, JSON, CSV or Parquet file, or a hub id; in Python also rows in memory.
-        split: Hub only.
+        split: Hub only: the split to read.
         revision: Hub only: branch, tag or commit.
         prompt: Column of the prompt.
         responses: Columns of the two responses.
@@ -26,10 +26,10 @@ class ScoredPairs:
         safe: The two columns of safe flags, or None.
         better: Column with the index (0 or 1) of the more helpful response, or None.
         safer: Column with the index of the less harmful response, or None.
-        user_turn: Whether a plain prompt is a user's turn (and goes through the chat template) or raw text.
-        licence: Of the data.
+        user_turn: true makes a plain prompt a user's turn, rendered by the chat template; false takes it as raw text.
+        licence: Licence of the data.
         responses_from: Who wrote the responses.
-        config: Hub only: which of the dataset's configurations.
+        config: Hub only: name of the dataset's configuration.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The table behind a source's ``path``: files or a hub dataset, or rows that are in memory already."""
+"""The table behind a source's ``path``: files, a hub dataset, or rows in memory."""
 
 import hashlib
 import json
@@ -10,17 +10,17 @@ from data.sources.files import Table
 from data.sources.formats import Records
 
 Rows = str | Iterable[Mapping[str, Any]]
-"""A path, pattern or hub id; or rows themselves: a ``datasets.Dataset``, a list of dicts."""
+"""A path, a pattern or a hub id; or the rows: a ``datasets.Dataset`` or a list of dicts."""
 
 
 class MemoryTable(Table):
-    """Rows of a ``datasets.Dataset`` or of a list of dicts. A row is named ``rows:<index>``, from 0.
+    """Rows of a ``datasets.Dataset`` or of a list of dicts. Rows are named ``rows:<index>``, from 0.
 
     Args:
         rows: Mappings from column to value. They are read several times, so a generator is refused.
 
     Raises:
-        ValueError: If ``rows`` can be read only once.
+        ValueError: ``rows`` can be read only once.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -38,14 +38,14 @@ class MemoryTable(Table):
         return "rows"
 
     def describe(self) -> dict[str, str]:
-        """The hash of all rows."""
+        """The name and the hash of all rows."""
         digest = hashlib.sha256()
         for row in self.rows:
             digest.update(json.dumps(row, sort_keys=True, default=str).encode("utf-8", "surrogatepass") + b"\n")
         return {"name": self.name, "sha256": digest.hexdigest()}
 
     def records(self) -> Records:
-        """Every row with its name, in order; a ``BadRow`` where an entry is no mapping."""
+        """Every row with its name, in order; a ``BadRow`` for an entry that is not a mapping."""
         for index, row in enumerate(self.rows):
             name = f"{self.name}:{index}"
             yield (name, row) if isinstance(row, Mapping) else BadRow(name, "", f"is {type(row).__name__}, not a row")
@@ -58,5 +58,5 @@ def table(
     data_dir: str | None = None,
     config: str | None = None,
 ) -> Table:
-    """The rows of ``path``; the other arguments are those of ``Table`` and mean nothing for rows in memory."""
+    """The rows of ``path``. The other arguments are those of ``Table``; rows in memory ignore them."""
     return Table(path, split, revision, data_dir, config) if isinstance(path, str) else MemoryTable(path)

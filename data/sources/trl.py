@@ -1,4 +1,4 @@
-"""Preference data as TRL reads it: prompt (explicit or implicit), chosen and rejected, plain or conversational."""
+"""Preference data in TRL's formats: prompt (explicit or implicit), chosen and rejected, plain or conversational."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,29 +13,30 @@ from lit_safe.types import ResponsesFrom
 
 
 class TRL:
-    """Any set in one of TRL's four preference formats, told apart row by row.
+    """A dataset in one of TRL's four preference formats. The format is detected for each row.
 
-    Explicit prompt: ``prompt`` beside two answers. Implicit prompt (no prompt column, or conversations that hold it):
-    what both begin with. In plain text the answers begin at the last white space before the first difference, so that
-    no word is cut. Turns may also be spelt ``from``/``value``. An answer is one assistant turn.
+    Explicit prompt: ``prompt`` is a column beside two answers. Implicit prompt (no prompt column, or conversations that
+    contain it): the prompt is the common beginning of both sides. In plain text the answers begin at the last white
+    space before the first difference, so no word is cut. Turns may also have the keys ``from``/``value``. An answer is
+    one assistant turn.
 
     Args:
         path: Hub id, or a local JSONL, JSON, CSV or Parquet file; in Python also rows in memory.
-        split: Hub only.
+        split: Hub only: the split to read.
         revision: Hub only: branch, tag or commit.
-        data_dir: Hub only: the folder inside the repository that is the dataset.
-        prompt: Column of the prompt; where a row lacks it, the prompt is implicit.
+        data_dir: Hub only: the folder inside the repository that holds the dataset.
+        prompt: Column of the prompt. A row without it has an implicit prompt.
         chosen: Column of the preferred answer.
         rejected: Column of the other one.
-        chosen_is: What ``chosen`` was preferred for.
+        chosen_is: Why ``chosen`` was preferred: it is the better answer, or the safer one.
         scores: For each score its columns of the chosen and of the rejected answer.
         safe: Columns of the safe flags of the chosen and of the rejected answer, or None.
-        split_group: Column of what decides the split instead of the prompt (null in rows without), or None.
-        user_turn: Whether a plain explicit prompt is a user's turn (and goes through the chat template) or raw text,
-            as TRL takes it.
-        licence: Of the data.
+        split_group: Column whose value decides the split in place of the prompt (null in rows without), or None.
+        user_turn: true makes a plain explicit prompt a user's turn, rendered by the chat template; false takes it as
+            raw text, as TRL does.
+        licence: Licence of the data.
         responses_from: Who wrote the responses.
-        config: Hub only: which of the dataset's configurations.
+        config: Hub only: name of the dataset's configuration.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class TRL:
             if side[-1].role != "assistant":
                 raise BadRow(name, column, "does not end with the assistant")
         answers = chosen[-1].content, rejected[-1].content
-        if isinstance(prompt, str) and shared:  # beside full conversations, the prompt is a repetition of their text
+        if isinstance(prompt, str) and shared:  # full conversations already contain the prompt's text
             return shared, answers
         if prompt is not None:
             if isinstance(prompt, str):

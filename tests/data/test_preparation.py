@@ -103,8 +103,8 @@ def test_a_pair_that_returns_in_either_position_is_kept_once() -> None:
     mirrored = pair(texts=("b", "a"), better=1, name="mirrored")
     kept, report = prepared(pair(), pair(name="again"), mirrored, pair("another prompt"))
     assert len(kept) == 2
-    assert reasons(report) == {"the pair stands in an earlier row": 2}
-    assert report.dropped["the pair stands in an earlier row"].examples == ["again", "mirrored"]
+    assert reasons(report) == {"the pair appears in an earlier row": 2}
+    assert report.dropped["the pair appears in an earlier row"].examples == ["again", "mirrored"]
     assert report.contradictory_orders == 0
 
 
@@ -178,7 +178,7 @@ def test_the_account_can_be_written_and_read() -> None:
         {"name": "listed", "licence": "CC0", "read": 3, "kept": 1, "responses_from": ["people"]}
     ]
     text = "\n".join(report.lines())
-    for word in ("1 of 3 rows", "CC0", "people", "1 pairs in both orders", "the pair stands in an earlier row", "nan"):
+    for word in ("1 of 3 rows", "CC0", "people", "1 pairs in both orders", "the pair appears in an earlier row", "nan"):
         assert word in text
 
 
@@ -262,7 +262,7 @@ def test_repeated_pairs_and_both_their_orders_are_kept_on_request() -> None:
     assert (report.contradictory_orders, report.contradictory_rows, reasons(report)) == (1, 3, {})
     kept, report = prepared(*rows, duplicates="keep", contradictions="drop")
     assert [row.chosen for row in kept] == ["a"]
-    assert reasons(report) == {"the pair stands in both orders": 3}
+    assert reasons(report) == {"the pair appears in both orders": 3}
     with pytest.raises(ValueError, match="'some' is not one of drop, keep"):
         prepared(duplicates="some")
 

@@ -164,7 +164,7 @@ def test_a_json_object_that_names_a_key_twice_is_a_bad_row(tmp_path: Path, text:
     for name, content in (("a.jsonl", f'{text}\n{{"a": 1}}\n'), ("a.json", f'[{text}, {{"a": 1}}]')):
         bad, good = write(tmp_path / name, content).records()
         assert isinstance(bad, BadRow)
-        assert (bad.row, bad.column, bad.reason) == (f"{name}:1", key, "stands more than once in one object")
+        assert (bad.row, bad.column, bad.reason) == (f"{name}:1", key, "appears more than once in one object")
         assert good == (f"{name}:2", {"a": 1})
 
 

@@ -64,7 +64,7 @@ def test_no_one_safe_pair_has_a_helpfulness_order() -> None:
     rows, report = prepare([pku("one_safe_pairs.jsonl")], Flags(), "helpful")
     assert rows == []
     assert {reason: dropped.count for reason, dropped in report.dropped.items()} == {
-        "nobody says which response is better": 3823
+        "no label says which response is better": 3823
     }
 
 
