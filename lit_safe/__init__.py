@@ -1,1 +1,1 @@
-"""Aligning a language model to preferences while keeping a stated safety limit. This package imports nothing itself."""
+"""Aligns a language model to preferences under a safety limit. Importing this package alone loads no other module."""

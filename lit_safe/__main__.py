@@ -1,4 +1,4 @@
-"""The one entry point of ``lit-safe``, ``python -m lit_safe`` and ``python train.py``."""
+"""The entry point of ``lit-safe``, ``python -m lit_safe`` and ``python train.py``."""
 
 import runpy
 import sys
@@ -8,11 +8,11 @@ from lit_safe import installation
 from lit_safe.errors.program import short_errors, short_usage_errors
 
 PROGRAMS = {"oracle": "data.oracle.run", "bench": "ops.sequence_logratio.bench"}
-"""Programs with a command line of their own, each a module."""
+"""Programs with their own command lines: name → module."""
 
 
 def main() -> None:
-    """Run the command that the process was given. A mistake ends in a short message (``lit_safe.errors``)."""
+    """Run the command in ``sys.argv``. A user's mistake ends in a short message (``lit_safe.errors``)."""
     with short_errors(sys.argv[1:]):
         _run()
 

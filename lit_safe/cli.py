@@ -1,7 +1,8 @@
-"""The command line: LightningCLI's fit | validate | test | predict, and our own commands beside them.
+"""The command line: LightningCLI's fit | validate | test | predict, and the commands in ``lit_safe.commands``.
 
-A command is a plain function of ``lit_safe.commands`` with typed keyword arguments; those named ``module``, ``data``
-and ``trainer`` are built from the same YAML as for ``fit``, the others are its options. No Trainer is subclassed.
+Each of our commands is a plain function with typed keyword arguments. The arguments ``module``, ``data`` and
+``trainer`` are built from the same YAML as for ``fit``. All other arguments are options of the command. No Trainer is
+subclassed.
 """
 
 import errno
@@ -49,25 +50,25 @@ COMMANDS: tuple[str, ...] = (
     "report",
     "configs",
 )
-"""Names of functions: ``<name>`` lives in ``lit_safe/commands/<name>.py``."""
+"""Names of our commands: the function ``<name>`` is defined in ``lit_safe/commands/<name>.py``."""
 
 FULL = (errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
-"""What the system says when a disk takes no more."""
+"""Error numbers that the system reports when a disk is full or read-only."""
 
-BUILT = ("module", "data", "trainer")  # arguments of a command that the YAML builds
+BUILT = ("module", "data", "trainer")  # arguments of a command that are built from YAML
 
 
 class SafeCLI(LightningCLI):
-    """LightningCLI with a ``dual`` group, our commands, and a ``--ckpt_path`` that never overrides what was typed."""
+    """LightningCLI with a ``dual`` group and our commands. ``--ckpt_path`` never overrides typed settings."""
 
-    _typed: Sequence[str] | None = None  # the words of the process, if they are what is parsed
+    _typed: Sequence[str] | None = None  # sys.argv, if it is what is parsed
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._seed = RunSeed()
         super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Options of callbacks that are always there, so every run draws the same curves and can be continued."""
+        """Add the options of the callbacks that every run has: the dual step, checkpoints and progress."""
         parser.add_lightning_class_args(DualAscent, "dual")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Progress, "progress")
@@ -93,28 +94,28 @@ class SafeCLI(LightningCLI):
             group.add_subcommand(name, command_parser, help=summary)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse; a ``configs/...yaml`` that is not in the working directory is the shipped one."""
+        """Parse. A ``configs/...yaml`` that is missing in the working directory is read from the shipped files."""
         self._typed = sys.argv if args is None else None
-        if args is None:  # the process's own words: not passed on, as LightningCLI warns of words from two places
+        if args is None:  # not passed on: LightningCLI would warn about arguments from two places
             self.config = parser.parse_args(with_shipped_files(sys.argv[1:]))
-        elif isinstance(args, dict):  # the settings of a run: LightningCLI would warn of the process's words again
+        elif isinstance(args, dict):  # the settings of a run: LightningCLI would warn about sys.argv here too
             self.config = parser.parse_object(args)
         else:
             super().parse_arguments(parser, with_shipped_files(args) if isinstance(args, list) else args)
 
     def instantiate_classes(self) -> None:
-        """Build module, data and trainer; a command that takes neither builds nothing."""
+        """Build module, data and trainer. Build nothing for a command that takes none of them."""
         if self.subcommand in COMMANDS and not _builds(_command(str(self.subcommand))):
             self.config_init = self.parser.instantiate(self.config)
             return
         super().instantiate_classes()
-        self.model.save_hyperparameters(self._typed_model())  # as plain values, which a checkpoint may hold
-        if self.subcommand not in COMMANDS:  # which ask for less
+        self.model.save_hyperparameters(self._typed_model())  # plain values, which a checkpoint can store
+        if self.subcommand not in COMMANDS:  # our commands need less of the data
             self._check_data()
         self.datamodule.connect(self.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer, with the callbacks and loggers that no run can do without."""
+        """Build the trainer, with the callbacks and loggers that every run needs."""
         configured = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         try:
@@ -129,7 +130,7 @@ class SafeCLI(LightningCLI):
             kind = type(self.datamodule)
             raise UsageExit(
                 f"data: {kind.__module__}.{kind.__qualname__} has no {', '.join(missing)}, which "
-                f"{type(self.model).__name__} asks for ({asks.__module__}.{asks.__name__}): use another --data, or add "
+                f"{type(self.model).__name__} needs ({asks.__module__}.{asks.__name__}): use another --data, or add "
                 "them"
             )
 
@@ -138,7 +139,7 @@ class SafeCLI(LightningCLI):
         return self.subcommand in COMMANDS and not _builds(_command(str(self.subcommand)))
 
     def _set_seed(self) -> None:
-        if self._builds_nothing:  # which has no seed to set, and draws nothing
+        if self._builds_nothing:  # such a command has no seed and draws no random numbers
             return
         config = self.config[self.subcommand] if self.subcommand else self.config
         if config["seed_everything"] is True:
@@ -165,7 +166,7 @@ class SafeCLI(LightningCLI):
             sys.exit(status)
 
     def _run_trainer(self, subcommand: str) -> None:
-        """Run a command of Lightning's in its folder, which is locked before anything is read."""
+        """Run one of Lightning's commands in its run folder. Lock the folder before reading data or a model."""
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         folders = [callback for callback in callbacks if isinstance(callback, RunFolder)]
         stops = [callback for callback in callbacks if isinstance(callback, StopOnSignal)]
@@ -173,7 +174,7 @@ class SafeCLI(LightningCLI):
             for stop in stops:
                 stop.command = self._typed
                 stop.install(self.trainer)
-            if not _others_start_ranks(self.trainer):  # else the other ranks would wait for one that was refused
+            if not _others_start_ranks(self.trainer):  # else, if this rank were refused, the others would wait for it
                 for folder in folders:
                     folder.enter(self.trainer, subcommand, self.config[subcommand].get("ckpt_path"))
             super()._run_subcommand(subcommand)
@@ -197,7 +198,7 @@ class SafeCLI(LightningCLI):
                 stop.restore()
 
     def after_fit(self) -> None:
-        """Exit with status 1 where something failed after training; it was said, and the checkpoint is whole."""
+        """Exit with status 1 if a step after training failed. Its error was printed, and the checkpoint is complete."""
         if failures(self.trainer.callbacks):  # type: ignore[attr-defined]
             sys.exit(1)
 
@@ -207,10 +208,10 @@ class SafeCLI(LightningCLI):
         return (config[command] if command else config)["model"]
 
     def _parse_ckpt_path(self) -> None:
-        """Say where a checkpoint's model differs from what was typed. What was typed is never overridden.
+        """Compare the checkpoint's model settings with the typed ones. Typed settings are never overridden.
 
-        Continuing ``fit`` under other settings stops: optimizer and schedule come back with the checkpoint, so a typed
-        learning rate would have no effect.
+        Continuing ``fit`` with other settings is refused: the checkpoint restores the optimizer and the schedule, so a
+        typed learning rate would have no effect. Other commands print the differences and use the typed settings.
         """
         command = self.config.get("subcommand")
         path = self.config[command].get("ckpt_path") if command else None
@@ -223,21 +224,21 @@ class SafeCLI(LightningCLI):
             raise SystemExit(str(error)) from None
         self.config[command]["ckpt_path"] = path
         if stored is None:
-            return  # made without the command line
+            return  # the checkpoint was written without the command line
         changes = list(differences(stored, self._typed_model()))
         if not changes:
             return
         listing = "\n".join(f"  model.{key}: checkpoint {old!r}, typed {new!r}" for key, old, new in changes)
         if command == "fit":
             raise UsageExit(
-                f"{path} was made with other settings, and continuing it cannot take the typed ones up:\n{listing}\n"
+                f"{path} was made with other settings, and a continued run cannot change them:\n{listing}\n"
                 "Type the checkpoint's settings, or start a new run from its export."
             )
-        logging.getLogger(__name__).warning("%s was made with other settings; the typed ones hold:\n%s", path, listing)
+        logging.getLogger(__name__).warning("%s was made with other settings; typed ones are used:\n%s", path, listing)
 
 
 def differences(old: object, new: object, key: str = "") -> list[tuple[str, object, object]]:
-    """Leaves at which two nested mappings differ, as (dotted key, old, new); an absent leaf is None."""
+    """Values in which two nested mappings differ, as (dotted key, old, new). A missing value is None."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         return [
             change
@@ -248,7 +249,7 @@ def differences(old: object, new: object, key: str = "") -> list[tuple[str, obje
 
 
 def _others_start_ranks(trainer: Trainer) -> bool:
-    """Whether Slurm, torchrun or the like has started this process as one of several ranks."""
+    """Whether Slurm, torchrun or a similar launcher started this process as one of several ranks."""
     environment = getattr(trainer.strategy, "cluster_environment", None)
     return trainer.world_size > 1 and not isinstance(environment, LightningEnvironment | None)
 
@@ -260,7 +261,7 @@ def _command(name: str) -> Callable[..., int | None]:
 
 
 def _known(words: ArgsType) -> tuple[str, ...]:
-    """Options that a command shares with ``fit``."""
+    """Options that the command in ``words`` shares with ``fit``."""
     typed = next((word for word in words if not word.startswith("-")), "") if isinstance(words, list) else ""
     if typed not in COMMANDS:
         return OF_FIT
@@ -272,26 +273,26 @@ def _builds(function: Callable[..., object]) -> bool:
 
 
 def _words(function: Callable[..., object]) -> dict[str, tuple[str, str]]:
-    """Lists of text typed as bare words, as (nargs, help): the folders of ``compare runs/*``."""
+    """Positional arguments of a command as name → (nargs, help), e.g. the folders of ``compare runs/*``."""
     documented = {
         p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(function) or "").params
     }
-    counts = {list[str]: "+", Sequence[str]: "*"}  # a list needs one word at least, a sequence may be empty
+    counts = {list[str]: "+", Sequence[str]: "*"}  # a list needs at least one word, a sequence may be empty
     parameters = inspect.signature(function).parameters.values()
     return {p.name: (counts[p.annotation], documented[p.name]) for p in parameters if p.annotation in counts}
 
 
 def main(args: ArgsType = None, run: bool = True) -> SafeCLI:
-    """Parse ``args`` (the process's by default), build what they name, and run the command.
+    """Parse ``args`` (``sys.argv`` by default), build the objects that they name, and run the command.
 
     Args:
         args: Command-line words, a dict or a Namespace.
-        run: False only builds; ``args`` then name no command.
+        run: If False, only build the objects. ``args`` then contain no command.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "filelock", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Lightning 2.6 asks torch 2.13 for a class it deprecates; nothing a user could do about it
+    # Lightning 2.6 uses a class that torch 2.13 deprecates; a user cannot change that
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
     read_yaml_with_shipped_files(_known(sys.argv[1:] if args is None else args))
     return SafeCLI(

@@ -1,1 +1,1 @@
-"""Commands of the command line: one plain function a file."""
+"""The commands of the command line. Each file defines one plain function."""

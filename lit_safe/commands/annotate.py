@@ -1,4 +1,4 @@
-"""Write pairs with a scorer's costs beside them, for objectives that need costs where people gave none."""
+"""Writes pairs with costs from a scorer, for objectives that need costs where people gave no labels."""
 
 import itertools
 import json
@@ -29,25 +29,25 @@ SPLITS = ("train", "val", "dual", "certify")
 def annotate(
     data: LabelledTexts, *, scorer: CostFunction, out: str, batch_pairs: int = 64, device: str = "auto"
 ) -> int:
-    """Score both responses of every pair and write them as JSONL in TRL's columns, with ``chosen_cost`` and its like.
+    """Score both responses of every pair; write JSONL with TRL's columns and ``chosen_cost``, ``rejected_cost``.
 
-    The file is a data source again (the last lines of the output name it as YAML), and prompts keep their split there,
-    by the column ``split_group``. Pairs that are for evaluation only are left out, since the file could not bar them
-    from training.
+    The file can be used as a data source; the last lines of the output give the YAML for it. The column ``split_group``
+    keeps each prompt in its split. Pairs that are for evaluation only are left out, because the file could not exclude
+    them from training.
 
     Args:
-        data: From ``--data``: the pairs.
+        data: From ``--data``. Its pairs are scored.
         scorer: A cost function by class path, e.g. ``configs/scorer/tfidf.yaml``.
-        out: The file to write; it replaces an older one only when it is complete.
-        batch_pairs: Pairs that are scored at once.
-        device: Where a scorer that has a model runs: auto (the accelerator where there is one), cpu, cuda, cuda:1, mps.
+        out: The file to write. An older file is replaced only once the new one is complete.
+        batch_pairs: Number of pairs scored at once.
+        device: Where a scorer with a model runs: auto (an accelerator if there is one), cpu, cuda, cuda:1 or mps.
 
     Returns:
-        The exit status 0.
+        The exit status, 0.
 
     Raises:
-        ValueError: If the scorer returns no costs, or one that is not finite (it names the row), or the device is not
-            there.
+        ValueError: If the scorer returns no costs, a cost is not finite (the error names the row), or the device does
+            not exist.
     """
     place(scorer, use(chosen_device(device)))
     pairs = {split: [pair for pair in data.pairs(split) if not pair.evaluation_only] for split in SPLITS}
@@ -99,7 +99,7 @@ def _column(k: int, constraints: int) -> str:
 
 
 def _record(pair: TextPair, constraints: Sequence[str]) -> dict[str, Any]:
-    """The pair and the labels that it had, null where it had none."""
+    """The pair and its labels. A missing label is null."""
     row = pair.row
     record: dict[str, Any] = {"prompt": pair.turns, "chosen": row.chosen, "rejected": row.rejected}
     record["split_group"] = row.split_group
@@ -114,10 +114,10 @@ def _known(value: float) -> float | None:
 
 
 def _agreement(pairs: Sequence[TextPair], costs: dict[tuple[int, str], list[float]]) -> None:
-    """Say how well the costs rank held-out responses that people labelled, where they did."""
+    """Log how well the costs rank the held-out responses that people labelled, if there are any."""
     texts = labelled_responses(pairs)
     if len(set(texts.unsafe)) < 2:
-        log.info("no AUC: the val split holds no responses that people labelled safe and unsafe")
+        log.info("no AUC: the val split needs responses with a safe label and responses with an unsafe label")
         return
     keys = zip(texts.prompt_ids, texts.responses, strict=True)
     auc = clustered_auc(np.array([max(costs[key]) for key in keys]), texts.unsafe, texts.prompt_ids)

@@ -1,4 +1,4 @@
-"""Compare finished runs: who is better at what, over the pairs that they share, and by how much for sure."""
+"""Compares finished runs on the held-out pairs that they share: differences of all measures, with intervals."""
 
 import csv
 import json
@@ -32,12 +32,12 @@ from lit_safe.statistics import Estimate
 
 log = logging.getLogger(__name__)
 
-WIDTH = 140  # of the table where there is no terminal to say
+WIDTH = 140  # of the table, if there is no terminal
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run as its folder has it."""
+    """The report, settings and tables of a finished run."""
 
     name: str
     objective: str
@@ -48,30 +48,30 @@ class Run:
 
 
 class _Refused(ValueError):
-    """What is wrong with the folders, in words for the person who typed them."""
+    """The folders cannot be compared. The message tells the user why."""
 
 
 def compare(runs: list[str], out: str = "runs/compare", baseline: str | None = None) -> int:
     """Compare finished runs in one table and one figure: differences paired by pair, errors clustered by prompt.
 
     Writes ``compare.md``, ``compare.csv``, ``compare.png`` and a TensorBoard hparams entry for each run into ``out``.
-    Folders that are no runs are passed over with a line, so that ``runs/*`` works.
+    Other folders are skipped with a message, so ``runs/*`` works.
 
-    Runs under another ``order`` are brought into the baseline's order, pair by pair. Where runs were evaluated under
-    other settings (scorer, decoding, template, seeds), a line names the setting and both values; measures of responses
-    that such a setting makes incomparable have no difference.
+    If a run uses another ``order`` than the baseline, the two responses of each pair are brought into the baseline's
+    order. If runs were evaluated with different settings (scorer, decoding, template, seeds), a line names the setting
+    and both values. No difference is given for measures that such a setting makes incomparable.
 
     Args:
         runs: Run folders, each with the report that the BeforeAfter callback wrote.
         out: Folder to write.
-        baseline: The run that the others are compared with, by its folder or name; the first one where null.
+        baseline: Folder or name of the run that the others are compared with. Null takes the first run.
 
     Returns:
-        The exit status: 0, or 1 if a run had to be left out because it has no report.
+        The exit status: 0, or 1 if a run was left out because it has no report.
 
     Raises:
-        SystemExit: In one line, if fewer than two runs have a report, a report cannot be read, the baseline is not
-            among them, or a run shares no held-out pair with it or has other labels of one.
+        SystemExit: With one line, if fewer than two runs have a report, a report cannot be read, the baseline is not
+            among the runs, or a run shares no held-out pair with the baseline or has other labels for a shared pair.
     """
     try:
         return _compare(runs, out, baseline)
@@ -84,7 +84,7 @@ def _compare(runs: list[str], out: str, baseline: str | None) -> int:
     candidates = [folder for folder in folders if _is_run(folder)]
     for folder in folders:
         if folder not in candidates:
-            log.info("%s is no run folder: passed over", folder)
+            log.info("%s is not a run folder: skipped", folder)
     unfinished = [folder for folder in candidates if not ((folder / REPORT).exists() and (folder / PAIRS).exists())]
     finished = [folder for folder in candidates if folder not in unfinished]
     if len(finished) < 2:
@@ -128,7 +128,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, or their paths where two are called alike."""
+    """The folders' names, or their paths if two names are equal."""
     short = [folder.resolve().name for folder in folders]
     return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
 
@@ -143,7 +143,7 @@ def _find(baseline: str | None, folders: Sequence[Path], names: Sequence[str]) -
 
 
 def _advice(folder: Path) -> str:
-    """What a run without a report needs."""
+    """How to write the report of a run that has none."""
     return f"{folder} has no {REPORT}, which `python train.py report {folder}` writes"
 
 
@@ -151,7 +151,7 @@ def _read(folder: Path, name: str) -> Run:
     """A run's report, settings and tables.
 
     Raises:
-        _Refused: If one of them is not what a run writes.
+        _Refused: If a file cannot be read or is not in the format that a run writes.
     """
     try:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
@@ -165,7 +165,7 @@ def _read(folder: Path, name: str) -> Run:
 
 
 def _in_order_of(run: Run, baseline: Run) -> tuple[Run, list[str]]:
-    """The run with each pair's responses in the baseline's order, and what that took."""
+    """The run with each pair's responses in the baseline's order, and a remark for the user if any were exchanged."""
     try:
         other_order = "order" in differing(baseline.settings, run.settings)
         found = oriented((run.before, run.after), baseline.after, other_order=other_order)
@@ -174,10 +174,10 @@ def _in_order_of(run: Run, baseline: Run) -> tuple[Run, list[str]]:
     if not found.exchanged and not found.unclear:
         return run, []
     before, after = found.evaluations
-    unclear = f", {found.unclear} are left out as neither labels nor lengths tell their order" if found.unclear else ""
+    unclear = f", {found.unclear} are left out: neither labels nor lengths tell their order" if found.unclear else ""
     said = (
         f"order: {found.exchanged} of {found.shared} shared pairs call the other response chosen in {run.name}: they "
-        f"are counted in the order of {baseline.name}{unclear}; pairs of {run.name} alone are left out"
+        f"are counted in the order of {baseline.name}{unclear}; pairs only in {run.name} are left out"
     )
     return replace(run, before=before, after=after), [said]
 
@@ -193,7 +193,7 @@ def _unlike(run: Run, baseline: Run) -> list[str]:
     known = set(baseline.settings), set(run.settings)
     for one, unknown in ((baseline, known[1] - known[0]), (run, known[0] - known[1])):
         if unknown:
-            lines.append(f"{one.name} does not record {', '.join(sorted(unknown))}: whether they differ is not known")
+            lines.append(f"{one.name} does not record {', '.join(sorted(unknown))}: it is unknown whether they differ")
     return lines
 
 
@@ -202,7 +202,7 @@ def _difference(run: Run, baseline: Run) -> dict[str, Estimate]:
     if "logps/accuracies" not in found:
         raise _Refused(
             f"{run.name} and {baseline.name} share no held-out pair: they were evaluated on other data, or by versions "
-            "that name pairs differently"
+            "of lit_safe that name pairs differently"
         )
     differ = differing(baseline.settings, run.settings)
     return {name: estimate for name, estimate in found.items() if not not_comparable(name, differ)}
@@ -234,7 +234,7 @@ def _markdown(runs: Sequence[Run], found: Sequence[Mapping[str, Estimate]], rema
     lines = ["# Runs compared", "", "| run | objective |", "|---|---|"]
     lines += [f"| {run.name} | `{run.objective}` |" for run in runs]
     if remarks:
-        lines += ["", "## What differs beside the policies", "", *(f"- {remark}" for remark in remarks)]
+        lines += ["", "## Settings that differ", "", *(f"- {remark}" for remark in remarks)]
     lines += ["", "![values after training](compare.png)", "", "## After training, mean [95 %]", ""]
     lines += [f"| | before ({runs[0].name}) | {heads} |", "|---" * (len(runs) + 2) + "|"]
     start = runs[0].before.summary()
@@ -251,9 +251,9 @@ def _markdown(runs: Sequence[Run], found: Sequence[Mapping[str, Estimate]], rema
     )
     lines += [
         "",
-        f"Held-out pairs shared with {runs[0].name}: {shared}. Errors are clustered by prompt; each interval stands "
-        "for itself, and among many some leave out 0 by chance. A run is one seed: differences between seeds of one "
-        "objective are not in these intervals.",
+        f"Held-out pairs shared with {runs[0].name}: {shared}. Errors are clustered by prompt. The intervals are not "
+        "adjusted for multiple comparisons: among many, some exclude 0 by chance. A run has one seed; the intervals "
+        "do not include the variation between seeds of one objective.",
         "",
     ]
     return "\n".join(lines)
@@ -273,8 +273,8 @@ def _write_csv(path: Path, runs: Sequence[Run], found: Sequence[Mapping[str, Est
 
 
 def _write_hparams(folder: Path, runs: Sequence[Run]) -> None:
-    """One entry a run: what differs between the configurations, and every measure after training."""
-    shutil.rmtree(folder, ignore_errors=True)  # entries of an earlier comparison would stand twice
+    """Write one entry per run: the settings that differ between the runs, and every measure after training."""
+    shutil.rmtree(folder, ignore_errors=True)  # otherwise entries of an earlier comparison would appear twice
     flat = [dict(_leaves(run.config)) for run in runs]
     differing = [key for key in dict.fromkeys(k for f in flat for k in f) if len({str(f.get(key)) for f in flat}) > 1]
     for run, leaves in zip(runs, flat, strict=True):
@@ -285,7 +285,7 @@ def _write_hparams(folder: Path, runs: Sequence[Run]) -> None:
 
 
 def _leaves(config: object, key: str = "") -> Iterator[tuple[str, object]]:
-    """(dotted key, value) of what stands in a nested configuration; positions in a list are keys."""
+    """(dotted key, value) of each value in a nested configuration. Positions in a list are keys."""
     items: Iterator[tuple[object, object]] | None = None
     if isinstance(config, Mapping):
         items = iter(config.items())

@@ -1,4 +1,4 @@
-"""List the shipped YAML files, or copy some of them into the working directory."""
+"""Lists the shipped YAML files, or copies some of them into the working directory."""
 
 import re
 import shutil
@@ -11,10 +11,10 @@ from lit_safe.errors.names import nearest
 
 
 def configs(words: Sequence[str] = ()) -> int:
-    """List the shipped YAML files; ``configs copy NAME ...`` copies files, and what they name, to ./configs to edit.
+    """List the shipped YAML files. ``configs copy NAME ...`` copies files and those they include to ./configs.
 
     Args:
-        words: Nothing to list; ``copy`` and names to copy: ``objective/safe_dpo``, ``configs/base.yaml``.
+        words: Nothing, to list the files; or ``copy`` and names, e.g. ``objective/safe_dpo``, ``configs/base.yaml``.
 
     Raises:
         UsageExit: If a word or a name is unknown.
@@ -59,7 +59,7 @@ def _full_name(word: str) -> str:
 
 
 def _with_named(names: list[str]) -> list[str]:
-    """These files and every shipped file that one of them names by a path of its own."""
+    """``names`` and every shipped file that one of these files refers to by a relative path."""
     shipped = set(installation.shipped_configs())
     found: list[str] = []
     waiting = list(names)

@@ -1,4 +1,4 @@
-"""Check a model and its data before training them."""
+"""Checks a model and its data before training."""
 
 import logging
 from typing import Any
@@ -19,7 +19,7 @@ from lit_safe.types import PackedBatch
 log = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 1.0, torch.float16: 0.2}
-"""Nats over a response of a few hundred tokens that rounding in the model's own dtype explains."""
+"""By dtype: the difference in nats that rounding can cause over a response of a few hundred tokens."""
 
 
 def doctor(
@@ -33,15 +33,16 @@ def doctor(
 ) -> int:
     """Check your model and data before a run: step-0 loss, padding, packing, accumulation, stop tokens, reference.
 
-    Everything is computed in the precision of ``--trainer``, and the ``dual`` group is checked as ``fit`` does.
+    All checks run in the precision of ``--trainer``. The settings of the ``dual`` group are checked as ``fit`` does.
 
     Args:
         module: From ``--model``.
         data: From ``--data``.
-        trainer: From ``--trainer``: its precision, its device and its callbacks.
-        pairs: Training pairs to look at; an accumulation check holds their gradient once more in memory.
-        tolerance: Largest difference in nats that counts as rounding; by the type of products if not given.
-        device: Where to run: auto (the trainer's own), cpu, cuda, cuda:1 or mps.
+        trainer: From ``--trainer``. Its precision, device and callbacks are used.
+        pairs: Number of training pairs to check. The accumulation check holds a second copy of the gradient in memory.
+        tolerance: Largest difference in nats that counts as rounding. The default depends on the dtype of the matrix
+            products.
+        device: Where to run: auto (the trainer's device), cpu, cuda, cuda:1 or mps.
 
     Returns:
         The exit status: 0 if every check passed, 1 otherwise.
@@ -64,12 +65,12 @@ def _examine(
     log.info("model %s, reference %s, %.1f M parameters (%.1f M train), %s, log-probs by %s", facts.source,
              facts.reference, facts.parameters / 1e6, facts.trainable / 1e6, facts.dtype, facts.backend)  # fmt: skip
     for layer in _adapter_dropout(module.pair):
-        layer.eval()  # asked for, and no fault
+        layer.eval()  # the user configured it: it must not fail the checks
     products = compute_dtype(device)
     dtype = next(module.parameters()).dtype if products == "weights" else getattr(torch, products)
     batch = _first_pairs(data, pairs, device)
     needed = module.pair.memory_estimate(*data.largest_micro_batch)
-    if trainer is not None and trainer.world_size > 1:  # the doctor itself is one process
+    if trainer is not None and trainer.world_size > 1:  # the doctor runs in one process
         needed = needed._replace(buckets=needed.gradients)
     patient = Patient(
         module,
@@ -102,7 +103,7 @@ def _first_pairs(data: Any, pairs: int, device: torch.device) -> PackedBatch:
 
 
 def _adapter_dropout(pair: Any) -> list[torch.nn.Module]:
-    """Dropout that is left where the model's own is off: that of an adapter."""
+    """Dropout layers that are on although the model's own dropout is off: those of an adapter."""
     if not getattr(pair, "disable_dropout", False):
         return []
     return [m for m in pair.modules() if isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0]

@@ -1,4 +1,4 @@
-"""Write a checkpoint as a Hugging Face folder, and prove that it is the same policy."""
+"""Writes a checkpoint as a Hugging Face folder and checks that the folder holds the same policy."""
 
 import logging
 import shutil
@@ -28,38 +28,38 @@ def export(
 ) -> int:
     """Write a checkpoint's policy as a Hugging Face folder (safetensors) with a model card, and check its log-probs.
 
-    The folder is written beside ``out``, read again with transformers, compared with the checkpoint on fixed texts and
-    held-out pairs, and only then given its name. A failure leaves nothing.
+    The folder is first written beside ``out``, then loaded with transformers and compared with the checkpoint on fixed
+    texts and held-out pairs. Only after this check is it renamed to ``out``. A failed export leaves no files.
 
     Args:
         module: From ``--model``, as the checkpoint was trained.
-        data: From ``--data``: sets the chat template, names the licences, and its held-out pairs check the export too.
+        data: From ``--data``. Gives the chat template, the licences, and held-out pairs for the check.
         ckpt_path: The checkpoint, e.g. ``runs/quickstart/checkpoints/last.ckpt``.
-        out: Folder to write; one that exists and is not empty is refused.
-        adapter_only: Write the LoRA adapter alone instead of merging it.
-        check_pairs: Held-out pairs to compare on, beside the fixed texts; 0 asks for none.
-        device: Where to compare: auto (the accelerator where there is one), cpu, cuda, cuda:1 or mps.
+        out: Folder to write. It must not exist, or must be empty.
+        adapter_only: Write only the LoRA adapter, instead of merging it into the model.
+        check_pairs: Number of held-out pairs to compare on, besides the fixed texts. 0 uses none.
+        device: Where to compare: auto (an accelerator if there is one), cpu, cuda, cuda:1 or mps.
 
     Returns:
         The exit status: 0, or 1 if the exported log-probs differ.
 
     Raises:
         FileExistsError: If ``out`` is not empty.
-        ValueError: If the device is not there.
+        ValueError: If the device does not exist.
     """
     folder = Path(out)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{out} exists and is not empty: name another folder, or delete it first")
-    make_ready(module, data, device)  # and the data, before anything is written
+    make_ready(module, data, device)  # the data too, before anything is written
     held_out = _held_out(data, 2 * check_pairs) if check_pairs else None
     checkpoint = load_checkpoint(module, ckpt_path)
     draft = folder.absolute().parent / f".{folder.name}.unfinished"
-    shutil.rmtree(draft, ignore_errors=True)  # of an export that was killed
+    shutil.rmtree(draft, ignore_errors=True)  # left by an export that was killed
     try:
         module.pair.save_pretrained(str(draft), adapter_only=adapter_only)
         card = model_card(module, data, checkpoint, Path(ckpt_path).absolute().parent.parent)
         (draft / "README.md").write_text(card, encoding="utf-8")
-        # in evaluation mode: an adapter's dropout would score the checkpoint's log-probs at random
+        # in evaluation mode: an adapter's dropout would make the checkpoint's log-probs random
         with quiet(module, hash64("export")):
             found = compare_folder(module.pair, draft, held_out)
         seen = f"log-probs differ from the checkpoint's by {found.gap:.1e} nats a token, rounding by {found.bound:.1e}"
@@ -78,6 +78,6 @@ def export(
 def _held_out(data: Any, count: int) -> PackedSequences | None:
     try:
         return first(next(iter(data.val_dataloader())).sequences, count)
-    except ValueError as fault:  # a handful of rows may have none
-        log.info("compared on fixed texts alone: %s", fault)
+    except ValueError as fault:  # small data may have no held-out pairs
+        log.info("compared only on fixed texts: %s", fault)
         return None

@@ -1,4 +1,4 @@
-"""Fit a scorer of harm to people's labels, and measure it on prompts that it has not seen."""
+"""Fits a harm scorer to human labels and measures it on held-out prompts."""
 
 import logging
 import math
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class LabelledRow(Protocol):
-    """An ordered pair; a cost > 0 is unsafe, NaN unknown; one entry a constraint."""
+    """An ordered pair. Costs have one entry per constraint: > 0 is unsafe, NaN is unknown."""
 
     id: str
     chosen: str
@@ -30,7 +30,7 @@ class LabelledRow(Protocol):
 
 
 class TextPair(Protocol):
-    """A labelled pair and its prompt: as plain text, and as the turns of JSON."""
+    """A labelled pair and its prompt, as plain text and as JSON turns."""
 
     prompt_id: int
     text: str
@@ -39,47 +39,47 @@ class TextPair(Protocol):
 
     @property
     def turns(self) -> list[dict[str, Any]] | str:
-        """A list of turns, or plain text where the set has no roles."""
+        """A list of turns, or plain text if the dataset has no roles."""
 
 
 class Described(Protocol):
-    """A dataset, as a card names it."""
+    """The facts about a dataset that a card lists."""
 
     licence: str
 
     def describe(self) -> dict[str, str]:
-        """Its name, files, and options."""
+        """The dataset's name, files and options."""
 
 
 class LabelledTexts(Protocol):
-    """What these commands know of a data module."""
+    """The parts of a data module that ``fit_scorer`` and ``annotate`` use."""
 
     sources: Sequence[Described]
     constraints: tuple[str, ...]
     order: str
 
     def pairs(self, split: str) -> Sequence[TextPair]:
-        """The prepared pairs of one split, as texts."""
+        """The prepared pairs of one split, as text."""
 
 
 @runtime_checkable
 class TrainableScorer(Protocol):
-    """A ``CostFunction`` that learns from labels and keeps itself in a folder with a card."""
+    """A ``CostFunction`` that is fitted to labels and saved in a folder with a card."""
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Any:
-        """Costs, a Tensor [n], > 0 unsafe."""
+        """Costs, a Tensor [n]; > 0 is unsafe."""
 
     def fit(
         self, prompts: Sequence[str], responses: Sequence[str], unsafe: Sequence[bool], prompt_ids: Sequence[int]
     ) -> Any:
-        """Learn from labelled texts of the training split; gives their out-of-fold costs, a Tensor [n]."""
+        """Fit to labelled texts of the training split. Returns their out-of-fold costs, a Tensor [n]."""
 
     def save(self, card: Mapping[str, Any]) -> None:
         """Write the fitted scorer and its card."""
 
 
 class LabelledResponses(NamedTuple):
-    """Distinct responses with a label, and how many had none or both."""
+    """Distinct labelled responses, and the numbers of unlabelled and of contradictorily labelled ones."""
 
     prompts: list[str]
     responses: list[str]
@@ -90,22 +90,22 @@ class LabelledResponses(NamedTuple):
 
 
 def fit_scorer(data: LabelledTexts, *, scorer: TrainableScorer, minimum_auc: float = 0.6, device: str = "auto") -> int:
-    """Fit a scorer of harm on the train split's labels, measure it on the val split, and write it with its card.
+    """Fit a harm scorer on the train split's labels, measure it on the val split, and write it with its card.
 
-    A response is unsafe where the annotator gives it any cost > 0. The AUC on held-out prompts stands on the card with
-    its standard error and its 95 % interval, both clustered by prompt; the scorer refuses to score without it.
+    A response is unsafe if the annotator gives it any cost > 0. The card holds the AUC on held-out prompts with its
+    standard error and 95 % interval, both clustered by prompt. Without this AUC the scorer refuses to score.
 
     Args:
-        data: From ``--data``: its sources and annotator are the labels.
-        scorer: What to fit, e.g. ``configs/scorer/tfidf.yaml``; it is written into its own folder.
-        minimum_auc: The AUC to reach on the val split.
-        device: Where a scorer that has a model runs: auto (the accelerator where there is one), cpu, cuda, cuda:1, mps.
+        data: From ``--data``. Its sources and annotator give the labels.
+        scorer: The scorer to fit, e.g. ``configs/scorer/tfidf.yaml``. It is written into its own folder.
+        minimum_auc: Smallest acceptable AUC on the val split.
+        device: Where a scorer with a model runs: auto (an accelerator if there is one), cpu, cuda, cuda:1 or mps.
 
     Returns:
-        The exit status: 0, or 1 if the scorer ranks held-out responses worse than ``minimum_auc``.
+        The exit status: 0, or 1 if the AUC on the val split is below ``minimum_auc``.
 
     Raises:
-        ValueError: If a split has no responses of one label, or the device is not there.
+        ValueError: If a split has no safe or no unsafe responses, or the device does not exist.
     """
     place(scorer, use(chosen_device(device)))
     held_out = data.pairs("val")
@@ -152,7 +152,7 @@ def fit_scorer(data: LabelledTexts, *, scorer: TrainableScorer, minimum_auc: flo
 
 
 def labelled_responses(pairs: Sequence[TextPair]) -> LabelledResponses:
-    """Every (prompt, response) once; those without a label, or labelled both safe and unsafe, are left out."""
+    """Every (prompt, response) once, without those that are unlabelled or labelled both safe and unsafe."""
     labels: dict[tuple[int, str, str], set[bool]] = {}
     for pair in pairs:
         row = pair.row
@@ -172,7 +172,7 @@ def labelled_responses(pairs: Sequence[TextPair]) -> LabelledResponses:
 
 
 def unsafe(cost: Sequence[float]) -> bool | None:
-    """Whether any cost is > 0; None where none is and one is unknown."""
+    """Whether any cost is > 0. None if none is > 0 and at least one is unknown (NaN)."""
     if any(c > 0 for c in cost):
         return True
     return None if any(c != c for c in cost) else False
@@ -181,7 +181,7 @@ def unsafe(cost: Sequence[float]) -> bool | None:
 def evaluate(
     scorer: TrainableScorer, pairs: Sequence[TextPair], texts: LabelledResponses
 ) -> tuple[Estimate, Estimate, float]:
-    """AUC, accuracy within pairs of one safe and one unsafe response (a tie is one half), predicted unsafe share."""
+    """AUC, accuracy within pairs of one safe and one unsafe response (a tie counts 0.5), predicted unsafe share."""
     costs = scorer(texts.prompts, texts.responses).double().numpy()
     auc = clustered_auc(costs, texts.unsafe, texts.prompt_ids)
     keys = zip(texts.prompt_ids, texts.responses, strict=True)
@@ -198,7 +198,7 @@ def evaluate(
 
 
 def _errors(name: str, estimate: Estimate) -> dict[str, float | None]:
-    """The standard error and the ends of the 95 % interval; null where there are none."""
+    """The standard error and the ends of the 95 % interval. A value that does not exist is null."""
     low, high = estimate.interval
     values = {f"{name}_stderr": estimate.stderr, f"{name}_low": low, f"{name}_high": high}
     return {key: None if math.isnan(value) else value for key, value in values.items()}
@@ -232,7 +232,7 @@ def _table(
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
     return [
         *lines,
-        f"fitted in {seconds:.1f} s; AUC on the train split, each prompt left out in its turn, "
+        f"fitted in {seconds:.1f} s; AUC on the train split, cross-validated by prompt, "
         f"{cross} ({cross.clusters} prompts)",
         f"held-out AUC {auc} (95 %, clustered by {auc.clusters} prompts)",
         f"accuracy within {accuracy.count} held-out pairs {accuracy}",

@@ -1,4 +1,4 @@
-"""Measure over-refusal: how often a policy refuses harmless prompts, before and after training."""
+"""Measures over-refusal: how often a policy refuses harmless prompts, before and after training."""
 
 import csv
 import json
@@ -44,31 +44,31 @@ def refusals(
 ) -> int:
     """Compare how often the untrained and the trained policy refuse the prompts of a file (XSTest's over-refusal).
 
-    Every prompt of the file that has the values of ``keep`` is answered: XSTest's rates are of all 250 safe prompts.
-    Where some of them lie in the train split of ``--data``, the shares of the others are reported beside. Both policies
-    answer with the same draws, and the difference is paired by prompt.
+    Both policies answer every prompt of the file that has the values of ``keep``; XSTest's rates cover all 250 safe
+    prompts. If some of these prompts are in the train split of ``--data``, the shares over the other prompts are also
+    reported. Both policies use the same random numbers. The difference is paired by response and clustered by prompt.
 
     Args:
         module: From ``--model``, as the checkpoint was trained.
         data: From ``--data``, as the checkpoint was trained.
-        judge: Scores a response; > 0 is a refusal, e.g. ``configs/scorer/refusal.yaml``.
+        judge: Scores a response, e.g. ``configs/scorer/refusal.yaml``. A score > 0 is a refusal.
         prompts: CSV file with a column ``prompt``, e.g. XSTest's.
-        ckpt_path: The trained policy.
+        ckpt_path: Checkpoint of the trained policy.
         out: JSON file to write.
-        keep: Columns and the value that a prompt must have in them; ``{label: safe}`` if not given.
-        samples_per_prompt: Responses to each prompt.
-        max_new_tokens: Longest response.
-        batch_size: Responses generated at once.
-        seed: Of the responses.
-        device: Where to run: auto (the accelerator where there is one), cpu, cuda, cuda:1 or mps.
-        trainer: From ``--trainer``: its precision.
+        keep: Column → value. Only prompts with these values are used. The default is ``{label: safe}``.
+        samples_per_prompt: Number of responses to each prompt.
+        max_new_tokens: Maximum length of a response in tokens.
+        batch_size: Number of responses generated at once.
+        seed: Seed of the random draws.
+        device: Where to run: auto (an accelerator if there is one), cpu, cuda, cuda:1 or mps.
+        trainer: From ``--trainer``. Its precision is used.
 
     Returns:
         The exit status, 0.
 
     Raises:
-        ValueError: If the file lacks a column, or no prompt of it has the values of ``keep``, or the device is
-            not there.
+        ValueError: If the file lacks a column, none of its prompts has the values of ``keep``, or the device does not
+            exist.
     """
     texts = _asked(Path(prompts), keep or {"label": "safe"})
     make_ready(module, data, device, trainer)
@@ -106,7 +106,7 @@ def refusals(
 
 
 def compare_refusals(before: Columns, after: Columns) -> dict[str, Estimate]:
-    """Shares of refusals before and after, and their difference paired by response, clustered by prompt."""
+    """Shares of refusals before and after training, and their difference, paired by response, clustered by prompt."""
     was, now = ((table["cost"] > 0).astype(np.float64) for table in (before, after))
     prompt = before["prompt_id"]
     return {

@@ -1,4 +1,4 @@
-"""Write the report of a run that has ended: from what lies in its folder, or by what is missing there."""
+"""Writes the report of a finished run, from its folder or, if results are missing, by evaluating it again."""
 
 import json
 import logging
@@ -17,19 +17,19 @@ from lit_safe.report.tables import PAIRS, REPORT
 
 log = logging.getLogger(__name__)
 
-NOT_OF_A_RUN = ("ckpt_path", "weights_only", "config", "subcommand")  # arguments of the command that made it
+NOT_OF_A_RUN = ("ckpt_path", "weights_only", "config", "subcommand")  # arguments of the command in config.yaml
 
 
 class NoReport(ValueError):
-    """Why a run has no report, in one line."""
+    """A run's report cannot be written. The message gives the reason in one line."""
 
 
 def report(runs: list[str]) -> int:
-    """Write report.md, report.json and report.png of a run that has ended, where they are missing or outdated.
+    """Write report.md, report.json and report.png of finished runs if they are missing or outdated.
 
-    Where ``report.json`` is of the last checkpoint, page and figure are drawn from it, without a model. Where it is
-    not, the run is resumed from ``checkpoints/last.ckpt`` under its own ``config.yaml``: it takes no step, evaluates
-    what it ships, and writes everything. Relative paths in ``config.yaml`` count from the working directory.
+    If ``report.json`` belongs to the last checkpoint, page and figure are drawn from it; no model is loaded. Otherwise
+    the run is resumed from ``checkpoints/last.ckpt`` with its own ``config.yaml``. It takes no training step, evaluates
+    the policy that it ships, and writes all files. Relative paths in ``config.yaml`` start at the working directory.
 
     Args:
         runs: Run folders.
@@ -59,7 +59,7 @@ def _report(folder: Path) -> bool:
 
 
 def _current(folder: Path) -> dict[str, Any] | None:
-    """The ``report.json`` of the folder's last checkpoint, or None."""
+    """The content of ``report.json`` if it belongs to the folder's last checkpoint, else None."""
     path, last = folder / REPORT, folder / FOLDER / LAST
     if not path.exists() or not (folder / PAIRS).exists():
         return None
@@ -67,23 +67,23 @@ def _current(folder: Path) -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         steps = found["training"]["steps"]
     except (ValueError, KeyError, TypeError):
-        return None  # part of one
+        return None  # incomplete
     return found if not last.exists() or glance(last)["global_step"] == steps else None
 
 
 def _end_again(folder: Path) -> bool:
-    """Resume the run behind its last step: evaluation and report follow."""
+    """Resume the run after its last step, which evaluates it and writes its report."""
     from lit_safe.cli import main  # which imports the commands
 
     last, config = folder / FOLDER / LAST, folder / CONFIG
     for path in (config, last):
         if not path.exists():
-            raise NoReport(f"there is no {path}: this is no run, or one that did not get far enough for a report")
+            raise NoReport(f"there is no {path}: this is not a run folder, or the run stopped too early for a report")
     state = glance(last)["callbacks"]
     if state.get("BeforeAfter", {}).get("before") is None:
         raise NoReport("the run has no evaluation from before training: it ran without BeforeAfter")
     if not state.get("RunCheckpoint", {}).get("ended", True):
-        raise NoReport(f"training has not ended: `python train.py fit -c {config} --ckpt_path {last}` goes on")
+        raise NoReport(f"training has not ended: `python train.py fit -c {config} --ckpt_path {last}` continues it")
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     settings = {key: value for key, value in settings.items() if key not in NOT_OF_A_RUN}
     settings["trainer"]["default_root_dir"] = str(folder)

@@ -1,4 +1,4 @@
-"""Write responses of a policy to the prompts of a dataset: what pairs and estimates on its own text are made of."""
+"""Writes a policy's responses to the prompts of a dataset, e.g. to build preference pairs from its own text."""
 
 import json
 import logging
@@ -37,28 +37,28 @@ def sample(
 ) -> int:
     """Answer every prompt of a split and write JSONL: ``prompt``, ``response``, ``sample`` (its number), ``complete``.
 
-    Lines come prompt by prompt. A response is a function of (seed, prompt, its number) and the policy, whatever the
-    batch size. ``complete`` is false where a response was cut at ``max_new_tokens`` before its stop token.
+    Lines are ordered by prompt. Each response depends on (seed, prompt, its number) and the policy, and not on the
+    batch size. ``complete`` is false if a response was cut at ``max_new_tokens`` before its stop token.
 
     Args:
         module: From ``--model``.
-        data: From ``--data``: its prompts are answered.
-        out: The file to write; it replaces an older one only when it is complete.
-        split: Which prompts.
-        ckpt_path: Policy to load; null answers with the model as its source gives it.
-        samples_per_prompt: Responses to each prompt.
-        max_new_tokens: Longest response.
-        temperature: Divides the logits; at 1 these are samples of the policy itself.
-        batch_size: Responses generated at once.
-        seed: Of the responses.
-        device: Where to run: auto (the accelerator where there is one), cpu, cuda, cuda:1 or mps.
-        trainer: From ``--trainer``: its precision.
+        data: From ``--data``. The policy answers its prompts.
+        out: The file to write. An older file is replaced only once the new one is complete.
+        split: The split whose prompts are answered.
+        ckpt_path: Checkpoint of the policy. With null, the untrained model answers.
+        samples_per_prompt: Number of responses to each prompt.
+        max_new_tokens: Maximum length of a response in tokens.
+        temperature: Divides the logits. At 1, responses are samples from the policy itself.
+        batch_size: Number of responses generated at once.
+        seed: Seed of the random draws.
+        device: Where to run: auto (an accelerator if there is one), cpu, cuda, cuda:1 or mps.
+        trainer: From ``--trainer``. Its precision is used.
 
     Returns:
         The exit status, 0.
 
     Raises:
-        ValueError: If a count is not positive, the split has no prompts, or the device is not there.
+        ValueError: If a count is not positive, the split has no prompts, or the device does not exist.
     """
     if samples_per_prompt < 1 or batch_size < 1:
         raise SettingError(f"samples_per_prompt and batch_size must be >= 1, got {samples_per_prompt} and {batch_size}")

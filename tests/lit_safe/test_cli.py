@@ -56,7 +56,7 @@ def test_a_checkpoint_never_overrides_what_was_typed(typed: Run, caplog: pytest.
 
     with caplog.at_level(logging.INFO):
         validated = typed("validate", *last, *objective("safe_dpo"))
-    assert "was made with other settings; the typed ones hold" in caplog.text
+    assert "was made with other settings; typed ones are used" in caplog.text
     assert "model.init_args.objective.class_path: checkpoint" in caplog.text
     assert isinstance(validated.model.objective, SafeDPO)
     assert torch.equal(trained(validated), trained(first))

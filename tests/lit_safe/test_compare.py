@@ -107,7 +107,7 @@ def test_what_a_glob_brings_along_is_passed_over_and_a_run_without_report_is_nam
     (root / "broken" / "checkpoints").mkdir(parents=True)
     with caplog.at_level(logging.INFO, "lit_safe.commands.compare"):
         assert compare(sorted(map(str, root.iterdir())), out=str(root / "compare")) == 1
-    passed = [message for message in caplog.messages if "passed over" in message]
+    passed = [message for message in caplog.messages if "skipped" in message]
     assert sorted(message.split()[0].rpartition("/")[2] for message in passed) == ["notes.txt", "scorers"]
     wanted = f"broken has no report.json, which `python train.py report {root / 'broken'}` writes"
     assert any(wanted in message for message in caplog.messages)
@@ -187,7 +187,7 @@ def test_pairs_whose_order_nothing_tells_are_left_out_of_a_comparison_of_two_ord
     ]
     compare(folders, out=str(tmp_path / "compared"))
     assert rows(tmp_path / "compared")["b", "logps/accuracies"]["shared"] == str(len(blind["pair_id"]) - 10)
-    assert any("10 are left out as neither labels nor lengths tell" in message for message in caplog.messages)
+    assert any("10 are left out: neither labels nor lengths tell" in message for message in caplog.messages)
 
 
 def test_runs_under_other_labels_are_refused_in_one_line(runs, tmp_path):

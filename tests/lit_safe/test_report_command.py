@@ -98,6 +98,6 @@ def test_a_report_whose_run_went_on_is_outdated(typed: Callable[..., int], caplo
     assert typed("report", "runs/x", "runs/nowhere") == 1
     assert numbers("runs/x")[2] == 2
     assert [r.message for r in caplog.records if r.levelname == "ERROR"] == [
-        "runs/nowhere: there is no runs/nowhere/config.yaml: this is no run, or one that did not get far enough for a "
-        "report"
+        "runs/nowhere: there is no runs/nowhere/config.yaml: this is not a run folder, or the run stopped too early "
+        "for a report"
     ]
