@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from lit_safe import installation
 from lit_safe.errors.program import short_errors, short_usage_errors
+from lit_safe.overview import overview
 
 PROGRAMS = {"oracle": "data.oracle.run", "bench": "ops.sequence_logratio.bench"}
 """Programs with their own command lines: name → module."""
@@ -23,6 +24,9 @@ def _run() -> None:
     words = sys.argv[1:]
     if words == ["--version"]:
         print(f"lit-safe {_version()}")
+    elif words in ([], ["-h"], ["--help"]):
+        print(overview("python train.py" if sys.argv[0].endswith("train.py") else "lit-safe"))
+        sys.exit(0 if words else 2)
     elif words[:1] == ["configs"] and not any(word.startswith("-") for word in words):
         from lit_safe.commands.configs import configs  # needs neither torch nor lightning
 

@@ -6,7 +6,6 @@ from tests.lit_safe.mistaken_run import BASE, C_DPO, FIT, HUB, RUN, SAFE_DPO, Mi
 
 TABLE: dict[str, Mistake] = {
     # commands and flags
-    "no command": Mistake((), ("no command was typed", "fit")),
     "misspelt command": Mistake(("exprot", "--out", "x"), ("there is no command 'exprot'", "try: export")),
     "nothing given": Mistake(("fit",), ("--data, --model must be given", "configs/base.yaml")),
     "unknown flag": Mistake(

@@ -1,0 +1,46 @@
+"""The list of commands, without importing what they need: it shows in a fraction of a second."""
+
+import ast
+from pathlib import Path
+
+COMMANDS = Path(__file__).with_name("commands")
+
+LIGHTNING = {
+    "fit": "Train. `--ckpt_path last` continues the run of the run folder.",
+    "validate": "Evaluate on the val split.",
+    "test": "Evaluate on the val split, logged as test/*.",
+    "predict": "Run the policy over the val split.",
+}
+
+PROGRAMS = {
+    "oracle": "Train every objective in a world whose optimum is known, and report.",
+    "bench": "Time the log-prob kernels.",
+}
+
+
+def overview(program: str) -> str:
+    """What ``--help`` without a command prints.
+
+    Args:
+        program: How the program was called, such as ``lit-safe``.
+    """
+    groups = {"train and evaluate": LIGHTNING, "around a run": summaries(), "instruments": PROGRAMS}
+    lines = [f"usage: {program} COMMAND [options]", ""]
+    for title, commands in groups.items():
+        lines += [f"{title}:", *(f"  {name:<11} {summary}" for name, summary in commands.items()), ""]
+    lines += [
+        f"`{program} COMMAND --help` lists the settings of a command. The shortest run:",
+        f"  {program} fit -c configs/base.yaml --data configs/data/scored.yaml",
+    ]
+    return "\n".join(lines)
+
+
+def summaries() -> dict[str, str]:
+    """The first line of the docstring of each function in ``lit_safe/commands``, by command."""
+    return {path.stem: _summary(path) for path in sorted(COMMANDS.glob("[a-z]*.py"))}
+
+
+def _summary(path: Path) -> str:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == path.stem)
+    return (ast.get_docstring(function) or "").partition("\n")[0].replace("``", "`")
