@@ -1,1 +1,1 @@
-"""What is trained: policy and reference, where they come from, and how they are adapted."""
+"""The models: policy and reference, their sources, and their adaptation."""

@@ -19,20 +19,20 @@ from models.extras import require
 log = logging.getLogger(__name__)
 
 IGNORED = (
-    "Model (has|with) `tie_word_embeddings",  # refused at load, as is the next
+    "Model (has|with) `tie_word_embeddings",  # both this and the next case are refused at load
     "target_(modules|parameters)=.* were set but no",
-    "Unsupported layer type",  # a module of which single parameters are adapted
-    "The following (rank|alpha)_pattern keys",  # peft's own, from its translation of expert layers
+    "Unsupported layer type",  # single parameters of a module are adapted
+    "The following (rank|alpha)_pattern keys",  # caused by peft's own translation of expert layers
 )
-"""Beginnings of peft's warnings that lead nowhere here."""
+"""Beginnings of peft's warnings that do not apply here."""
 
 
 @runtime_checkable
 class Adaptation(Protocol):
-    """Marks or adds what trains, and freezes the rest."""
+    """Marks or adds the parameters that train, and freezes the rest."""
 
     def apply(self, model: transformers.PreTrainedModel) -> nn.Module:
-        """``model``, changed in place, or the peft model around it. It computes what it computed before."""
+        """``model``, changed in place, or the peft model around it. Its outputs are unchanged."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Full:
 
 @dataclass(frozen=True)
 class LastLayers:
-    """The last decoder layers train; what is below them is frozen, and shared with a frozen reference.
+    """The last decoder layers train. The layers below are frozen and shared with a frozen reference.
 
     Args:
-        k: How many layers.
-        head: Train the head too, and what stands between it and the last layer, such as the final norm. A tied head is
-            the input embedding as well.
+        k: Number of layers.
+        head: Also train the head and the modules between it and the last layer, such as the final norm. A tied head is
+            also the input embedding.
     """
 
     k: int
@@ -71,21 +71,21 @@ class LastLayers:
 
 @dataclass(frozen=True)
 class LoRA:
-    """Low-rank updates of linear layers through peft (Hu et al. 2021, arXiv:2106.09685); the base is frozen.
+    """Low-rank updates of linear layers through peft (Hu et al. 2021, arXiv:2106.09685). The base is frozen.
 
     Args:
         r: Rank.
         alpha: The update is scaled by ``alpha / r``.
-        dropout: Dropout on the adapter's input. Above 0 the policy is no longer equal to its reference at step 0.
-        target_modules: ``all-linear`` (all but the head; routers and experts too where peft knows them), a regular
-            expression, or a list of name endings. The log says what carries an adapter.
-        target_parameters: Name endings of parameters that no layer of their own holds, such as fused experts
-            (``mlp.experts.gate_up_proj``) and routers (``mlp.router.weight``); they take no dropout and no DoRA.
-        modules_to_save: Name endings of modules of which a copy trains whole, such as norms or the input embedding.
-            A tied head keeps the weights it had.
+        dropout: Dropout on the adapter's input. Above 0 the policy does not equal its reference at step 0.
+        target_modules: ``all-linear`` (all but the head; also routers and experts that peft supports), a regular
+            expression, or a list of name endings. The log lists the adapted modules.
+        target_parameters: Name endings of parameters that do not belong to a layer of their own, such as fused experts
+            (``mlp.experts.gate_up_proj``) and routers (``mlp.router.weight``). They support neither dropout nor DoRA.
+        modules_to_save: Name endings of modules of which a full copy trains, such as norms or the input embedding.
+            A tied head keeps its original weights.
         rslora: Scale by ``alpha / sqrt(r)`` instead.
-        dora: Train the length of each weight's rows too (Liu et al. 2024, arXiv:2402.09353).
-        seed: The first adapter weights are a function of it.
+        dora: Also train the norm of each weight row (Liu et al. 2024, arXiv:2402.09353).
+        seed: Seed of the initial adapter weights.
     """
 
     r: int = 16
@@ -111,7 +111,7 @@ class LoRA:
             modules_to_save=self.modules_to_save,
             use_rslora=self.rslora,
             use_dora=self.dora,
-            # GPT-2's layers hold their weights transposed
+            # GPT-2's layers store their weights transposed
             fan_in_fan_out=any(isinstance(m, transformers.pytorch_utils.Conv1D) for m in model.modules()),
         )
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -128,7 +128,7 @@ class LoRA:
         return adapted
 
     def _refusal(self, model: transformers.PreTrainedModel, fault: str) -> str:
-        """What peft will not do, in one line."""
+        """The reason why peft refuses the configuration, in one line."""
         name = type(model).__name__
         if "ParamWrapper" in fault:
             asked = "dropout 0" if self.dropout else "dora: false"
@@ -143,7 +143,7 @@ class LoRA:
 
 
 def _adapted(model: nn.Module) -> list[str]:
-    """Names, within a layer, of what carries an adapter or trains whole."""
+    """Names, within a layer, of the modules that have an adapter or train in full."""
     names = set()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -168,7 +168,7 @@ def layers_of(model: transformers.PreTrainedModel) -> nn.ModuleList:
 
 @torch.no_grad()
 def _after(model: transformers.PreTrainedModel, layers: nn.ModuleList) -> list[nn.Module]:
-    """What computes after the last layer and before the head, found by running a token: its place varies."""
+    """The modules that run after the last layer and before the head, found by running a token; their place varies."""
     decoder, after = decoder_of(model), []
     done = False
 

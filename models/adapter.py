@@ -1,7 +1,7 @@
-"""What an adapter may touch: whatever it changes is the same policy merged and exported, or is refused at load.
+"""Checks of adapters: the merged and exported model must equal the policy, or the adapter is refused at load.
 
-Merged weights stand where the adapter stood, so an adapter must change no weight that is read in two places, must be
-one that merges, and must change something under every name that it was given.
+Merging replaces the adapter by changed weights. So an adapter must not change a weight that is used in two places, must
+be of a kind that can be merged, and must change something under every name that it was given.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import nn
 
 
 def check_adapter(model: Any) -> None:
-    """Refuse an adapter that the merged model would not have the log-probs of.
+    """Refuse an adapter whose merged model would have other log-probs.
 
     Args:
         model: A peft model around a causal language model, before training.
 
     Raises:
-        ValueError: In one line that names the choice and what to use.
+        ValueError: One line that names the setting and an alternative.
     """
     lm = model.get_base_model()
     name = type(lm).__name__
@@ -50,21 +50,21 @@ def check_adapter(model: Any) -> None:
             seen.add(type(layer))
             try:
                 copy.deepcopy(layer).merge(safe_merge=True)
-            except Exception as fault:  # whatever this kind of adapter says of it
+            except Exception as fault:  # the exception type depends on the kind of adapter
                 raise ValueError(
                     f"the adapter on {_plain(path)} of {name} cannot be merged ({fault}): use plain LoRA"
                 ) from None
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Path and layer of everything that carries low-rank weights; whole copies (modules_to_save) are none of them."""
+    """Path and layer of everything with low-rank weights, without full copies (modules_to_save)."""
     for path, module in model.named_modules():
         if hasattr(module, "get_base_layer") and hasattr(module, "merge"):
             yield path, module
 
 
 def beyond_adapter(model: nn.Module) -> list[str]:
-    """Names of what trains and stays in effect while the adapter is switched off, such as biases of the base."""
+    """Names of parameters that train and stay in effect while the adapter is off, such as biases of the base."""
     switched = {
         id(parameter)
         for module in model.modules()
@@ -75,7 +75,7 @@ def beyond_adapter(model: nn.Module) -> list[str]:
 
 
 def whole_copies(model: nn.Module) -> bool:
-    """Whether something trains that is no low-rank weight: its layers meet the base's type without a cast of peft."""
+    """Whether anything other than low-rank weights trains. Such layers meet the base's type without a cast by peft."""
     low_rank = {
         id(parameter)
         for _, layer in adapted_layers(model)
@@ -86,13 +86,13 @@ def whole_copies(model: nn.Module) -> bool:
 
 
 def check_reach(model: Any) -> None:
-    """Refuse ``all-linear`` where it leaves out the experts, which some architectures hold as one parameter each.
+    """Refuse ``all-linear`` if it leaves out the experts, which some architectures hold as single parameters.
 
     Args:
-        model: A peft model whose adapter was asked for on all linear layers.
+        model: A peft model whose adapter was requested on all linear layers.
 
     Raises:
-        ValueError: Naming the parameters.
+        ValueError: Names the parameters.
     """
     lm = model.get_base_model()
     under = [path for path, _ in adapted_layers(lm)]
@@ -113,7 +113,7 @@ def check_reach(model: Any) -> None:
 
 
 def _check_names(lm: nn.Module, config: Any) -> None:
-    """Every name of a list must name something."""
+    """Refuse a name in a list that matches nothing in the model."""
     modules = [_plain(path) for path, _ in lm.named_modules()]
     parameters = [_plain(path) for path, _ in lm.named_parameters(remove_duplicate=False)]
     for option, there in (
@@ -138,5 +138,5 @@ def _parameters(module: nn.Module, attribute: str) -> Iterator[nn.Parameter]:
 
 
 def _plain(path: str) -> str:
-    """The path in the model itself, without the wrappers that an adapter put there."""
+    """The path in the original model, without the adapter's wrappers."""
     return re.sub(r"\.(base_layer|original_module|token_adapter|modules_to_save\.[^.]+)(?=\.|$)", "", path)

@@ -1,4 +1,4 @@
-"""A Hugging Face causal language model as two parts: hidden states at response positions, and a head to score them.
+"""A Hugging Face causal language model in two parts: hidden states at response positions, and the head.
 
 Letters: N sequences, S longest of them, T tokens, R response positions (scored rows), D hidden width, V vocabulary.
 """
@@ -21,15 +21,15 @@ Layout = Literal["padded", "packed"]
 
 
 class ResponseHidden(NamedTuple):
-    """What a model thinks where a response token comes next: rows in the order of the sequences."""
+    """Hidden states at the positions that predict a response token, in the order of the sequences."""
 
     hidden_RD: Tensor
-    target_R: Tensor  # int64, the token that comes next
+    target_R: Tensor  # int64, the predicted token
     cu_responses_N1: Tensor  # [N+1] int32, bounds of each sequence's rows
 
 
 class Unembedding(NamedTuple):
-    """The last map: logit = softcap(scale * (hidden @ weight.T + bias))."""
+    """The head: logit = softcap(scale * (hidden @ weight.T + bias))."""
 
     weight_VD: Tensor
     bias_V: Tensor | None
@@ -38,12 +38,12 @@ class Unembedding(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """Sums of response log-probs from a causal language model; its head never sees another position.
+    """Sums of response log-probs from a causal language model. The head is applied only at response positions.
 
     Args:
         model: The model, or the peft model around it.
         backend: Name of the log-prob backend, or ``auto``.
-        layout: How sequences reach the model: ``padded`` to the right as a batch, or ``packed`` end to end as one row.
+        layout: Input layout of the model: ``padded`` on the right as a batch, or ``packed`` end to end as one row.
     """
 
     def __init__(self, model: nn.Module, *, backend: str = "auto", layout: Layout = "padded") -> None:
@@ -57,17 +57,17 @@ class Backbone(nn.Module):
 
     @property
     def causal_lm(self) -> transformers.PreTrainedModel:
-        """The model itself, without a peft model around it (its layers may hold an adapter)."""
+        """The model itself, without a peft model around it (its layers may contain an adapter)."""
         return self.model if isinstance(self.model, transformers.PreTrainedModel) else self.model.get_base_model()
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     @property
     def head(self) -> Unembedding:
-        """The head's weights and the fixed maps after it."""
+        """The head's weights and the fixed functions after it."""
         linear = self.causal_lm.get_output_embeddings()
         if not isinstance(linear, nn.Linear):
             raise ValueError(
@@ -99,10 +99,10 @@ class Backbone(nn.Module):
         )
 
     def score_beside(self, rows: ResponseHidden, reference_RD: Tensor) -> SequenceLogp:
-        """[N] log-probs of ``rows`` and, without gradient, of a reference that ends in this head, from one call.
+        """[N] log-probs of ``rows`` and, without gradient, of a reference that shares this head, in one call.
 
         Args:
-            rows: What ``response_hidden`` gave.
+            rows: The result of ``response_hidden``.
             reference_RD: The reference's hidden states at the same positions.
         """
         policy = self.at_head(rows.hidden_RD)
@@ -124,7 +124,7 @@ class Backbone(nn.Module):
         )
 
     def shares_head(self, other: Backbone) -> bool:
-        """Whether both end in the same weights in memory: the other then differs before its head alone."""
+        """Whether both models use the same head weights in memory; they then differ only before the head."""
         mine, theirs = self.head, other.head
         return mine.weight_VD is theirs.weight_VD and mine.bias_V is theirs.bias_V
 
@@ -133,16 +133,16 @@ class Backbone(nn.Module):
         return token_logp(target_T=target_R, backend=self.backend, **self.at_head(hidden_RD)._asdict())
 
     def log_softmax(self, hidden_RD: Tensor) -> Tensor:
-        """[R, V] fp32 log-probs of every token after ``hidden_RD``; for few rows at a time, since V is large.
+        """[R, V] fp32 log-probs of every token after ``hidden_RD``. Use it for few rows at a time, since V is large.
 
-        For what reads the whole distribution: several next tokens of one row, the mass of a set of tokens. Where the
-        target is known, ``token_logp`` does without [R, V].
+        It is for computations that need the whole distribution: several next tokens of one row, or the mass of a set of
+        tokens. For known targets, use ``token_logp``, which does not materialise [R, V].
         """
         head = self.at_head(hidden_RD)
         with torch.autocast(hidden_RD.device.type, enabled=False):
             bias_V = None if head.bias_V is None else head.bias_V.float()
             weight_VD = head.weight_VD
-            if weight_VD.is_cuda:  # there the op makes its products in the hidden states' type
+            if weight_VD.is_cuda:  # on CUDA the op computes products in the hidden states' type
                 weight_VD = weight_VD.to(head.hidden_TD.dtype)
             logit_RV = nn.functional.linear(head.hidden_TD.float(), weight_VD.float(), bias_V) * head.scale
             if head.softcap is not None:
@@ -153,15 +153,15 @@ class Backbone(nn.Module):
     def verify(self, training: bool = False) -> None:
         """Compare with the model's own logits on a few tokens, each sequence alone.
 
-        Hidden states of one computation must give its logits up to the rounding of the logits' own type. Those of this
-        layout, and of training mode, come from other computations, in which every bf16 layer rounds.
+        Hidden states of the same computation must reproduce its logits up to the rounding of the logits' type. Hidden
+        states of this layout, and of training mode, come from other computations, in which every bf16 layer rounds.
 
         Args:
-            training: Whether training mode must compute the same: not where dropout is wanted.
+            training: Whether training mode must give the same result. Set it to False if dropout is wanted.
 
         Raises:
-            ValueError: If this architecture does something between hidden state and logit, between the rows of this
-                layout, or in training mode, that is not known here; it names the architecture.
+            ValueError: This architecture has an unsupported computation between hidden state and logit, between the
+                rows of this layout, or in training mode. The message names the architecture.
         """
         flags = {module: module.training for module in self.modules()}
         self.eval()
@@ -194,7 +194,7 @@ class Backbone(nn.Module):
         size, own_TV = 1 + own_TV.abs().max().item(), own_TV.float().log_softmax(-1)
         for name, hidden_TD in found.items():
             apart = (self.log_softmax(hidden_TD) - own_TV).abs().max().item()
-            # two roundings to bf16 move a logit and the sum by 2^-9 of their size each
+            # two roundings to bf16 change a logit and the sum by up to 2^-9 of their size each
             if not apart <= size * (1e-4 if not rounds else 4e-3 if name == "alone" else 5e-2):
                 raise ValueError(
                     f"{self._name}: log-probs from hidden states and head are off its own logits by {apart:.3g} nats, "
@@ -203,17 +203,17 @@ class Backbone(nn.Module):
                 )
 
     def checkpoint_activations(self) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
+        """Recompute activations in the backward pass instead of storing them."""
         model = self.causal_lm
         renamed = getattr(
             model, "activation_checkpointing_enable", None
-        )  # its name in later versions of transformers 5
+        )  # the name in later versions of transformers 5
         (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def at_head(self, hidden_RD: Tensor) -> Head:
-        """Hidden states in the type in which they meet the head, and the head in its own.
+        """Hidden states and head in the types in which they are multiplied.
 
-        Under autocast the op casts the head a slab at a time: no copy of it is made, and its gradient is fp32.
+        Under autocast the op casts the head one slab at a time. No copy of it is made, and its gradient is fp32.
         """
         head = self.head
         kind = hidden_RD.device.type
@@ -221,10 +221,10 @@ class Backbone(nn.Module):
         return Head(hidden_RD.to(dtype), head.weight_VD, head.bias_V, head.scale, head.softcap)
 
     def computing(self) -> AbstractContextManager[Any]:
-        """Autocast to the smaller type where weights are of two types and nothing says in which they meet.
+        """Autocast to the smaller type if the weights have two types and nothing else sets the type of their products.
 
-        A trunk in bf16 below layers that train in fp32 is such a model, and so is a norm that trains whole beside an
-        adapter. Low-rank weights bring their own casts.
+        Examples are a bf16 trunk below layers that train in fp32, and a norm that trains in full beside an adapter.
+        Low-rank weights have their own casts.
         """
         kind = self.device.type
         dtypes = {p.dtype for p in self.parameters()}
@@ -239,7 +239,7 @@ class Backbone(nn.Module):
         return type(self.causal_lm).__name__
 
     def _padded(self, sequences: PackedSequences, scored_T: Tensor) -> Tensor:
-        """Sequences as rows of a batch; the mask comes from lengths, never from a pad id."""
+        """Sequences as rows of a batch. The mask is computed from lengths, never from a pad id."""
         length_N = sequences.cu_seqlens.diff().long()
         sequence_T = torch.repeat_interleave(torch.arange(len(length_N), device=length_N.device), length_N)
         column_T = torch.arange(len(sequence_T), device=length_N.device) - sequences.cu_seqlens[:-1].long()[sequence_T]
@@ -252,7 +252,7 @@ class Backbone(nn.Module):
         return hidden_NSD[sequence_T[scored_T], column_T[scored_T]]
 
     def _packed(self, sequences: PackedSequences, scored_T: Tensor) -> Tensor:
-        """All sequences as one row. The library keeps them apart where positions restart and no mask is given."""
+        """All sequences as one row. The library separates them if positions restart and no mask is given."""
         return self._decode(sequences.input_ids[None], sequences.position[None], None)[0][scored_T]
 
     def _decode(self, ids: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
@@ -277,16 +277,16 @@ def decoder_of(model: transformers.PreTrainedModel) -> transformers.PreTrainedMo
     """The model below its head.
 
     Raises:
-        ValueError: If the model does not say which part that is.
+        ValueError: If the model does not name that part.
     """
     for decoder in (model.base_model, getattr(model, "model", None)):
         if isinstance(decoder, transformers.PreTrainedModel) and decoder is not model:
-            return decoder  # the second for Llama4's text model, which names a part that it does not have
+            return decoder  # the second: Llama4's text model names a part that it does not have
     raise ValueError(f"{type(model).__name__} names no decoder below its head: use another architecture")
 
 
 def no_dropout(model: nn.Module) -> None:
-    """Set every dropout probability of ``model`` to 0, and a router's jitter, those kept as numbers included."""
+    """Set every dropout probability and router jitter of ``model`` to 0, including those stored as plain numbers."""
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0

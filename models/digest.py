@@ -1,4 +1,4 @@
-"""Names for what a model computes: equal only where its weights are, bit for bit."""
+"""Hashes that identify a model's computation: equal only for bit-identical weights."""
 
 import hashlib
 import json
@@ -13,11 +13,12 @@ NOT_COMPUTED_WITH = ("_name_or_path", "transformers_version", "_attn_implementat
 
 
 def digest(reference: Backbone, trainable: Collection[nn.Parameter] = ()) -> str:
-    """SHA-256 of the weights, buffers and configuration of a model that answers as the reference.
+    """SHA-256 of the weights, buffers and configuration of a model in use as the reference.
 
     Args:
-        reference: As it is opened, in the types and on the device it answers in.
-        trainable: What the policy trains. Of these, an adapter that is off while the reference answers is left out.
+        reference: The opened reference, with the types and the device of its use.
+        trainable: Parameters that the policy trains. They are left out; in the reference, they are an adapter that is
+            off.
     """
     found = hashlib.sha256()
     config = reference.causal_lm.config.to_dict()

@@ -12,14 +12,14 @@ import transformers
 from models.backbone import Backbone
 from models.modes import open_to_readers
 
-SHARD = "5GB"  # of weights in a file at most
+SHARD = "5GB"  # maximum size of a file of weights
 
 IGNORED = (
-    "Input and output embeddings are no longer tied after merging",  # a copy of the embedding trained whole
-    "Could not find a config file in",  # a base model that is no folder
-    "Setting `save_embedding_layers` to `True`",  # an adapter on the embedding is stored with it
+    "Input and output embeddings are no longer tied after merging",  # a full copy of the embedding was trained
+    "Could not find a config file in",  # the base model is not a folder
+    "Setting `save_embedding_layers` to `True`",  # the embedding is stored with its adapter
 )
-"""Beginnings of peft's warnings that tell a user nothing to do."""
+"""Beginnings of peft's warnings that need no action by the user."""
 
 
 def save_pretrained(
@@ -30,12 +30,12 @@ def save_pretrained(
     adapter_only: bool,
     stop_ids: Iterable[int] = (),
 ) -> None:
-    """Write weights as safetensors, with tokenizer, chat template and generation config; modes are the umask's.
+    """Write weights as safetensors, with tokenizer, chat template and generation config. File modes follow the umask.
 
-    All weights are written in the widest type among them. So an fp32 adapter over a bf16 base is merged in fp32: bf16
-    would round most of a small update away. An adapter is merged into a copy of the model, since unmerging would not
-    give the trained weights back to the bit. ``stop_ids`` stand in the generation config beside its own, so that
-    ``generate`` stops where training did.
+    All weights are written in the widest type among them. An fp32 adapter over a bf16 base is thus merged in fp32,
+    because bf16 would round away most of a small update. An adapter is merged into a copy of the model, because
+    unmerging would not restore the trained weights exactly. ``stop_ids`` are added to those of the generation config,
+    so that ``generate`` stops where training did.
 
     Raises:
         ValueError: If ``adapter_only`` and there is no adapter.
@@ -59,19 +59,19 @@ def save_pretrained(
             model = model.merge_and_unload()
         model.save_pretrained(folder, **({} if adapter_only else {"max_shard_size": SHARD}))
     tokenizer.save_pretrained(folder)
-    # last: it takes the place of the model's own, and an adapter has none
+    # written last: it replaces the model's own generation config, and an adapter has none
     _stopping_at(stop_ids, policy.causal_lm.generation_config).save_pretrained(folder)
     open_to_readers(place)
 
 
 def eos_ids(config: transformers.GenerationConfig | None) -> frozenset[int]:
-    """The stop tokens of a generation config, which may name one, several or none."""
+    """The stop tokens of a generation config, which may have one, several or none."""
     named = None if config is None else config.eos_token_id
     return frozenset([] if named is None else [named] if isinstance(named, int) else named)
 
 
 def _stopping_at(ids: Iterable[int], config: transformers.GenerationConfig | None) -> transformers.GenerationConfig:
-    """A copy of ``config`` that stops at ``ids`` too."""
+    """A copy of ``config`` with ``ids`` as additional stop tokens."""
     found = transformers.GenerationConfig() if config is None else copy.deepcopy(config)
     stops = sorted({*ids, *eos_ids(found)})
     found.eos_token_id = stops if len(stops) > 1 else next(iter(stops), None)

@@ -1,4 +1,4 @@
-"""What is compared, and what is said, when a pair is loaded."""
+"""Checks and messages when a pair is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def say_router_loss(policy: Backbone) -> None:
-    """Say where routers train: a mixture of experts has a loss of its own for them, which no objective here adds."""
+    """Log that routers train without their own loss: no objective here adds a mixture-of-experts balancing loss."""
     share = getattr(policy.causal_lm.config.get_text_config(), "router_aux_loss_coef", None)
     routers = [n for n, p in policy.named_parameters() if p.requires_grad and re.search(r"\.(gate|router)\.", n)]
     if share and routers:
@@ -33,15 +33,15 @@ def check_tokens(
     tokenizer: Callable[[], transformers.PreTrainedTokenizerBase],
     reference: ModelSource | None,
 ) -> None:
-    """Refuse a reference that reads other tokens: both models score one sequence of ids.
+    """Refuse a reference with another tokenizer, since both models score the same token ids.
 
     Args:
-        policy: Where the policy comes from.
-        tokenizer: Reads its tokenizer.
-        reference: Where the reference comes from; None for the policy itself.
+        policy: Source of the policy.
+        tokenizer: Reads the policy's tokenizer.
+        reference: Source of the reference; None for the policy itself.
 
     Raises:
-        ValueError: Naming the first token that differs.
+        ValueError: Names the first token that differs.
     """
     if reference is None or reference == policy:
         return

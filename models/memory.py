@@ -1,4 +1,4 @@
-"""What a training step of a pair will take, before it takes it."""
+"""Estimates the memory of a pair's training step in advance."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ops.sequence_logratio.slabs import BLOCK_BYTES
 def memory_estimate(
     policy: Backbone, reference: Iterable[nn.Parameter], *, tokens: int, scored: int, checkpointed: bool
 ) -> MemoryEstimate:
-    """Estimate one optimizer step.
+    """Estimate the memory of one optimizer step.
 
     Args:
         policy: The model that trains, on its device.
-        reference: Parameters of the model it is compared with, some or all of which may be the policy's.
-        tokens: Tokens in a micro-batch, padding included.
+        reference: Parameters of the reference. Some or all of them may be the policy's own.
+        tokens: Tokens in a micro-batch, including padding.
         scored: Response tokens among them.
         checkpointed: Whether activations are recomputed in the backward pass.
     """
@@ -51,7 +51,7 @@ def memory_estimate(
 
 
 def _kept_layers(policy: Backbone) -> int:
-    """Layers whose activations wait for the backward pass: those from the first that trains on."""
+    """Number of layers whose activations are stored for the backward pass: all from the first one that trains."""
     lm = policy.causal_lm
     count: int = lm.config.get_text_config().num_hidden_layers
     if any(p.requires_grad for p in lm.get_input_embeddings().parameters()):

@@ -1,4 +1,4 @@
-"""The policy and its reference: what a LightningModule trains and compares.
+"""The policy and its reference, as a LightningModule trains and compares them.
 
 Letters: N sequences, R response positions, D hidden width, V vocabulary.
 """
@@ -32,25 +32,25 @@ from models.sources import ModelSource
 from models.trainable_state import keep_trainable
 from ops.sequence_logratio import token_stats
 
-SUPPORT_LOGITS = 2**24  # logits at a time in support_logratio: 64 MiB for each model in fp32
+SUPPORT_LOGITS = 2**24  # logits per block in support_logratio: 64 MiB for each model in fp32
 
 
 class PolicyReference(nn.Module):
     """A policy that trains and a reference that does not.
 
-    ``state_dict`` holds what trains alone, and ``load_state_dict`` takes exactly that; everything else is what
-    ``source`` gives again, which a fingerprint in the state checks.
+    ``state_dict`` holds only the trained parameters, and ``load_state_dict`` takes exactly those. Everything else is
+    read from ``source`` again; a fingerprint in the state checks that it is the same.
 
     Args:
-        source: Where the policy's first weights and its tokenizer come from.
+        source: Source of the policy's initial weights and of its tokenizer.
         adaptation: Which parameters train; all of them by default.
-        reference: What the policy is compared with; a frozen copy of itself by default.
+        reference: The model that the policy is compared with; by default a frozen copy of the policy.
         backend: Log-prob backend, or ``auto``.
         layout: ``padded`` batches, or ``packed`` rows without padding.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        gradient_checkpointing: Recompute activations in the backward pass. It saves memory and takes a third more time.
         disable_dropout: Set the dropout of the model (not of a LoRA adapter) to 0.
-        trainable_dtype: In which type the weights that train are held, whatever the checkpoint's own. ``bfloat16`` is
-            for an optimizer that rounds stochastically or keeps masters: plain AdamW at 1e-6 would move 1 % of them.
+        trainable_dtype: Type of the weights that train, whatever the checkpoint's type. Use ``bfloat16`` only with an
+            optimizer that rounds stochastically or keeps fp32 masters: plain AdamW at 1e-6 would change 1 % of them.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class PolicyReference(nn.Module):
 
     @property
     def layout(self) -> Layout:
-        """How sequences are laid out for the model; may be set at any time, and the reference goes with it.
+        """Layout of the sequences for the model and the reference. It can be changed at any time.
 
         Raises:
-            ValueError: On setting one that is unknown, or that the loaded model cannot tell sequences apart in.
+            ValueError: On setting an unknown layout, or one in which the loaded model cannot separate sequences.
         """
         return self._layout
 
@@ -107,7 +107,7 @@ class PolicyReference(nn.Module):
         self._layout = layout
 
     def load(self) -> None:
-        """Read the policy, mark what trains, and make the reference. Idempotent."""
+        """Read the policy, mark the parameters that train, and make the reference. Idempotent."""
         if self.policy is not None:
             return
         model = self.source.load_model()
@@ -124,7 +124,7 @@ class PolicyReference(nn.Module):
             policy.checkpoint_activations()
         say_router_loss(policy)
         check_tokens(self.source, self.load_tokenizer, getattr(self.reference, "source", None))
-        policy.train()  # models are read in evaluation mode, in which checkpointing is silently off
+        policy.train()  # models are loaded in evaluation mode, which silently disables checkpointing
         self._open_reference = self.reference.attach(policy)
         self.policy = policy
         keep_trainable(self)
@@ -136,7 +136,7 @@ class PolicyReference(nn.Module):
         return self._tokenizer
 
     def policy_logp(self, sequences: PackedSequences) -> Tensor:
-        """[N] summed response log-probs of the policy, fp32 nats, with gradient where enabled."""
+        """[N] summed response log-probs of the policy, fp32 nats, with gradient if enabled."""
         return self._both()[0](sequences)
 
     @torch.no_grad()
@@ -146,9 +146,9 @@ class PolicyReference(nn.Module):
             return reference(sequences)
 
     def both_logp(self, sequences: PackedSequences) -> SequenceLogp:
-        """What ``policy_logp`` and ``reference_logp`` give; models that end in the same head go through it in one call.
+        """The results of ``policy_logp`` and ``reference_logp``. Models that share a head pass through it in one call.
 
-        They do where the head is frozen: adapters, last layers.
+        They share it if the head is frozen, as with adapters and last layers.
         """
         policy, open_reference = self._both()
         with open_reference() as reference:
@@ -163,14 +163,14 @@ class PolicyReference(nn.Module):
     def table_logp(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], which: str, rows: int = 512
     ) -> Tensor:
-        """[P, R] float64: what ``<which>_logp`` gives of every response to every prompt (``tree_logp``)."""
+        """[P, R] float64: the result of ``<which>_logp`` for every response to every prompt (``tree_logp``)."""
         policy, open_reference = self._both()
         with open_reference() if which == "reference" else nullcontext(policy) as backbone, backbone.computing():
             return tree_logp(backbone, prompts, responses, rows)
 
     @torch.no_grad()
     def sequence_stats(self, sequences: PackedSequences) -> SequenceStats:
-        """Response log-probs under both, KL and entropy, from one pass of each model, never with gradient."""
+        """Response log-probs under both models, KL and entropy, from one pass of each model, without gradient."""
         policy, open_reference = self._both()
         mine_RD, target_R, bounds_N1 = policy.response_hidden(sequences)
         with open_reference() as reference:
@@ -181,8 +181,8 @@ class PolicyReference(nn.Module):
     def support_logratio(self, sequences: PackedSequences, floor: float) -> Tensor:
         """[N] sums over response positions of min(0, log of policy / reference) of the mass of plausible tokens.
 
-        Those are the tokens to which the reference gives at least ``floor``, or its likeliest one where there is none.
-        Nats, with gradient where enabled.
+        A token is plausible if the reference gives it at least ``floor``; if there is none, the likeliest token is.
+        Nats, with gradient if enabled.
         """
         policy, open_reference = self._both()
         mine_RD, _, bounds_N1 = policy.response_hidden(sequences)
@@ -190,7 +190,7 @@ class PolicyReference(nn.Module):
         with open_reference() as reference:
             with torch.no_grad():
                 theirs_RD, _, _ = reference.response_hidden(sequences)
-            # both models' logits are made again in the backward pass: of a block, only hidden states are kept
+            # the backward pass recomputes both models' logits: only a block's hidden states are stored
             parts = [
                 checkpoint(_support, policy, reference, mine_rD, theirs_rD, floor, use_reentrant=False)
                 for mine_rD, theirs_rD in zip(mine_RD.split(rows), theirs_RD.split(rows), strict=True)
@@ -200,27 +200,27 @@ class PolicyReference(nn.Module):
     def generate(
         self, prompts: Sequence[Sequence[int]], uniforms: Tensor, temperature: float = 1.0, reference: bool = False
     ) -> list[list[int]]:
-        """Sample a response to each prompt, from the policy or the reference; see ``models.sampling.generate``."""
+        """Sample a response to each prompt from the policy or the reference; see ``models.sampling.generate``."""
         policy, open_reference = self._both()
         with open_reference() if reference else nullcontext(policy) as backbone, backbone.computing():
             stop_ids = sorted(self.stop_tokens())
             return generate(backbone.causal_lm, prompts, uniforms, temperature=temperature, stop_ids=stop_ids)
 
     def stop_at(self, ids: Iterable[int]) -> None:
-        """End responses at these tokens too: those that the data's chat template puts after an answer.
+        """Also end responses at these tokens, which the data's chat template puts after an answer.
 
-        They are kept in the state, so that a checkpoint's policy stops there without its data.
+        The state holds them, so that a checkpoint's policy stops there without its data.
         """
         self._data_stops |= frozenset(ids)
 
     def stop_tokens(self) -> frozenset[int]:
-        """Every token that ends a response: ``stop_at``'s, the generation config's, the tokenizer's end of sequence."""
+        """Every token that ends a response: those of ``stop_at``, of the generation config, and the tokenizer's eos."""
         end = self.load_tokenizer().eos_token_id
         own = eos_ids(self._both()[0].causal_lm.generation_config)
         return self._data_stops | own | ({end} if end is not None else set())
 
     def facts(self) -> ModelFacts:
-        """What a report names of this pair."""
+        """The description of this pair in reports."""
         policy, _ = self._both()
         description = self.source.describe()
         parameters = list(policy.parameters())
@@ -236,31 +236,31 @@ class PolicyReference(nn.Module):
         )
 
     def save_pretrained(self, folder: str, *, adapter_only: bool = False) -> None:
-        """Write the policy as a Hugging Face folder (safetensors), merged, or its adapter alone."""
+        """Write the policy as a Hugging Face folder (safetensors): merged, or only its adapter."""
         stop_ids = self.stop_tokens()
         save_pretrained(self._both()[0], self.load_tokenizer(), folder, adapter_only=adapter_only, stop_ids=stop_ids)
 
     def memory_estimate(self, tokens: int, scored: int) -> MemoryEstimate:
-        """Bytes of a training step with ``tokens`` in a micro-batch, ``scored`` of them in responses."""
+        """Bytes of a training step with ``tokens`` in a micro-batch, of which ``scored`` are response tokens."""
         policy, open_reference = self._both()
         with open_reference() as reference:
             held = list(reference.parameters())
         return memory_estimate(policy, held, tokens=tokens, scored=scored, checkpointed=self.gradient_checkpointing)
 
     def base_fingerprint(self) -> str:
-        """A hash of the weights as ``source`` gave them, from at most 1024 numbers of each tensor."""
+        """A hash of the weights as read from ``source``, from at most 1024 numbers of each tensor."""
         self._both()
         return self._fingerprint
 
     def reference_digest(self) -> str:
-        """A hash of all that the reference's log-probs depend on, every bit of its weights among it."""
+        """A hash of everything that the reference's log-probs depend on, including every bit of its weights."""
         policy, open_reference = self._both()
         trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         with open_reference() as reference:
             return digest(reference, trainable)
 
     def limits(self) -> ModelLimits | None:
-        """What the policy can read; None before it is loaded."""
+        """Longest sequence and vocabulary of the policy; None before it is loaded."""
         if self.policy is None:
             return None
         lm = self.policy.causal_lm
@@ -276,7 +276,7 @@ class PolicyReference(nn.Module):
                 f"this checkpoint was trained from other weights than {self.source.describe()} holds now: "
                 f"fingerprint {state['base_fingerprint']}, here {self._fingerprint}"
             )
-        self.stop_at(state.get("stop_ids", ()))  # which checkpoints of an earlier version lack
+        self.stop_at(state.get("stop_ids", ()))  # checkpoints of an earlier version lack them
 
     def _both(self) -> tuple[Backbone, OpenReference]:
         if self.policy is None or self._open_reference is None:
@@ -285,7 +285,7 @@ class PolicyReference(nn.Module):
 
 
 def _support(policy: Backbone, reference: Backbone, mine_RD: Tensor, theirs_RD: Tensor, floor: float) -> Tensor:
-    """[R] min(0, log of policy / reference) of the mass of the tokens that the reference finds plausible."""
+    """[R] min(0, log of policy / reference) of the mass of the tokens that are plausible under the reference."""
     with torch.no_grad():
         theirs_RV = reference.log_softmax(theirs_RD)
         highest_R1 = theirs_RV.max(-1, keepdim=True).values
@@ -296,7 +296,7 @@ def _support(policy: Backbone, reference: Backbone, mine_RD: Tensor, theirs_RD: 
 
 
 def _sums(value_R: Tensor, bounds_N1: Tensor) -> Tensor:
-    """[N] sums of the values between the bounds of each sequence."""
+    """[N] sums of the values within the bounds of each sequence."""
     length_N = bounds_N1.diff().long()
     sequence_R = torch.repeat_interleave(torch.arange(len(length_N), device=value_R.device), length_N)
     return value_R.new_zeros(len(length_N)).index_add(0, sequence_R, value_R)

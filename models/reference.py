@@ -1,4 +1,4 @@
-"""Which model is the reference. It is never a submodule: not in checkpoints, the optimizer or ``parameters()``."""
+"""The choice of the reference. It is never a submodule: not in checkpoints, the optimizer or ``parameters()``."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ from models.backbone import Backbone, no_dropout
 from models.sources import ModelSource
 
 OpenReference = Callable[[], AbstractContextManager[Backbone]]
-"""A context within which the returned backbone answers as the reference, on the policy's device."""
+"""A context within which the returned backbone computes the reference, on the policy's device."""
 
 
 @runtime_checkable
 class Reference(Protocol):
-    """Says what the policy is compared with.
+    """Defines the model that the policy is compared with.
 
-    It may have ``own``: whether it is the untouched policy itself, so that margins at step 0 are 0; True by default.
+    It may have an attribute ``own``: whether it is the untouched policy itself, so that margins at step 0 are 0. The
+    default is True.
     """
 
     def attach(self, policy: Backbone) -> OpenReference:
         """Make the reference of a policy that has not trained yet."""
 
     def describe(self) -> str:
-        """What a report says of it."""
+        """The description for reports."""
 
 
 @dataclass(frozen=True)
 class FrozenCopy:
     """The policy as it was when loaded. Tensors that do not train are shared with the policy, not copied.
 
-    Margins at step 0 are exactly 0. Matrices that a bf16 checkpoint holds are kept in bf16 while products are made in
-    bf16 anyway (``trainer.precision: bf16-mixed``), which is exact; norms and embeddings are in the policy's type.
+    Margins at step 0 are exactly 0. If products are computed in bf16 (``trainer.precision: bf16-mixed``), matrices that
+    a bf16 checkpoint holds stay in bf16, which is exact. Norms and embeddings have the policy's type.
 
     Args:
         dtype: Type of the copy's weights: the policy's own, or a smaller one that saves memory and makes margins at
-            step 0 merely close to 0. Nothing is shared across types.
+            step 0 only approximately 0. Nothing is shared across types.
     """
 
     dtype: Literal["policy", "float32", "bfloat16"] = "policy"
@@ -55,7 +56,7 @@ class FrozenCopy:
         frozen = _freeze(copy.deepcopy(policy, {id(p): p for p in shared}))
         small = _in_bf16(frozen, shared) if same else frozenset()
         if not same:
-            for parameter in frozen.parameters():  # buffers stay: bf16 would round the frequencies of positions
+            for parameter in frozen.parameters():  # buffers keep their type: bf16 would round the rotary frequencies
                 parameter.data = parameter.data.to(getattr(torch, self.dtype))
 
         @contextmanager
@@ -75,7 +76,7 @@ class FrozenCopy:
 
 @dataclass(frozen=True)
 class AdapterOff:
-    """The policy with its adapter switched off: no second model in memory."""
+    """The policy with its adapter switched off, without a second model in memory."""
 
     def attach(self, policy: Backbone) -> OpenReference:
         if not hasattr(policy.model, "disable_adapter"):
@@ -89,7 +90,7 @@ class AdapterOff:
 
         @contextmanager
         def opened() -> Iterator[Backbone]:
-            # a reference draws nothing, whatever the policy's dropout or router does in training mode
+            # a reference is deterministic, even if the policy in training mode has dropout or router jitter
             training = [module for module in policy.modules() if module.training]
             policy.eval()
             try:
@@ -116,7 +117,7 @@ class Checkpoint:
     It computes in the policy's types, so that a checkpoint compared with itself has margins of 0.
 
     Args:
-        source: Where it comes from. Its vocabulary must be the policy's.
+        source: Source of the model. Its vocabulary must equal the policy's.
     """
 
     source: ModelSource
@@ -157,12 +158,13 @@ def _freeze(backbone: Backbone) -> Backbone:
 
 @torch.no_grad()
 def _in_bf16(frozen: Backbone, shared: Iterable[nn.Parameter]) -> frozenset[int]:
-    """Hold in bf16 what a product under autocast rounds to the same numbers; ids of the parameters so held.
+    """Store weights in bf16 that autocast would round to the same numbers; returns the ids of these parameters.
 
-    That is the weight of a linear layer whose numbers bf16 holds exactly, and which nothing but the product reads.
+    A weight qualifies if it belongs to a linear layer, bf16 represents its numbers exactly, and only the product reads
+    it.
     """
     kept = {id(p) for p in shared}
-    kept |= {id(m.weight) for m in frozen.modules() if isinstance(m, nn.Embedding)}  # a tied head is read as both
+    kept |= {id(m.weight) for m in frozen.modules() if isinstance(m, nn.Embedding)}  # a tied head is also an embedding
     small: set[int] = set()
     for module in frozen.modules():
         if not isinstance(module, nn.Linear | transformers.pytorch_utils.Conv1D):
@@ -178,9 +180,9 @@ def _in_bf16(frozen: Backbone, shared: Iterable[nn.Parameter]) -> frozenset[int]
 
 
 def _follow(frozen: Backbone, policy: Backbone, small: Collection[int], *, dtype: bool) -> None:
-    """Bring ``frozen`` to the policy's device and layout, and with ``dtype`` to its types: a plugin may have cast it.
+    """Move ``frozen`` to the policy's device and layout, and with ``dtype`` to its types (a plugin may have cast it).
 
-    Parameters in ``small`` stay in bf16 for products in bf16, and become fp32 when others are asked for.
+    Parameters in ``small`` stay in bf16 for products in bf16, and become fp32 for other products.
     """
     frozen.layout = policy.layout
     device = policy.device

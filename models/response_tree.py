@@ -1,7 +1,7 @@
-"""Log-probs of many responses to the same prompts, where what responses begin with alike is computed once.
+"""Log-probs of many responses to the same prompts. Common prefixes of the responses are computed once.
 
 Letters: P prompts, R responses, G prompts at a time, n branches of a level, N = G * n rows, S longest segment, W width
-of what is cached, V vocabulary.
+of the cache, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from lit_safe.types import IGNORE, PackedSequences
 from models.backbone import Backbone, decoder_of
 
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
-"""What configurations call the number of tokens that a layer looks back over; a cache counts its padding among them."""
+"""Names in configurations of the length of a layer's attention window. A cache counts padding as part of the window."""
 
 
 class Branch(NamedTuple):
-    """Tokens that no response leaves half way: after ``parent`` (of the level before), up to where responses part."""
+    """A run of tokens after ``parent`` (of the level before), up to the point where the responses diverge."""
 
     parent: int
     segment: tuple[int, ...]
-    response: int | None  # the one that ends here, None where several go on
+    response: int | None  # the response that ends here, None if several continue
 
 
 def response_tree(responses: Sequence[Sequence[int]]) -> list[list[Branch]]:
-    """Levels of branches; every response ends in one, and those that go on are numbered within their level.
+    """Levels of branches. Every response ends in one branch; branches that continue are numbered within their level.
 
     Raises:
-        ValueError: If a response is empty, or is the beginning of another.
+        ValueError: If a response is empty, or is a prefix of another.
     """
     levels: list[list[Branch]] = []
     open_groups = [[(number, tuple(ids)) for number, ids in enumerate(responses)]]
@@ -59,7 +59,7 @@ def response_tree(responses: Sequence[Sequence[int]]) -> list[list[Branch]]:
 
 
 def _shared(lists: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """What all of ``lists`` begin with: what the first and the last in order share."""
+    """The common prefix of ``lists``, which is that of the first and the last in sorted order."""
     first, last = min(lists), max(lists)
     parts = (size for size, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
     return first[: next(parts, min(len(first), len(last)))]
@@ -71,25 +71,25 @@ def tree_logp(
 ) -> Tensor:
     """[P, R] float64 sums of fp32 log-probs: of every response after every prompt.
 
-    What ``Backbone.forward`` gives for each prompt with each response in evaluation mode, to rounding, from far fewer
-    tokens. Where attention has a window that padding would fill, or layers carry a state along,
-    each response is computed by itself.
+    Up to rounding, this equals ``Backbone.forward`` in evaluation mode for each prompt with each response, but
+    processes far fewer tokens. Each response is computed separately if attention has a window that padding would fill,
+    or if layers carry a recurrent state.
 
     Args:
-        backbone: In any mode; it answers in evaluation mode, as layers that recompute activations keep no cache.
+        backbone: In any mode. It runs in evaluation mode, since layers that recompute activations keep no cache.
         prompts: Token ids, none empty.
-        responses: Token ids, none empty, none the beginning of another.
-        rows: About so many responses at a time, one prompt's at least.
+        responses: Token ids, none empty, none a prefix of another.
+        rows: Approximate number of responses at a time, at least one prompt's.
 
     Raises:
-        ValueError: If a prompt or response is empty, or a response is the beginning of another; or if the architecture
-            shares beginnings in another way than is known here.
+        ValueError: If a prompt or response is empty, or a response is a prefix of another; or if this architecture's
+            cached prefixes give other results than separate computations.
     """
     if not all(map(len, prompts)):
         raise ValueError("a prompt has no tokens")
     levels = response_tree(responses)
     logp_PR = torch.empty(len(prompts), len(responses), dtype=torch.float64)
-    order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))  # of like length, so that little is padded
+    order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))  # similar lengths together: less padding
     together = max(1, rows // max(1, len(responses)))
     width = sum(max(len(branch.segment) for branch in level) for level in levels)
     flags = {module: module.training for module in backbone.modules()}
@@ -111,7 +111,7 @@ def tree_logp(
 
 
 def _shares(backbone: Backbone, width: int) -> bool:
-    """Whether a cache with padding in it, ``width`` wide, gives every token what it would see by itself."""
+    """Whether a cache ``width`` wide with padding in it gives every token the context of a separate computation."""
     model = backbone.causal_lm
     config = model.config.get_text_config()
     windows = [getattr(config, name, None) for name in WINDOWS]
@@ -119,7 +119,7 @@ def _shares(backbone: Backbone, width: int) -> bool:
 
 
 def _apart(backbone: Backbone, prompt: Sequence[int], responses: Sequence[Sequence[int]], rows: int) -> Tensor:
-    """[R] float64: every response after the prompt, each as a sequence of its own."""
+    """[R] float64: every response after the prompt, each as a separate sequence."""
     sums = []
     for start in range(0, len(responses), rows):
         some = responses[start : start + rows]
@@ -127,7 +127,7 @@ def _apart(backbone: Backbone, prompt: Sequence[int], responses: Sequence[Sequen
         ids = [number for response in some for number in (*prompt, *response)]
         target = [
             number for response in some for number in (*[IGNORE] * (len(prompt) - 1), *response, IGNORE)
-        ]  # one place before its token
+        ]  # one position before its token
         position = torch.cat([torch.arange(int(length)) for length in lengths[1:]])
         parts = (torch.tensor(ids), torch.tensor(target), position, lengths.cumsum(0).to(torch.int32))
         sums.append(backbone(PackedSequences(*(part.to(backbone.device) for part in parts))).double().cpu())
@@ -135,7 +135,7 @@ def _apart(backbone: Backbone, prompt: Sequence[int], responses: Sequence[Sequen
 
 
 def _check(backbone: Backbone, prompt: Sequence[int], responses: Sequence[Sequence[int]], logp_R: Tensor) -> None:
-    """Compare the prompt with the most padding and the longest response with a computation of their own."""
+    """Compare the prompt with the most padding and the longest response with a separate computation of them."""
     longest = max(range(len(responses)), key=lambda r: len(responses[r]))
     tokens = len(responses[longest])
     apart = float((_apart(backbone, prompt, [responses[longest]], 1) - logp_R[longest]).abs())
@@ -148,18 +148,18 @@ def _check(backbone: Backbone, prompt: Sequence[int], responses: Sequence[Sequen
 
 
 def _walk(backbone: Backbone, prompts: list[Sequence[int]], levels: list[list[Branch]], responses: int) -> Tensor:
-    """[G, R]: from the prompts on, a level at a time."""
+    """[G, R] log-probs of the responses, computed from the prompts one level at a time."""
     device, g = backbone.device, len(prompts)
     ids_NS, valid_NS = _padded(prompts, device)
     cache = transformers.DynamicCache()
     seen_NW = valid_NS
     hidden_NSD = _forward(backbone, cache, ids_NS, valid_NS, seen_NW)
-    # what each open branch's last token says of the next one, and the log-prob of everything up to there; whole
-    # distributions, because every branch that goes on from there reads its own token
+    # the next-token distribution after each open branch, and the log-prob of everything up to there; the whole
+    # distribution, because every branch that continues from there reads its own token
     next_NV = backbone.log_softmax(_last(hidden_NSD, valid_NS))
     logp_N = torch.zeros(g, dtype=torch.float64, device=device)
     found_GR = torch.empty(g, responses, dtype=torch.float64, device=device)
-    open_GN = torch.arange(g, device=device)[:, None]  # the rows of open branches
+    open_GN = torch.arange(g, device=device)[:, None]  # rows of the branches that continue
     for level in levels:
         n = len(level)
         parent_n = torch.tensor([branch.parent for branch in level], device=device)
@@ -167,7 +167,7 @@ def _walk(backbone: Backbone, prompts: list[Sequence[int]], levels: list[list[Br
         ids_NS, valid_NS = (part.repeat(g, 1) for part in _padded([branch.segment for branch in level], device))
         open_N = (torch.arange(g, device=device)[:, None] * open_GN.shape[1] + parent_n).reshape(-1)
         logp_N = logp_N[parent_N] + next_NV[open_N, ids_NS[:, 0]].double()
-        # nothing is asked of the token that ends a response
+        # no prediction is needed after the token that ends a response
         fed_NS = _padded([b.segment if b.response is None else b.segment[:-1] for b in level], device)[1].repeat(g, 1)
         if fed_NS.shape[1]:
             cache.batch_select_indices(parent_N)
@@ -190,11 +190,11 @@ def _walk(backbone: Backbone, prompts: list[Sequence[int]], levels: list[list[Br
 def _forward(
     backbone: Backbone, cache: transformers.DynamicCache, ids_NS: Tensor, valid_NS: Tensor, seen_NW: Tensor
 ) -> Tensor:
-    """[N, S, D] hidden states of new tokens after what the cache holds, to which they are added."""
+    """[N, S, D] hidden states of new tokens after those in the cache; the new tokens are added to it."""
     before_N1 = (seen_NW.sum(1) - valid_NS.sum(1))[:, None]
     position_NS = before_N1 + (valid_NS.cumsum(1) - 1).clamp(min=0)
     decoder = decoder_of(backbone.causal_lm)
-    # transformers 5.24 renames the argument, an architecture at a time; 5.40 drops the old name
+    # transformers renames the argument one architecture at a time from 5.24 on; 5.40 drops the old name
     accepted = inspect.signature(decoder.forward).parameters
     held = {"cache" if "cache" in accepted else "past_key_values": cache}
     out = decoder(input_ids=ids_NS, attention_mask=seen_NW, position_ids=position_NS, use_cache=True, **held)
@@ -202,7 +202,7 @@ def _forward(
 
 
 def _padded(lists: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids [N, S] padded on the right, and where they are valid, as 0 and 1."""
+    """Ids [N, S] padded on the right, and a mask of valid positions as 0 and 1."""
     longest = max(map(len, lists))
     ids_NS = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in lists], dtype=torch.int64, device=device)
     length_N = torch.tensor([len(ids) for ids in lists], device=device)

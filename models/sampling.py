@@ -1,4 +1,4 @@
-"""Sampling whose only randomness is an argument: token t of prompt n is a function of ``uniforms[n, t]``.
+"""Sampling with explicit random numbers: token t of prompt n depends on ``uniforms[n, t]`` and on no other randomness.
 
 Letters: n prompts, P longest prompt, V vocabulary.
 """
@@ -13,12 +13,12 @@ from torch import Tensor
 
 
 class InverseCDF(transformers.LogitsProcessor):
-    """Leaves one token possible: the first whose cumulative probability exceeds the uniform number of its step.
+    """Inverse-CDF sampling: allows only the first token whose cumulative probability exceeds the step's uniform number.
 
     Args:
         uniforms: [n, steps] in [0, 1).
         temperature: Divides the logits.
-        begin: Tokens before the first step.
+        begin: Number of tokens before the first step.
     """
 
     def __init__(self, uniforms: Tensor, temperature: float, begin: int) -> None:
@@ -39,10 +39,10 @@ class InverseCDF(transformers.LogitsProcessor):
 
 
 def exact_device(device: torch.device) -> torch.device:
-    """Where cumulative sums in float64 are made of scores on ``device``.
+    """The device for cumulative sums in float64 of scores on ``device``.
 
-    Apple's GPUs have no float64, and CUDA's cumulative sum raises where deterministic algorithms are asked for: there,
-    it is the CPU.
+    This is the CPU for Apple's GPUs, which have no float64, and for CUDA with deterministic algorithms, for which its
+    cumulative sum raises an error.
     """
     inexact = device.type == "mps" or (device.type == "cuda" and torch.are_deterministic_algorithms_enabled())
     return torch.device("cpu") if inexact else device
@@ -60,17 +60,17 @@ def generate(
     """Sample one response to each prompt, all in one batch padded on the left.
 
     Args:
-        model: The model; it leaves as it came, in training or evaluation mode.
+        model: The model. Its mode (training or evaluation) is restored afterwards.
         prompts: Token ids of each prompt, none empty.
-        uniforms: [n, max_new_tokens] in [0, 1): all the randomness; no global generator is touched.
+        uniforms: [n, max_new_tokens] in [0, 1): all random numbers; no global generator is used.
         temperature: > 0; divides the logits.
-        stop_ids: Tokens that end a response; the first one drawn is its last token.
+        stop_ids: Tokens that end a response. The first one drawn is the response's last token.
 
     Returns:
         Token ids of each response.
 
     Raises:
-        ValueError: If shapes, numbers or the temperature do not fit, or a response might outrun the positions.
+        ValueError: If shapes, numbers or the temperature are invalid, or a response could exceed the model's positions.
     """
     if not prompts:
         return []
@@ -80,13 +80,13 @@ def generate(
     mask_nP = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     config = transformers.GenerationConfig(
         max_new_tokens=steps,
-        do_sample=False,  # greedy over what InverseCDF leaves
+        do_sample=False,  # greedy over the one token that InverseCDF allows
         eos_token_id=list(stop_ids) or None,
         pad_token_id=stop_ids[0] if stop_ids else 0,
         use_cache=True,
     )
     shipped, was_training = model.generation_config, model.training
-    model.generation_config = config  # or the shipped repetition penalty and the like would be merged in
+    model.generation_config = config  # keeps out the model's own settings (repetition penalty, ...)
     model.eval()
     try:
         out = model.generate(
@@ -109,7 +109,7 @@ def _until_stop(ids: list[int], stop_ids: frozenset[int]) -> list[int]:
 def _check(
     model: transformers.PreTrainedModel, prompts: Sequence[Sequence[int]], uniforms: Tensor, temperature: float
 ) -> int:
-    """The number of steps."""
+    """Check the arguments and return the number of steps."""
     if uniforms.ndim != 2 or len(uniforms) != len(prompts) or uniforms.shape[1] == 0:
         raise ValueError(f"need uniforms [{len(prompts)}, max_new_tokens >= 1], got {tuple(uniforms.shape)}")
     if not bool(((uniforms >= 0) & (uniforms < 1)).all()):

@@ -1,4 +1,4 @@
-"""Checkpoints that hold what trains alone: the rest is read again from where it came."""
+"""Checkpoints that hold only trained parameters. The rest is read again from its source."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 def keep_trainable(module: nn.Module) -> None:
-    """Make ``module.state_dict()`` leave out parameters that do not train, and ``load_state_dict`` take exactly that.
+    """Make ``module.state_dict()`` leave out parameters that do not train, and ``load_state_dict`` expect exactly that.
 
-    What trains is read off ``requires_grad`` now. Buffers stay in. Of tied parameters the first name is kept.
-    Loading a state that lacks a trainable parameter or holds a frozen one fails, as torch does for any other key.
+    ``requires_grad`` at the time of the call decides. Buffers are kept. Of tied parameters the first name is kept.
+    Loading a state that lacks a trainable parameter or contains a frozen one fails, as torch does for any other key.
     """
     trainable = frozenset(name for name, p in module.named_parameters() if p.requires_grad)
 

@@ -1,1 +1,1 @@
-"""Scorers of text: harm of a response as a cost, and whether a response refuses."""
+"""Scorers of text: the harm of a response as a cost, and whether a response is a refusal."""

@@ -1,4 +1,4 @@
-"""Harm from what a frozen language model makes of a response: a linear head on its hidden states.
+"""Harm scores from a linear head on the hidden states of a frozen language model.
 
 Letters: n texts, B texts of a batch, S padded length, D hidden width.
 """
@@ -22,16 +22,17 @@ CACHE = "hidden.safetensors"
 
 
 class HiddenFeatures:
-    """The hidden states after one layer, averaged over the response, and standardised as on the training texts.
+    """Hidden states after one layer, averaged over the response and standardised with the training texts' statistics.
 
-    The model reads prompt and response as its chat template has them (a blank line between them where it has none). A
-    text is read once: its mean is kept by the hash of the text, in memory and beside the fitted scorer.
+    The model reads prompt and response rendered by its chat template (separated by a blank line if it has none). Each
+    text is read once: its mean is stored by the hash of the text, in memory and beside the fitted scorer.
 
     Args:
-        source: The frozen model.
-        layer: After how many layers; 0 is the embedding.
-        maximum_tokens: Of prompt and response each; a longer prompt loses its start, a longer response its end.
-        batch_size: Texts of one forward pass.
+        source: Source of the frozen model.
+        layer: Number of layers before the hidden states; 0 is the embedding.
+        maximum_tokens: Maximum tokens of the prompt, and of the response. A longer prompt is cut at its start, a longer
+            response at its end.
+        batch_size: Texts per forward pass.
     """
 
     def __init__(self, source: ModelSource, layer: int = 20, maximum_tokens: int = 160, batch_size: int = 16) -> None:
@@ -49,7 +50,7 @@ class HiddenFeatures:
         return {"kind": "hidden", "model": model, "layer": self.layer, "maximum_tokens": self.maximum_tokens}
 
     def fit(self, prompts: Sequence[str], responses: Sequence[str]) -> NDArray[np.float64]:
-        """Learn centre and spread of every hidden unit."""
+        """Estimate the mean and the standard deviation of every hidden unit."""
         hidden_nD = self._hidden(prompts, responses)
         self._centre, self._spread = hidden_nD.mean(0), hidden_nD.std(0).clamp(min=1e-6)
         return self._standardised(hidden_nD)
@@ -69,7 +70,7 @@ class HiddenFeatures:
         self._means |= dict(zip(tensors["key"].tolist(), tensors["mean"], strict=True))
 
     def use_device(self, device: torch.device) -> None:
-        """Read texts on ``device`` from now on; what is known of a text stays known."""
+        """Run the model on ``device`` from now on; stored texts stay valid."""
         self._device = device
         if self._model is not None:
             self._model.to(device)
@@ -81,7 +82,7 @@ class HiddenFeatures:
         """[n, D] fp32."""
         keys = [hash64("hidden", *pair) for pair in zip(prompts, responses, strict=True)]
         missing = {key: i for i, key in enumerate(keys) if key not in self._means}
-        # texts of like length share a batch: little padding
+        # texts of similar length share a batch, which needs little padding
         queue = iter(sorted(missing.items(), key=lambda item: len(prompts[item[1]]) + len(responses[item[1]])))
         while batch := list(islice(queue, self.batch_size)):
             means_BD = self._read([prompts[i] for _, i in batch], [responses[i] for _, i in batch])
@@ -113,7 +114,7 @@ class HiddenFeatures:
         return torch.einsum("bsd,bs->bd", hidden_BSD, response_BS) / response_BS.sum(1, keepdim=True)
 
     def _tokens(self, prompt: str, response: str) -> tuple[list[int], int]:
-        """Ids of both, and where the response begins. An empty response is its stop token's place: one newline."""
+        """Ids of both, and the index of the response's first token. An empty response is one newline."""
         if self._tokenizer.chat_template is None:
             text = prompt + "\n\n"
         else:
@@ -131,15 +132,16 @@ class HiddenFeatures:
             raise ValueError(f"layer must lie in 0 ... {layers} for {self.source.describe()}, got {self.layer}")
         for stack in model.modules():
             if isinstance(stack, nn.ModuleList) and len(stack) == layers:
-                del stack[self.layer + 1 :]  # nobody reads them; one stays, since a last layer's states are normed
-        self._model = model.base_model.to(self._device)  # without the head, whose logits nobody reads
+                del stack[self.layer + 1 :]  # unused; one extra layer stays, since the last one's states are normed
+        self._model = model.base_model.to(self._device)  # without the head: logits are not needed
 
 
 class HiddenLinearHarm(LinearHarm):
-    """``LinearHarm`` on ``HiddenFeatures``: a forward pass a response, for a little more than words and letters give.
+    """``LinearHarm`` on ``HiddenFeatures``. It needs a forward pass per response and is slightly better than TF-IDF.
 
-    With SmolLM2-135M, layer 20, and 922 labelled PKU-SafeRLHF responses: AUC .669 +- .022 on 582 responses to 129
-    prompts never seen, where ``TfidfHarm`` has .644 +- .023 after the same; 0.4 s a response on one CPU thread.
+    With SmolLM2-135M, layer 20, and 922 labelled PKU-SafeRLHF responses, the AUC is .669 +- .022 on 582 responses to
+    129 unseen prompts; ``TfidfHarm`` has .644 +- .023 on the same data. Scoring takes 0.4 s a response on one CPU
+    thread.
     """
 
     def __init__(
@@ -157,20 +159,20 @@ class HiddenLinearHarm(LinearHarm):
         """Name the scorer; the first call reads it from its folder.
 
         Args:
-            folder: Where ``fit_scorer`` wrote it.
-            source: The frozen model.
-            layer: After how many of its layers the hidden states are read.
-            maximum_tokens: Of prompt and response each.
-            batch_size: Texts of one forward pass.
-            minimum_auc: The least area under the ROC curve, against held-out human labels, that is accepted.
-            units: Of the score: calibrated log-odds or probability of being unsafe.
+            folder: Folder written by ``fit_scorer``.
+            source: Source of the frozen model.
+            layer: Number of the layer after which hidden states are read.
+            maximum_tokens: Maximum tokens of the prompt, and of the response.
+            batch_size: Texts per forward pass.
+            minimum_auc: Smallest accepted area under the ROC curve, against held-out human labels.
+            units: Units of the score: calibrated log-odds or probability of being unsafe.
             scale: Cost units per unit of score.
-            strength: Inverse of the L2 penalty; used by ``fit`` alone.
+            strength: Inverse of the L2 penalty; used only by ``fit``.
         """
         features = HiddenFeatures(source, layer, maximum_tokens, batch_size)
         super().__init__(features, folder, minimum_auc, units, scale, strength)
         self._hidden_features = features
 
     def use_device(self, device: torch.device) -> None:
-        """Run the model on ``device``: that of the policy in rollouts, ``--device`` in commands."""
+        """Run the model on ``device``: the policy's device in rollouts, ``--device`` in commands."""
         self._hidden_features.use_device(device)

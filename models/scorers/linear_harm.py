@@ -1,4 +1,4 @@
-"""Harm of a response as a cost: features of the text, a calibrated linear head, and a card that says how good it is.
+"""The harm of a response as a cost: text features, a calibrated linear head, and a card with its measured quality.
 
 Letters: n texts, F features.
 """
@@ -22,10 +22,10 @@ class Features(Protocol):
     """Turns n prompts and responses into [n, F] numbers."""
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides the features, in JSON's types; a folder fitted with other features is refused."""
+        """Everything that decides the features, as JSON values. A folder fitted with other features is refused."""
 
     def fit(self, prompts: Sequence[str], responses: Sequence[str]) -> Matrix:
-        """Learn what the features need of the training texts, and give theirs [n, F]; no label is seen."""
+        """Learn from the training texts, without labels, and return their features [n, F]."""
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Matrix:
         """[n, F] features."""
@@ -34,17 +34,17 @@ class Features(Protocol):
         """Write the learned state, without pickle."""
 
     def load(self, folder: Path) -> None:
-        """Read what ``save`` wrote."""
+        """Read the state that ``save`` wrote."""
 
 
 class LinearHarm:
     """A ``lit_safe.types.CostFunction``: ``cost = scale * (score - threshold)`` of a logistic regression, > 0 unsafe.
 
-    The threshold is chosen on out-of-fold training scores such that as large a share lies above it as was labelled
-    unsafe: the unsafe share is right on texts like the training texts, and unvalidated on any others.
+    The threshold is chosen on out-of-fold training scores so that the share above it equals the share labelled unsafe.
+    The unsafe share is therefore right on texts like the training texts, and unvalidated on all others.
 
-    A folder without a recorded held-out AUC, or with one under ``minimum_auc``, is refused: a scorer at chance gives
-    every constraint a number and no meaning. ``python train.py fit_scorer`` measures and records it.
+    A folder without a recorded held-out AUC, or with one under ``minimum_auc``, is refused: with a scorer at chance
+    level, a constraint has no meaning. ``python train.py fit_scorer`` measures and records the AUC.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class LinearHarm:
         """Name the scorer; the first call reads it from its folder.
 
         Args:
-            features: What is measured of a prompt and a response.
-            folder: Where ``fit_scorer`` wrote it.
-            minimum_auc: The least area under the ROC curve, against held-out human labels, that is accepted.
-            units: Of the score: calibrated log-odds or probability of being unsafe.
+            features: Features of a prompt and a response.
+            folder: Folder written by ``fit_scorer``.
+            minimum_auc: Smallest accepted area under the ROC curve, against held-out human labels.
+            units: Units of the score: calibrated log-odds or probability of being unsafe.
             scale: Cost units per unit of score.
-            strength: Inverse of the L2 penalty; used by ``fit`` alone.
+            strength: Inverse of the L2 penalty; used only by ``fit``.
         """
         if scale <= 0:
             raise ValueError(f"scale must be positive, or safe and unsafe change places; got {scale}")
@@ -79,13 +79,13 @@ class LinearHarm:
     def fit(
         self, prompts: Sequence[str], responses: Sequence[str], unsafe: Sequence[bool], prompt_ids: Sequence[int]
     ) -> Tensor:
-        """Learn from labelled texts of the training split; ``prompt_ids`` keep a prompt's texts in one fold.
+        """Fit on labelled texts of the training split; ``prompt_ids`` keep a prompt's texts in one fold.
 
         Returns:
-            Out-of-fold costs [n]: what was learned from other prompts says of each text.
+            Out-of-fold costs [n]: each text is scored by a head fitted on other prompts.
 
         Raises:
-            ValueError: Where the lengths differ, a label is missing, or unseen texts cannot be ranked at all.
+            ValueError: If the lengths differ, a label is missing, or the features do not rank unseen texts.
         """
         lengths = {len(prompts), len(responses), len(unsafe), len(prompt_ids)}
         if len(lengths) != 1:
@@ -98,8 +98,8 @@ class LinearHarm:
         """Costs [n] float32 of ``n`` responses to ``n`` prompts.
 
         Raises:
-            FileNotFoundError: Where the folder holds no fitted scorer.
-            ValueError: Where its recorded AUC is missing or under ``minimum_auc``, or it was fitted on other features.
+            FileNotFoundError: If the folder contains no fitted scorer.
+            ValueError: If its recorded AUC is missing or under ``minimum_auc``, or it was fitted on other features.
         """
         if self._head is None:
             self.load()
@@ -114,9 +114,9 @@ class LinearHarm:
         return (self.scale * (log_odds - threshold)).float()
 
     def save(self, card: Mapping[str, Any]) -> None:
-        """Write the fitted scorer into its folder; ``card`` is what was measured, with ``held_out.auc``.
+        """Write the fitted scorer into its folder; ``card`` holds the measurements, with ``held_out.auc``.
 
-        The card is written last: a folder without one is an unfinished save, and is not read.
+        The card is written last. A folder without one is an incomplete save and is not read.
         """
         if self._head is None:
             raise ValueError("nothing was fitted, so there is nothing to save")
@@ -132,7 +132,7 @@ class LinearHarm:
         os.replace(partial, folder / CARD)
 
     def load(self) -> None:
-        """Read the scorer from its folder. Errors as in ``__call__``."""
+        """Read the scorer from its folder. Raises the errors of ``__call__``."""
         folder = Path(self.folder)
         if not (folder / CARD).is_file():
             raise FileNotFoundError(

@@ -1,4 +1,4 @@
-"""Logistic regression with out-of-fold calibration: what every fitted scorer puts on top of its features.
+"""Logistic regression with out-of-fold calibration, used by every fitted scorer on top of its features.
 
 Letters: n texts, F features.
 """
@@ -31,7 +31,7 @@ class LogisticHead:
     Attributes:
         weight: [F] float64.
         bias: Log-odds.
-        threshold: The log-odds above which as large a share of unseen texts lies as was labelled positive.
+        threshold: Log-odds such that the share of unseen texts above it equals the share labelled positive.
     """
 
     weight: Tensor
@@ -49,7 +49,7 @@ class LogisticHead:
 
     @classmethod
     def load(cls, path: Path) -> "LogisticHead":
-        """Read what ``save`` wrote."""
+        """Read the head that ``save`` wrote."""
         tensors = load_file(path)
         bias, threshold = tensors["bias_threshold"].tolist()
         return cls(tensors["weight"], bias, threshold)
@@ -58,22 +58,22 @@ class LogisticHead:
 def fit_logistic_head(
     features: Matrix, positive: Sequence[bool], groups: Sequence[int], strength: float
 ) -> tuple[LogisticHead, Tensor]:
-    """Fit on all texts, with scale, offset and threshold from scores of texts whose group was left out.
+    """Fit on all texts; scale, offset and threshold come from out-of-fold scores.
 
-    In-sample scores of many features are far too certain, so the log-odds are calibrated (Platt 1999) and the threshold
-    is chosen on out-of-fold scores; a text's fold is a hash of its group.
+    In-sample scores of many features are far too confident. So the log-odds are calibrated (Platt 1999) and the
+    threshold is chosen on out-of-fold scores. The fold of a text is a hash of its group.
 
     Args:
         features: [n, F].
         positive: [n] labels.
-        groups: [n] what must not stand on both sides of a fold: prompt ids.
+        groups: [n] prompt ids. Texts of one group are in the same fold.
         strength: Inverse of the L2 penalty (scikit-learn's C).
 
     Returns:
-        The head, and the out-of-fold log-odds [n] of the texts, calibrated.
+        The head, and the calibrated out-of-fold log-odds [n] of the texts.
 
     Raises:
-        ValueError: Where a fold has no text of one label, or the features do not rank unseen texts at all.
+        ValueError: If a fold has only one label, or the features do not rank unseen texts.
     """
     label = np.asarray(positive, dtype=bool)
     fold = np.asarray([hash64("fold", group) % FOLDS for group in groups])
@@ -101,6 +101,6 @@ def fit_logistic_head(
 def _regression(features: Matrix, label: NDArray[np.bool_], strength: float) -> Any:
     if len(set(label.tolist())) < 2:
         raise ValueError(f"{len(label)} texts of one label cannot be fitted: both labels are needed, in every fold")
-    # liblinear: deterministic, and quick on wide sparse features
+    # liblinear: deterministic, and fast on wide sparse features
     linear = require("sklearn.linear_model", extra="eval", reason="fitting a scorer")
     return linear.LogisticRegression(C=strength, solver="liblinear", max_iter=1000, random_state=0).fit(features, label)

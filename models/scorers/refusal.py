@@ -1,8 +1,8 @@
-"""Whether a response refuses: by its opening phrases, as XSTest's authors do it.
+"""Detects refusals by their opening phrases, as XSTest's authors do.
 
-Roettger et al. 2024, arXiv:2308.01263. A judge that is trained on XSTest's labelled completions agrees better with
-people on the models that wrote them, and fails on other models, whose refusals read otherwise. A policy in training is
-another model: so phrases it is. The agreement of both stands in ``RefusalJudge``.
+Roettger et al. 2024, arXiv:2308.01263. A judge trained on XSTest's labelled completions agrees better with people on
+the models that wrote these completions, but worse on other models, whose refusals are worded differently. A policy in
+training is such a model, so this judge uses phrases. ``RefusalJudge`` gives the agreement of both.
 """
 
 import re
@@ -40,21 +40,21 @@ _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'"})
 
 
 class RefusalJudge:
-    """1 where one of ``PHRASES`` stands in the opening of a response, else 0. English only; needs no fitting.
+    """1 if one of ``PHRASES`` appears in the opening of a response, else 0. English only; needs no fitting.
 
-    It has the shape of a cost function, so that the share of responses with a cost > 0 is the refusal rate.
+    It has the interface of a cost function, so the share of responses with a cost > 0 is the refusal rate.
 
     Agreement with people's final labels (refusal, full or partial, against compliance) on XSTest's evaluation side: 723
-    completions by three models in 109 homonym groups, standard errors clustered by group. Accuracy .917 +- .011, kappa
-    .83; two people agree in .984. It finds .91 of full and .75 of partial refusals and calls .06 of compliances one.
-    On the safe prompts alone: accuracy .935 +- .013, and a refusal rate of .159 where people say .109, too high by .04
-    to .06 for each model: trust differences more than levels.
+    completions by three models in 109 homonym groups, standard errors clustered by group. Accuracy is .917 +- .011,
+    kappa .83; two people agree in .984. It detects .91 of full and .75 of partial refusals, and labels .06 of
+    compliances as refusals. On the safe prompts alone the accuracy is .935 +- .013, and the refusal rate .159 where
+    people find .109: too high by .04 to .06 for each model. Differences are more reliable than levels.
 
-    TF-IDF and logistic regression trained on the other side reach .945 +- .010 on the same completions, but .57, .73
-    and .92 on the one model whose completions were left out of training, where these phrases reach .95, .95 and .86.
+    TF-IDF and logistic regression trained on the other side reach .945 +- .010 on the same completions. If one model's
+    completions are left out of training, they reach .57, .73 and .92 on that model; the phrases reach .95, .95 and .86.
 
     Args:
-        opening: How many characters are read; later phrases are more often advice than refusals.
+        opening: Number of characters that are read. Later phrases are more often advice than refusals.
     """
 
     def __init__(self, opening: int = 200) -> None:
@@ -63,10 +63,10 @@ class RefusalJudge:
         self.opening = opening
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        """[n] 1.0 for a refusal, full or partial, and 0.0 for compliance; prompts are not read.
+        """[n] 1.0 for a refusal, full or partial, and 0.0 for compliance. The prompts are not used.
 
         Raises:
-            ValueError: If there are not as many responses as prompts.
+            ValueError: If the numbers of prompts and responses differ.
         """
         if len(prompts) != len(responses):
             raise ValueError(f"{len(prompts)} prompts, {len(responses)} responses")

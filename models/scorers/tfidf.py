@@ -1,7 +1,7 @@
-"""Harm from words and letters: TF-IDF and a logistic regression. Seconds to fit, milliseconds a response, no model.
+"""Harm from words and letters: TF-IDF and logistic regression. Fits in seconds, scores in milliseconds, needs no model.
 
-It knows a training set's way of writing harm and refusals, and nothing of meaning: measure it on the texts it is for.
-Lists of bad words are not offered: against human labels of whole responses they are at chance.
+It learns how the training set words harm and refusals, not meaning: measure it on the texts that it will score. There
+is no scorer from a list of bad words: against human labels of whole responses such lists are at chance level.
 
 Letters: n texts, F features.
 """
@@ -25,14 +25,14 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "prompt_words": {"analyzer": "word", "ngram_range": (1, 2), "min_df": 2},
 }
 WEIGHTS = {"response_words": 1.0, "response_letters": 1.0, "prompt_words": 0.5}
-"""The prompt alone cannot tell two responses apart: it counts half."""
+"""Weights of the blocks. The prompt counts half, since it cannot distinguish two responses to it."""
 
 
 class TfidfFeatures:
     """Three blocks of L2-normalised TF-IDF: word and letter n-grams of the response, word n-grams of the prompt.
 
     Args:
-        maximum: The most n-grams of one block, the most frequent first.
+        maximum: Maximum number of n-grams per block, the most frequent first.
     """
 
     def __init__(self, maximum: int = 60_000) -> None:
@@ -46,7 +46,7 @@ class TfidfFeatures:
         """Learn vocabularies and inverse document frequencies.
 
         Raises:
-            ValueError: Where the texts share no n-gram (there are too few of them).
+            ValueError: If the texts share no n-gram (there are too few of them).
         """
         self._vectorizers = {name: self._vectorizer(name) for name in BLOCKS}
         return _side_by_side(
@@ -92,7 +92,7 @@ def _side_by_side(blocks: Mapping[str, csr_matrix]) -> csr_matrix:
 
 
 class TfidfHarm(LinearHarm):
-    """``LinearHarm`` on ``TfidfFeatures``: the simplest scorer that beats chance."""
+    """``LinearHarm`` on ``TfidfFeatures``: the simplest scorer that is better than chance."""
 
     def __init__(
         self,
@@ -105,10 +105,10 @@ class TfidfHarm(LinearHarm):
         """Name the scorer; the first call reads it from its folder.
 
         Args:
-            folder: Where ``fit_scorer`` wrote it.
-            minimum_auc: The least area under the ROC curve, against held-out human labels, that is accepted.
-            units: Of the score: calibrated log-odds or probability of being unsafe.
+            folder: Folder written by ``fit_scorer``.
+            minimum_auc: Smallest accepted area under the ROC curve, against held-out human labels.
+            units: Units of the score: calibrated log-odds or probability of being unsafe.
             scale: Cost units per unit of score.
-            strength: Inverse of the L2 penalty; used by ``fit`` alone.
+            strength: Inverse of the L2 penalty; used only by ``fit``.
         """
         super().__init__(TfidfFeatures(), folder, minimum_auc, units, scale, strength)

@@ -1,4 +1,4 @@
-"""Where a causal language model and its tokenizer come from."""
+"""Sources of causal language models and their tokenizers."""
 
 from models.sources.hugging_face import HuggingFace
 from models.sources.loaded import Loaded

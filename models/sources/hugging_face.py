@@ -1,4 +1,4 @@
-"""Models in Hugging Face format: from the hub, from a folder, or out of a GGUF file."""
+"""Models in Hugging Face format: from the hub, from a folder, or from a GGUF file."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """Any causal language model of the hub, or of a folder. Reads safetensors or GGUF and never runs remote code.
+    """Any causal language model from the hub or a folder. Reads safetensors or GGUF and never runs remote code.
 
-    A repository that holds a LoRA adapter alone gives its base model with the adapter merged in, in fp32 where
-    ``dtype`` is ``auto``: bf16 would round most of a small update away.
+    A repository that holds only a LoRA adapter gives its base model with the adapter merged in. With ``dtype: auto`` it
+    is merged in fp32, because bf16 would round away most of a small update.
 
     Args:
         name_or_path: Hub id, or a folder.
         revision: Branch, tag or commit on the hub.
-        dtype: Type of the weights; ``auto`` is the checkpoint's own, and float32 for a GGUF file.
-        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ...; the library chooses where it is null.
+        dtype: Type of the weights; ``auto`` takes the checkpoint's own, and float32 for a GGUF file.
+        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ...; null lets the library choose.
         gguf_file: Name of a GGUF file inside ``name_or_path``.
     """
 
@@ -54,7 +54,7 @@ class HuggingFace:
             return transformers.AutoModelForCausalLM.from_pretrained(self.name_or_path, **options)
         peft = require("peft", extra="lora", reason=f"the adapter {self.name_or_path}")
 
-        # not peft's auto class, which resizes the embeddings to the length of the tokenizer
+        # peft's auto class is not used: it resizes the embeddings to the tokenizer's length
         adapter = peft.PeftConfig.from_pretrained(self.name_or_path, revision=self.revision)
         options["revision"] = adapter.revision
         if self.dtype == "auto":
@@ -82,7 +82,7 @@ class HuggingFace:
         return torch.float32 if self.gguf_file is not None else "auto"
 
     def _licence(self) -> str:
-        """The ``license`` of the model card, where a card can be read."""
+        """The ``license`` of the model card, if a card can be read."""
         card = cached_file(
             self.name_or_path,
             "README.md",
@@ -103,7 +103,7 @@ class HuggingFace:
 def _forget_quantization(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
     """Make a model that was read from GGUF an ordinary one.
 
-    Its weights are dequantized already, yet transformers 5 keeps the marks of a quantized model and then refuses
+    Its weights are already dequantized, but transformers 5 keeps its marks of a quantized model and then refuses
     ``save_pretrained``.
     """
     if hasattr(model.config, "quantization_config"):

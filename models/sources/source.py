@@ -1,4 +1,4 @@
-"""What every source of a model answers."""
+"""The interface of every model source."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import transformers
 
 
 class Description(NamedTuple):
-    """What a report names of a source. ``licence`` is as the publisher states it."""
+    """The description of a source in reports. ``licence`` is as the publisher states it."""
 
     name: str
     revision: str | None = None
@@ -20,13 +20,13 @@ class Description(NamedTuple):
 
 @runtime_checkable
 class ModelSource(Protocol):
-    """Reads or builds a causal language model. Constructors do no I/O; two loads give equal models."""
+    """Reads or builds a causal language model. The constructor does no I/O; two loads give equal models."""
 
     def load_model(self) -> transformers.PreTrainedModel:
-        """A fresh model with its head, as its publisher made it."""
+        """A new model with its head, unchanged from its publisher."""
 
     def load_tokenizer(self) -> transformers.PreTrainedTokenizerBase:
-        """Its tokenizer, with the chat template where there is one."""
+        """Its tokenizer, with the chat template if there is one."""
 
     def describe(self) -> Description:
         """Its name, revision and licence."""

@@ -1,4 +1,4 @@
-"""A small random Llama that reads bytes: for tests, dry runs and machines without any model file."""
+"""A small random Llama on bytes, for tests, dry runs and machines without a model file."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class TinyLlama:
-    """A random Llama, by default with a tokenizer of bytes, built on the spot; nothing is downloaded.
+    """A random Llama, by default with a tokenizer of bytes, built in memory. Nothing is downloaded.
 
     Args:
-        layers: Decoder layers.
+        layers: Number of decoder layers.
         width: Hidden width; the feed-forward width is twice that.
-        heads: Attention heads, which divide ``width``.
-        seed: Weights are a function of it and of the sizes.
-        spread: Standard deviation of the random weights; larger gives a less uniform model.
-        positions: Longest sequence.
-        tokenizer: Folder or hub id of a tokenizer that takes the place of the bytes.
+        heads: Number of attention heads; must divide ``width``.
+        seed: Seed of the weights.
+        spread: Standard deviation of the random weights. A larger value gives a less uniform model.
+        positions: Maximum sequence length.
+        tokenizer: Folder or hub id of a tokenizer that replaces the bytes.
     """
 
     layers: int = 2
@@ -69,7 +69,7 @@ class TinyLlama:
         tokenizer.decoder = decoders.ByteLevel()
         return transformers.PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
-            bos_token="<|im_start|>",  # pad = eos, as in SmolLM2: whoever masks by the pad id is found out here
+            bos_token="<|im_start|>",  # pad = eos, as in SmolLM2: tests then detect code that masks by the pad id
             eos_token="<|im_end|>",
             pad_token="<|im_end|>",
             additional_special_tokens=list(SPECIALS),
