@@ -1,4 +1,4 @@
-"""Preference training: from a batch to log-ratios, an objective, a loss.
+"""Preference training: computes log-ratios of a batch, the objective and the loss.
 
 Letters: B pairs, N = 2B sequences.
 """
@@ -33,30 +33,33 @@ from lit_safe.types import (
     Selective,
 )
 
-LABEL_DRAWS = "label_draws"  # in a checkpoint
+LABEL_DRAWS = "label_draws"  # key in a checkpoint
 
 
 class PreferenceAlignment(StepModule):
-    """Aligns a policy to preferences under a swappable objective, with a multiplier that ``DualAscent`` may move.
+    """Trains a policy on preference pairs with a pairwise objective, and holds the multiplier of ``DualAscent``.
 
     Args:
         pair: The policy and its reference.
         objective: The pairwise loss.
-        optimizer: Built on the parameters that train; AdamW at 1e-6 without weight decay by default.
-        schedule: Factor on the learning rate by optimizer step; constant by default.
-        multiplier: Start value(s) of the dual variable, one for each constraint, in nats per cost unit, >= 0.
-        gradient_clip_norm: Bound on the gradient's 2-norm in an optimizer step; null leaves it alone.
-        anchor: A term that keeps the policy where the pairs say nothing (configs/anchor/); null adds none.
-        precompute_reference: Score the reference on every training response once, before the first step (TRL's
-            ``precompute_ref_log_probs``), instead of at every step: less time where training sees a response more than
-            once, over epochs or in several pairs.
-        reference_cache_dir: Where to keep what ``precompute_reference`` scored, for later runs that have the same
-            reference, to the bit, and the same type of products: a study of objectives scores it once. Their last
-            bits are those of the run that scored them first, in batches that may have been others.
-        decay_norms: Let the optimizer's weight decay act on norms and biases too.
+        optimizer: Optimizer of the trainable parameters. The default is AdamW with learning rate 1e-6 and no weight
+            decay.
+        schedule: Factor on the learning rate by optimizer step. The default is constant.
+        multiplier: Start value(s) of the dual variable, one per constraint, in nats per cost unit, >= 0.
+        gradient_clip_norm: Bound on the gradient's 2-norm in an optimizer step. Null disables clipping.
+        anchor: Extra loss term against drift from the reference (configs/anchor/). Null adds none.
+        precompute_reference: Score every training response with the reference once, before the first step, instead of
+            at every step (TRL's ``precompute_ref_log_probs``). This saves time if training uses a response more than
+            once, in several epochs or pairs.
+        reference_cache_dir: Folder that stores the scores of ``precompute_reference`` for later runs with a bitwise
+            equal reference and the same dtype of matrix products. Stored scores can differ in the last bits from
+            scores computed anew, because they may have been computed in other batches.
+        decay_norms: Also apply the optimizer's weight decay to norms and biases.
 
     Raises:
-        ValueError: If a start multiplier is negative, or ``reference_cache_dir`` is named and nothing is precomputed.
+        TypeError: If ``objective`` lacks a member of ``lit_safe.types.Objective``.
+        ValueError: If a start multiplier is negative or not finite, or ``reference_cache_dir`` is set without
+            ``precompute_reference``.
     """
 
     multiplier: Tensor
@@ -85,22 +88,22 @@ class PreferenceAlignment(StepModule):
         self.objective = objective
         self.anchor = anchor or Anchor()
         self.anchor_means = None if anchor is None else Means((ANCHOR_LOSS, *anchor.names))
-        self._anchor_loss: list[Tensor] = []  # this rank's shares of the step's anchor terms
+        self._anchor_loss: list[Tensor] = []  # this rank's parts of the step's anchor loss
         self.label_draws = LabelDraws()
         self.reference_cache = ReferenceCache() if precompute_reference else None
         if reference_cache_dir is not None and not precompute_reference:
-            raise ValueError("reference_cache_dir keeps what precompute_reference scores: set that to true")
+            raise ValueError("reference_cache_dir stores scores of precompute_reference: set precompute_reference to true")
         self._reference_cache_dir = reference_cache_dir
         start = torch.tensor(multiplier, dtype=torch.float32)
         if not bool((start.isfinite() & (start >= 0)).all()):
             raise ValueError(f"multiplier must be >= 0 and finite, got {multiplier}")
-        self.register_buffer("multiplier", start)  # written by DualAscent alone
-        self.register_buffer("dual_epoch", torch.tensor(-1))  # the last epoch that took its dual step
+        self.register_buffer("multiplier", start)  # only DualAscent writes it
+        self.register_buffer("dual_epoch", torch.tensor(-1))  # the last epoch whose dual step is done
 
     def forward(self, batch: PackedBatch, own_reference: bool = False) -> tuple[Pair, Pair, Scored]:
-        """Policy log-probs, log-ratios (a Pair of [B] nats each) and what the objective says of them.
+        """Policy log-probs and log-ratios (each a Pair of [B], in nats), and the objective's losses and weights.
 
-        ``own_reference`` spares the reference's pass where the policy is known to be the reference still.
+        ``own_reference`` skips the reference's forward pass. Set it only if the policy is still equal to the reference.
         """
         if own_reference:
             policy = reference = self._pair(self.pair.policy_logp(batch.sequences))
@@ -116,11 +119,11 @@ class PreferenceAlignment(StepModule):
         return Pair(logp_N[0::2], logp_N[1::2])
 
     def setup(self, stage: str) -> None:
-        """Check the data for what the objective reads, and leave out the training pairs that it never trains on.
+        """Check that the data have the labels that the objective reads. Drop training pairs that it never uses.
 
         Raises:
-            ValueError: A label that the objective reads is missing, multipliers and constraints differ in number, or
-                no training pair is left.
+            ValueError: If a label that the objective reads is missing, the numbers of multipliers and constraints
+                differ, or no training pair is left.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         data.require(self.objective.needs)
@@ -140,7 +143,7 @@ class PreferenceAlignment(StepModule):
             )
 
     def on_train_start(self) -> None:
-        """Score the reference and let the anchor draw what it needs, then start the clock."""
+        """Score the reference, prepare the anchor, then start timing."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not nothing_to_train(self.trainer):
             if self.reference_cache is not None:
@@ -150,22 +153,22 @@ class PreferenceAlignment(StepModule):
         super().on_train_start()
 
     def on_train_epoch_start(self) -> None:
-        """Draw sampled labels anew if the multiplier has moved."""
+        """Draw sampled labels again if the multiplier has changed."""
         self.label_draws.see(self.multiplier)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep which draws of sampled labels the run has come to."""
+        """Save the state of the sampled labels' random draws."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[LABEL_DRAWS] = self.label_draws.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with these draws."""
+        """Restore the state of the sampled labels' random draws."""
         super().on_load_checkpoint(checkpoint)
         if LABEL_DRAWS in checkpoint:
             self.label_draws.load_state_dict(checkpoint[LABEL_DRAWS])
 
     def _fill(self, cache: ReferenceCache, data: Any) -> None:
-        """Reference log-probs of the training pairs: from the disk where they lie there, and to it."""
+        """Fill ``cache`` with the reference's log-probs of all training pairs, using the cache folder if one is set."""
         path = None
         if self._reference_cache_dir is not None:
             with quiet(self, seed=0):
@@ -178,10 +181,10 @@ class PreferenceAlignment(StepModule):
             cache.save(path)
 
     def complete(self, item: Any) -> Any:
-        """A training item with its reference log-probs, called by the data module while its ids are on the host.
+        """Add the reference's log-probs to a training item. The data module calls this while ids are on the host.
 
         Raises:
-            ValueError: If one was not scored before training; names a pair.
+            ValueError: If a response was not scored before training. The message names a pair of the micro-batch.
         """
         if self.reference_cache is None or not self.trainer.training:
             return item
@@ -190,14 +193,15 @@ class PreferenceAlignment(StepModule):
             if batch.reference_logp is None:
                 raise ValueError(
                     f"precompute_reference scored {len(self.reference_cache)} responses before training, and not all "
-                    f"of the micro-batch with pair {int(batch.pair_id[0])}: batches_of('train') leaves it out"
+                    f"of the micro-batch with pair {int(batch.pair_id[0])}: batches_of('train') must yield every "
+                    "training pair"
                 )
         return batches
 
     def training_step(self, micro_batches: list[PackedBatch], batch_idx: int) -> None:
-        """One optimizer step over all micro-batches, and what the anchor adds to it."""
+        """Run one optimizer step over all micro-batches, with the anchor's terms."""
         if self.reference_cache is not None and micro_batches[0].reference_logp is None:
-            micro_batches = self.complete(micro_batches)  # data of another kind, which did not call it
+            micro_batches = self.complete(micro_batches)  # the data module did not call it
         shares = [partial(self.loss_share, batch) for batch in micro_batches]
         terms = [partial(self._anchored, term) for term in self.anchor.on_step(self, self.global_step)]
         norm = self.optimizer_step_over([*shares, *terms])
@@ -206,7 +210,7 @@ class PreferenceAlignment(StepModule):
         self.log_training(norm, self._multipliers())
 
     def _multipliers(self) -> dict[str, Tensor]:
-        """Under the names that ``DualAscent`` logs them by."""
+        """The multipliers, under the names that ``DualAscent`` logs."""
         if not self.objective.reads_multiplier:
             return {}
         if self.multiplier.ndim == 0:
@@ -215,19 +219,19 @@ class PreferenceAlignment(StepModule):
         return {f"multiplier_{name}": one for name, one in zip(names, self.multiplier.clone(), strict=True)}
 
     def loss_share(self, batch: PackedBatch) -> Tensor:
-        """A micro-batch's share [] of its optimizer step's loss in nats: its weighted sum / pairs in the step."""
+        """A micro-batch's part [] of the step's loss in nats: its weighted sum / number of pairs in the step."""
         batch = self.label_draws.drawn(batch, self.seed)
         policy, logratio, scored = self(batch)
         self.train_means.update(pair_quantities(batch, policy, logratio, scored, self.objective.beta))
         self.count(batch.sequences, batch.present)
-        # a NaN label of a dropped or filler pair must not reach the sum: 0 * NaN is NaN ...
+        # keep NaN labels of dropped and filler pairs out of the sum (0 * NaN is NaN) ...
         weight_B = scored.weight * batch.present
         kept_B = weight_B > 0
         loss_B = torch.where(kept_B, scored.loss, 0)
-        for side_B in logratio:  # ... nor the gradient, where it would meet the 0 that comes back from the sum
+        for side_B in logratio:  # ... and out of the gradient, for the same reason
             if side_B.requires_grad:
                 side_B.register_hook(lambda grad_B: torch.where(kept_B, grad_B, 0))
-        # with no pair left the sum is 0 and still has a (zero) gradient
+        # the second term gives the sum a (zero) gradient if no pair is left
         share = (loss_B * weight_B).sum() / batch.pairs_in_step + 0.0 * policy.margin.sum()
         term_B = self.anchor.on_pairs(self, batch._replace(present=kept_B), policy)
         if term_B is None:
@@ -235,13 +239,13 @@ class PreferenceAlignment(StepModule):
         return share + self._anchored(lambda: (torch.where(kept_B, term_B, 0) * weight_B).sum() / batch.pairs_in_step)
 
     def _anchored(self, term: Callable[[], Tensor]) -> Tensor:
-        """A share of the anchor's, noted for ``loss/anchor``."""
+        """Compute a part of the anchor's loss and record it for ``loss/anchor``."""
         share = term()
         self._anchor_loss.append(share.detach())
         return share
 
     def _anchor_mean(self) -> Measured:
-        """The step's anchor terms, a sum over ranks that counts as one."""
+        """The step's anchor loss, summed over ranks, with total weight 1."""
         ranks = self.trainer.world_size
         share = torch.stack(self._anchor_loss).sum() if self._anchor_loss else torch.zeros((), device=self.device)
         self._anchor_loss = []
@@ -252,28 +256,28 @@ class PreferenceAlignment(StepModule):
         return {name: Measured(*(part.to(self.device) for part in measured)) for name, measured in pooled.items()}
 
     def window_means(self) -> dict[str, float]:
-        """The window's means; with an anchor, ``loss`` is the sum that is optimised, its parts stand beside it."""
+        """The window's means. With an anchor, ``loss`` is objective + anchor, and both parts are logged too."""
         means = super().window_means()
         if self.anchor_means is None:
             return means
         anchor: dict[str, float] = self.anchor_means.compute()
         self.anchor_means.reset()
-        objective = means.get("loss", 0.0)  # no pair was kept
+        objective = means.get("loss", 0.0)  # 0 if no pair was kept
         total = objective + anchor.get(ANCHOR_LOSS, 0.0)
         return {**means, **anchor, "loss": total, OBJECTIVE_LOSS: objective}
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
-        """Add a batch to the means of the split."""
+        """Add a batch to the split's means."""
         batch = self.label_draws.drawn(batch, self.seed)
         policy, logratio, scored = self(batch)
         self.eval_means.update(pair_quantities(batch, policy, logratio, scored, self.objective.beta))
 
     def test_step(self, batch: PackedBatch, batch_idx: int) -> None:
-        """As validation, logged under ``test/``."""
+        """Do the same as in validation. Results are logged under ``test/``."""
         self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: PackedBatch, batch_idx: int) -> dict[str, Any]:
-        """What is known of each pair [B]: ids, log-probs, log-ratios (nats), loss and weight."""
+        """Per pair [B]: ids, log-probs and log-ratios (nats), loss and weight."""
         policy, logratio, scored = self(self.label_draws.drawn(batch, self.seed))
         return {
             "pair_id": batch.pair_id,

@@ -1,7 +1,8 @@
-"""Terms beside a pairwise objective that keep the policy where the pairs say nothing.
+"""Anchors: extra loss terms that limit the policy's drift from the reference on responses outside the pairs.
 
-A pairwise loss fixes log-ratios up to a constant per prompt. Responses that no pair holds absorb that constant, and the
-policy may leave its reference's support while every curve of the loss looks well. An anchor holds the constant.
+A pairwise loss determines log-ratios only up to a constant per prompt. Probability mass can therefore move to responses
+that are in no pair. The policy may leave the reference's support although the loss curves look good. An anchor fixes
+this constant.
 """
 
 from collections.abc import Callable
@@ -17,36 +18,37 @@ if TYPE_CHECKING:
 
 
 class Anchor:
-    """An additional term of the training loss, for any objective. A subclass overrides either method, or both.
+    """An extra term of the training loss, for any objective. Subclasses override ``on_pairs``, ``on_step`` or both.
 
-    ``train/loss`` is the objective's loss and the anchor's term together. ``train/loss/objective`` and
-    ``train/loss/anchor`` are the two parts. ``eval/loss`` is the objective's loss alone.
+    ``train/loss`` is the sum of the objective's loss and the anchor's term. ``train/loss/objective`` and
+    ``train/loss/anchor`` are the two parts. ``eval/loss`` is only the objective's loss.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
-    """What ``logged`` measures."""
+    """Names of the quantities that ``logged`` returns."""
 
     def prepare(self, module: "PreferenceAlignment", data: Any) -> None:
-        """Called once before the first step of a fit, resumed or not: draw and score what the term needs."""
+        """Draw and score what the term needs. Called once before the first step of every fit, also when resumed."""
 
     def on_pairs(self, module: "PreferenceAlignment", batch: PackedBatch, policy: Pair) -> Tensor | None:
-        """[B] nats to add to each pair's loss, from the policy's log-probs.
+        """[B] nats to add to the pairs' losses, computed from the policy's log-probs. None adds nothing.
 
-        ``batch.present`` [B] marks the pairs that count: those that are neither fillers nor dropped by the objective.
-        What is returned for the others is ignored, and has no gradient.
+        ``batch.present`` [B] is True for pairs that are neither fillers nor dropped by the objective. Values returned
+        for the other pairs are ignored and get no gradient.
         """
         return None
 
     def on_step(self, module: "PreferenceAlignment", step: int) -> list[Callable[[], Tensor]]:
-        """This rank's shares [] of a term of the whole optimizer step, each for one forward and backward pass.
+        """This rank's parts [] of a loss term for the whole optimizer step.
 
-        A share is computed when called; every rank has as many.
+        Each part is computed when it is called, and gets its own forward and backward pass. All ranks must return
+        equally many parts.
         """
         return []
 
     def logged(self) -> dict[str, Measured]:
-        """What the last step measured on this rank, for each of ``names``; called once after each step.
+        """The values of the last step on this rank, by ``names``. Called once after each step.
 
-        The mean over the logging window and over all ranks is logged under ``train/``.
+        Their means over the logging window and all ranks are logged under ``train/``.
         """
         return {}

@@ -1,4 +1,4 @@
-"""Imitate the response that the objective prefers, beside preferring it."""
+"""Adds the negative log-likelihood of the preferred response to the loss."""
 
 import math
 from typing import TYPE_CHECKING
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 class PreferredNLL(Anchor):
     """Adds ``weight`` * -logp / tokens of the preferred response to each pair's loss.
 
-    The term of iterative RPO (Pang et al. 2024, arXiv:2404.19733, eq. 1), for any objective: the preferred response is
-    the one whose log-prob the objective raises at margin 0, so that SafeDPO imitates the safe response of a pair that
-    it swaps, and C-DPO follows its multiplier. The term has an optimum of its own and moves the objective's.
+    This is the term of iterative RPO (Pang et al. 2024, arXiv:2404.19733, eq. 1), generalised to any objective. The
+    preferred response is the one whose log-prob the objective increases at margin 0. With SafeDPO it is the safe
+    response of a swapped pair; with C-DPO it depends on the multiplier. The term has its own optimum, so it changes the
+    optimum of the total loss.
 
     Args:
-        weight: > 0; nats of loss for a nat per token.
+        weight: Weight of the term, > 0: nats of loss per nat per token.
 
     Raises:
         ValueError: If ``weight`` is not > 0.
@@ -33,14 +34,14 @@ class PreferredNLL(Anchor):
         self.weight = weight
 
     def on_pairs(self, module: "PreferenceAlignment", batch: PackedBatch, policy: Pair) -> Tensor:
-        """[B] nats."""
+        """The term of each pair, [B] nats."""
         per_token = Pair(*(logp / size.clamp(min=1) for logp, size in zip(policy, batch.response_length, strict=True)))
         # Pang et al. eq. 1, second term
         return -self.weight * torch.where(prefers_chosen(module, batch), per_token.chosen, per_token.rejected)
 
 
 def prefers_chosen(module: "PreferenceAlignment", batch: PackedBatch) -> Tensor:
-    """[B] bool: whether the objective raises the chosen response of a pair, and not the rejected one, at margin 0."""
+    """[B] bool: True where the objective increases the chosen response's log-prob at margin 0, not the rejected's."""
     with torch.enable_grad():
         margin_B = torch.zeros_like(batch.pair_id, dtype=torch.float32).requires_grad_()
         scored = module.objective(Pair(margin_B, torch.zeros_like(margin_B)), batch.label, module.multiplier)

@@ -1,6 +1,6 @@
-"""Keep the policy's mass where the reference has it, prompt by prompt.
+"""Keeps the policy's probability mass on responses that the reference writes, for each prompt.
 
-Letters: P prompts, N samples of each, K of them in a turn, M prompts in a step.
+Letters: P prompts, N samples of each prompt, K of these samples used at a time, M prompts in a step.
 """
 
 import math
@@ -27,32 +27,33 @@ if TYPE_CHECKING:
 
 
 class ReferenceMass(Anchor):
-    """Adds ``weight`` * log(mass)^2, the mean over prompts, with mass = mean over samples of policy / reference.
+    """Adds ``weight`` * log(mass)^2, averaged over prompts. The mass is the mean over samples of policy / reference.
 
-    Over responses y that the reference writes to one prompt, E[policy(y) / reference(y)] is the mass that the policy
-    has on the set of such responses. It is 1 for any policy that stays inside, whatever it prefers there, so the term's
-    optimum does not compete with the objective's; what leaves for text that no pair holds is missed. The samples are
-    drawn from the reference before training, at temperature 1, and are a function of (seed, prompt, number).
+    For responses y drawn from the reference, E[policy(y) / reference(y)] is the policy's probability mass on the
+    reference's support. It is 1 for every policy that stays within this support, whatever it prefers there. The term's
+    optimum therefore does not compete with the objective's. Mass that moves to other text lowers it. The samples are
+    drawn from the reference before training, at temperature 1. They depend only on (seed, prompt, number).
 
-    An estimate of the mass from one set of samples is off by a factor that training would learn to use: a prompt whose
-    samples happen to overrate the policy may leak for nothing. So a larger pool is drawn, of which each turn of a
-    prompt takes other samples. The logarithm of a mean of K is biased by Var(policy / reference) / 2K, towards asking
-    for slightly too much. (One-sided, -log(mass), all would go to the response that was drawn too often.)
+    The estimate from one fixed set of samples has a random error that training would exploit: if the samples of a
+    prompt overestimate the mass, mass could leak there at no loss. Therefore a larger pool is drawn, and other samples
+    are used each time a prompt is used. The log of a mean of K samples has a bias of Var(policy / reference) / 2K,
+    which makes the term ask for slightly too much mass. (With a one-sided term -log(mass), all mass would move to
+    responses that happen to be oversampled.)
 
-    Memory: ``samples_per_step`` sequences in one forward pass, the prompt included.
+    Memory: ``samples_per_step`` sequences, with their prompts, in one forward pass.
 
     Args:
-        weight: > 0; nats of loss for a squared nat.
-        samples_per_prompt: Pool of each prompt.
-        samples_per_step: K of them in a turn of the prompt.
-        prompts_per_step: M prompts in each optimizer step over all ranks; all prompts take turns.
-        max_prompts: At most so many prompts of the train split, chosen by hash; null takes all.
-        max_new_tokens: Longest sample. One cut there stands for all responses that begin with it.
-        batch_size: Samples drawn and scored at once before training.
-        seed: Of the samples and the turns; null takes the run's.
+        weight: Weight of the term, > 0: nats of loss per squared nat.
+        samples_per_prompt: Number N of samples in the pool of each prompt.
+        samples_per_step: Number K of samples that are used each time a prompt is used.
+        prompts_per_step: Number M of prompts in each optimizer step over all ranks. Steps cycle through all prompts.
+        max_prompts: Maximum number of prompts of the train split, chosen by hash. Null takes all.
+        max_new_tokens: Maximum length of a sample in tokens. A cut sample stands for all responses that begin with it.
+        batch_size: Number of samples drawn and scored at once before training.
+        seed: Seed of the samples and of the order of prompts. Null takes the run's seed.
 
     Raises:
-        ValueError: If a number is not positive, or a turn takes more samples than there are.
+        ValueError: If a number is not positive, or ``samples_per_step`` exceeds ``samples_per_prompt``.
     """
 
     names = ("anchor/log_mass",)
@@ -90,18 +91,18 @@ class ReferenceMass(Anchor):
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self._typed_seed = seed
-        self.seed = seed or 0  # known when ``prepare`` is called
+        self.seed = seed or 0  # set again by ``prepare``
         self._prompts: list[Prompt] = []
-        self._responses: list[list[list[int]]] = []  # N token lists a prompt
+        self._responses: list[list[list[int]]] = []  # N token lists per prompt
         self._reference_PN = torch.empty(0)  # nats
-        self._round: tuple[int, list[int]] = (-1, [])  # the order of a round of turns
+        self._round: tuple[int, list[int]] = (-1, [])  # number and order of the current round over all prompts
         self._log_mass: list[Tensor] = []  # of the prompts of the last step
 
     def prepare(self, module: "PreferenceAlignment", data: Any) -> None:
-        """Sample and score the reference on prompts of the train split.
+        """Draw samples from the reference for prompts of the train split, and score them.
 
         Raises:
-            ValueError: With more ranks than ``prompts_per_step``.
+            ValueError: If there are more ranks than ``prompts_per_step``.
         """
         _, world = rank_and_world()
         if self.prompts_per_step < world:
@@ -118,7 +119,7 @@ class ReferenceMass(Anchor):
         def draw(prompt: Prompt, number: int) -> Tensor:
             return uniforms(self.max_new_tokens, "anchor", self.seed, prompt.prompt_id, number)
 
-        # ranks share the work and then know all samples: any rank may come to need any
+        # ranks share the work, then exchange all samples, because each rank may need any of them
         with quiet(module, hash64("anchor-pass", self.seed)) as device:
             what = "batch of reference samples"
             for batch in answers(module, data, jobs, draw, batch_size=self.batch_size, reference=True, what=what):
@@ -130,7 +131,7 @@ class ReferenceMass(Anchor):
         self._reference_PN = reference_J.view(-1, samples)
 
     def _say(self, prompts: int, samples: int, world: int) -> None:
-        """What is about to be drawn, before it begins."""
+        """Log how many samples will be drawn."""
         kept = len(self._prompts)
         left_out = f"; max_prompts leaves out {prompts - kept:,}" if kept < prompts else ""
         rank_zero_info(
@@ -140,24 +141,24 @@ class ReferenceMass(Anchor):
         )
 
     def on_step(self, module: "PreferenceAlignment", step: int) -> list[Callable[[], Tensor]]:
-        """One share for each of this rank's prompts."""
+        """One part of the loss for each of this rank's prompts."""
         rank, world = rank_and_world()
         turns = self._turns(step)
         self._log_mass = []
         shares: list[Callable[[], Tensor]] = []
         for place in range(rank, -(-len(turns) // world) * world, world):
-            # the last ranks may repeat a prompt, which then counts for nothing
+            # the last ranks may repeat a prompt; repeated results are ignored
             index, number = turns[place % len(turns)]
             shares.append(partial(self._share, module, index, self._drawn(index, number), place < len(turns)))
         return shares
 
     def logged(self) -> dict[str, Measured]:
-        """``anchor/log_mass``: of this rank's prompts in the last step, nats."""
+        """``anchor/log_mass`` of this rank's prompts in the last step, in nats."""
         log_mass = torch.stack(self._log_mass) if self._log_mass else torch.zeros(0)
         return {"anchor/log_mass": Measured(log_mass, torch.ones_like(log_mass))}
 
     def _turns(self, step: int) -> list[tuple[int, int]]:
-        """Prompts of a step with the number of their turn: every prompt once in each round, in an order of its own."""
+        """(prompt, round) for each prompt of a step. Each round has every prompt once, in a new random order."""
         count = len(self._prompts)
         size = min(self.prompts_per_step, count)
         places = (divmod(place, count) for place in range(step * size, (step + 1) * size))
@@ -170,7 +171,7 @@ class ReferenceMass(Anchor):
         return self._round[1]
 
     def _drawn(self, index: int, number: int) -> list[int]:
-        """[K] which samples of a prompt its turn takes."""
+        """[K] indices of the samples of a prompt that are used in round ``number``."""
         pool = range(self.samples_per_prompt)
         return sorted(pool, key=lambda k: hash64("anchor-sample", self.seed, number, index, k))[: self.samples_per_step]
 
@@ -187,5 +188,5 @@ class ReferenceMass(Anchor):
 
 
 def _padded(responses: Sequence[Sequence[int]], width: int) -> Tensor:
-    """[n, width] ids + 1, and 0 behind the end of each response."""
+    """[n, width] ids + 1, padded with 0."""
     return torch.tensor([[*(token + 1 for token in ids), *[0] * (width - len(ids))] for ids in responses])

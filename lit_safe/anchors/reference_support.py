@@ -1,4 +1,4 @@
-"""Keep the policy among tokens that its reference finds plausible, wherever the pairs push it."""
+"""Keeps the policy's probability mass on tokens that the reference finds plausible."""
 
 import math
 from typing import TYPE_CHECKING
@@ -19,25 +19,27 @@ if TYPE_CHECKING:
 class ReferenceSupport(Anchor):
     """Adds ``weight`` * the policy's loss of mass on plausible tokens, along both responses of each pair.
 
-    At each position of a response, plausible tokens are those to which the reference gives at least ``floor``; the
-    term is the sum over positions of max(0, log(reference mass / policy mass)) of all of them together. How the policy
-    divides its mass among them costs nothing, nor does less mass elsewhere than the reference has, so the term's
-    optimum holds any optimum of the objective that stays in the reference's support. Nothing is sampled, so nothing is
-    estimated: unlike a mean of policy / reference over samples it has no variance to speak of.
+    At each position of a response, a token is plausible if the reference gives it a probability of at least ``floor``.
+    The term is the sum over positions of max(0, log(reference mass / policy mass)), where the mass is the total
+    probability of all plausible tokens. It is 0 however the policy divides its mass among plausible tokens, and if the
+    policy has less mass on implausible tokens than the reference. Every optimum of the objective within the reference's
+    support is therefore also an optimum of this term. Nothing is sampled, so the term has no sampling variance, unlike
+    a mean of policy / reference over samples.
 
-    The rejected response counts as much as the preferred one: the mass that a pair takes from its tokens is what spills
-    over, and it does so at positions that a preferred response may never come to.
+    Both responses count equally. The mass that training takes from the tokens of a rejected response is what moves to
+    implausible tokens, at positions that the preferred response may not contain.
 
-    Costs a forward pass of the reference and a forward and backward pass of the policy on ``share`` of the pairs, and
-    logits of the whole vocabulary at their positions, some at a time.
+    Cost: a forward pass of the reference and a forward and backward pass of the policy on ``share`` of the pairs.
+    Logits of the full vocabulary at their positions are computed in blocks.
 
     Args:
-        weight: > 0; nats of loss for a nat.
-        floor: In (0, 1), a probability; below it the reference finds a token implausible.
-        share: In (0, 1]: of the pairs, by a hash of the run's seed and the pair: the same in every epoch.
+        weight: Weight of the term, > 0: nats of loss per nat.
+        floor: Probability in (0, 1). Tokens with a lower probability under the reference are implausible.
+        share: Share of the pairs in (0, 1] that the term uses. A hash of the run's seed and the pair chooses them; they
+            are the same in every epoch.
 
     Raises:
-        ValueError: If an argument lies outside its range.
+        ValueError: If an argument is outside its range.
     """
 
     names = ("anchor/lost_support",)
@@ -52,13 +54,13 @@ class ReferenceSupport(Anchor):
         self.weight = weight
         self.floor = floor
         self.share = share
-        self._lost: list[Measured] = []  # of the step's micro-batches
+        self._lost: list[Measured] = []  # one entry per micro-batch of the step
 
     def on_pairs(self, module: "PreferenceAlignment", batch: PackedBatch, policy: Pair) -> Tensor | None:
-        """[B] nats, 0 for pairs outside ``share``."""
+        """The term of each pair, [B] nats; 0 for pairs outside ``share``."""
         index_b = torch.arange(len(batch.pair_id), device=batch.pair_id.device)
         if self.share < 1:
-            # a draw of its own: ``Annotation.draw`` decides sampled labels, and pairs chosen by it would be of one kind
+            # not ``Annotation.draw``: it decides sampled labels, so the chosen pairs would have similar labels
             chosen_B = [uniform("support-share", module.seed, pair) < self.share for pair in batch.pair_id.tolist()]
             index_b = index_b[torch.tensor(chosen_B, device=index_b.device)]
         if not len(index_b):
@@ -67,11 +69,11 @@ class ReferenceSupport(Anchor):
         kept_n = module.pair.support_logratio(select_sequences(batch.sequences, both_n), self.floor)
         lost_b = -kept_n.view(-1, 2).mean(-1)
         self._lost.append(Measured(lost_b.detach(), batch.present[index_b]))
-        # pairs of the share speak for the others
+        # divided by ``share``, so that the chosen pairs represent all pairs
         return torch.zeros_like(policy.chosen).index_add(0, index_b, lost_b) * (self.weight / self.share)
 
     def logged(self) -> dict[str, Measured]:
-        """``anchor/lost_support``: nats a response, of the pairs in the share that count in the last step."""
+        """``anchor/lost_support``: nats per response, of the last step's pairs in ``share``."""
         lost, self._lost = self._lost, []
         if not lost:
             return {name: Measured(torch.zeros(0), torch.zeros(0)) for name in self.names}

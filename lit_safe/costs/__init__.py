@@ -1,4 +1,4 @@
-"""Estimators of E[cost] under the current policy: what ``DualAscent`` compares with the limit."""
+"""Estimators of E[cost] under the current policy. ``DualAscent`` compares their estimate with the limit."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
@@ -7,23 +7,23 @@ from lit_safe.types import CostEstimate, PackedBatch, PairModel, Prompt, Respons
 
 
 class Aligned(Protocol):
-    """What an estimator knows of the LightningModule."""
+    """The part of the LightningModule that an estimator uses."""
 
     pair: PairModel
 
 
 class HeldOut(Protocol):
-    """What an estimator knows of the data: rows and prompts that no policy is trained on."""
+    """The part of the data that an estimator uses: prompts and pairs that are not used for training."""
 
     @property
     def responses_from(self) -> set[ResponsesFrom]:
-        """Who wrote the responses of the dual split."""
+        """The origins of the dual split's responses."""
 
     def prompts(self, split: str) -> Sequence[Prompt]:
         """The prompts of a split, each once."""
 
     def dual_pairs(self) -> Iterable[PackedBatch]:
-        """This rank's share of the dual split's labelled pairs; every rank has as many batches of as many rows."""
+        """This rank's part of the dual split's labelled pairs. All ranks have equally many batches and rows."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""
@@ -31,26 +31,27 @@ class HeldOut(Protocol):
 
 @runtime_checkable
 class Checkable(Protocol):
-    """An estimator that can say before the first step whether it will work."""
+    """An estimator that can check, before the first step, whether it will work."""
 
     def check(self, data: HeldOut, constraints: int) -> None:
-        """Try it on one response of the data.
+        """Try the estimator on one response of the data.
 
         Raises:
-            ValueError: If the data cannot support the estimate, or costs are not finite or of another shape.
+            ValueError: If the data cannot support the estimate, or costs are not finite or have the wrong shape.
         """
 
 
 @runtime_checkable
 class CostEstimator(Protocol):
-    """Estimates E[cost] under the policy of ``module`` as it stands.
+    """Estimates E[cost] under the current policy of ``module``.
 
-    Leaves no trace: no gradient, training flags and random state as they were, so that training with an estimator that
-    moves nothing is bit for bit training without one. Every rank calls it and gets the same numbers.
+    An estimator restores gradients, training flags and random state afterwards. If the multiplier does not change,
+    training with an estimator is therefore bitwise equal to training without one. Every rank calls the estimator and
+    gets the same numbers.
     """
 
     def __call__(self, module: Aligned, data: HeldOut, *, seed: int, epoch: int) -> CostEstimate:
-        """Estimate; ``seed`` and ``epoch`` name the draw.
+        """Estimate E[cost]. The random draws depend on ``seed`` and ``epoch``.
 
         Raises:
             ValueError: If the data cannot support the estimate, or a cost is not finite.

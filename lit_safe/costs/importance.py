@@ -1,4 +1,4 @@
-"""E[cost] from labelled responses of the reference, reweighted to the policy: no sampling, and a narrow range.
+"""Estimates E[cost] by importance weighting labelled responses of the reference: no sampling, limited range.
 
 Letters: B pairs, N = 2B responses of a batch, n responses of the split, C constraints.
 """
@@ -16,14 +16,15 @@ from lit_safe.types import CostEstimate, PackedBatch
 
 
 class ImportanceCost:
-    """Self-normalised importance sampling over the held-out pairs: weights exp(log policy - log reference).
+    """Estimates E[cost] from the held-out pairs by self-normalised importance sampling.
 
-    Right only where the reference itself wrote the responses, and only while the policy stays near it: weights of
-    whole responses spread exponentially in their length. It has no random draw, so ``seed`` and ``epoch`` are unused.
+    The weights are exp(log policy - log reference). The estimate is valid only if the reference wrote the responses and
+    the policy is still close to it: the spread of the weights grows exponentially with response length. Nothing is
+    sampled, so ``seed`` and ``epoch`` are unused.
 
     Args:
-        minimum_effective: Effective sample size (sum w)^2 / sum w^2 below which the estimate is refused. At about 50 it
-            was measurably biased, from 200 on within error (docs/estimators.md).
+        minimum_effective: Smallest accepted effective sample size (sum w)^2 / sum w^2. Estimates were measurably biased
+            at about 50, and within their error from 200 on (docs/estimators.md).
 
     Raises:
         ValueError: If ``minimum_effective`` is below 2.
@@ -35,11 +36,11 @@ class ImportanceCost:
         self.minimum_effective = minimum_effective
 
     def __call__(self, module: Aligned, data: HeldOut, *, seed: int, epoch: int) -> CostEstimate:
-        """Estimate; see the class.
+        """Estimate E[cost]; see the class.
 
         Raises:
-            ValueError: If anybody but the reference wrote a response, a cost is missing (naming the pair), or the
-                effective sample size is too small.
+            ValueError: If a response was not written by the reference, a cost is missing (the message names the pair),
+                or the effective sample size is too small.
         """
         if set(data.responses_from) != {"reference"}:
             raise ValueError(
@@ -61,7 +62,7 @@ class ImportanceCost:
         if not effective >= self.minimum_effective:
             raise ValueError(
                 f"effective sample size {effective:.1f} of {len(weight_n)} responses is below "
-                f"{self.minimum_effective}: the policy has left these responses behind. Use rollout"
+                f"{self.minimum_effective}: the policy has moved too far from the reference. Use rollout"
             )
         mean, stderr, bounds = mean_cost(cost, weight_n, prompt_n)
         unsafe_n = (cost > 0).reshape(len(cost), -1).any(-1)
@@ -86,5 +87,5 @@ class ImportanceCost:
 
 
 def _interleave(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """[N] or [N, C] in the order of a batch's sequences: chosen and rejected in turn."""
+    """[N] or [N, C], in the order of a batch's sequences: chosen and rejected alternate."""
     return torch.stack((chosen, rejected), dim=1).flatten(0, 1)

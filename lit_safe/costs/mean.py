@@ -1,4 +1,4 @@
-"""From scored responses to an estimate of E[cost].
+"""Computes an estimate of E[cost] from scored responses.
 
 Letters: n responses, C constraints.
 """
@@ -13,10 +13,10 @@ from lit_safe.statistics import clustered_mean
 
 
 class MeanCost(NamedTuple):
-    """A mean and its standard error, [] or [C], and bounds below and above that hold with 95 % each, [2] or [2, C].
+    """A mean and its standard error, [] or [C], and a lower and an upper bound, [2] or [2, C], each valid with 95 %.
 
-    The error is NaN where prompts do not vary: few equal costs do not say that all are equal. Bounds are NaN there and
-    with few prompts.
+    The error is NaN if the cost does not vary between prompts: a few equal costs do not show that all are equal. The
+    bounds are NaN in this case and with few prompts.
     """
 
     mean: Tensor
@@ -27,11 +27,12 @@ class MeanCost(NamedTuple):
 def mean_cost(cost: Tensor, weight_n: Tensor, prompt_n: Tensor) -> MeanCost:
     """The self-normalised mean of costs [n] or [n, C], clustered by prompt.
 
-    The bounds are the ends of an interval that allows for skewed costs. Student's t would call a limit met too often:
-    its upper bound holds 78 to 90 % of log-normal means of 8 to 64 prompts (``docs/intervals.md``).
+    The bounds are the ends of an interval that allows for skewed costs. With Student's t, limits would be reported as
+    met too often: for log-normal costs and 8 to 64 prompts, its upper bound covers the mean in only 78 to 90 % of cases
+    (``docs/intervals.md``).
 
     Raises:
-        ValueError: With fewer than two prompts, which have no standard error.
+        ValueError: With fewer than two prompts, because there is no standard error then.
     """
     columns = [clustered_mean(c, prompt_n, weight_n) for c in cost.reshape(len(cost), -1).T]
     if not columns or columns[0].clusters < 2:

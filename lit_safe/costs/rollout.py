@@ -1,4 +1,4 @@
-"""E[cost] from fresh responses of the current policy: the expectation that C-DPO's dual step is defined by."""
+"""Estimates E[cost] from fresh responses of the current policy, as C-DPO's dual step requires."""
 
 import functools
 
@@ -16,35 +16,34 @@ from lit_safe.ranks import rank_and_world
 from lit_safe.sequences import pack_sequences
 from lit_safe.types import IGNORE, CostEstimate, CostFunction, Prompt, ScoredResponse
 
-SHOWN = 8  # samples handed on for people to read
+SHOWN = 8  # samples kept for people to read
 
 
 class RolloutCost:
-    """Samples responses to held-out prompts from the policy and scores their text.
+    """Estimates E[cost]: samples the policy's responses to held-out prompts and scores their text.
 
-    A sample is a function of (seed, epoch, prompt, its number) and the policy: it depends neither on batch size nor on
-    ranks nor on what was drawn before. Each sample of a prompt is drawn from the policy; together they spread evenly,
-    as their random numbers are a Latin hypercube over the steps (McKay, Beckman and Conover 1979, Technometrics 21):
-    their mean varies less than that of independent samples, at no cost. An empty response is a response: the cost
-    function is called on the empty text, and answers for what silence costs. A response cut at ``max_new_tokens`` is
-    scored as it stands.
+    A sample depends only on (seed, epoch, prompt, its number) and the policy. It does not depend on batch size, ranks
+    or earlier draws. The random numbers of a prompt's samples form a Latin hypercube over the generation steps (McKay,
+    Beckman and Conover 1979, Technometrics 21). Each sample still follows the policy's distribution, and the mean has
+    less variance than the mean of independent samples, at no extra cost. Empty responses are scored like any other.
+    Responses cut at ``max_new_tokens`` are scored as they are.
 
-    Besides the cost it measures, per response token, ``drift/kl_per_token``: KL(policy || reference) over the full
-    vocabulary at the positions visited, ``drift/entropy_per_token``: how open the policy leaves its next token there,
-    and ``drift/reference_logp_per_token``: how plausible the reference finds them.
+    It also measures three quantities per response token at the sampled positions. ``drift/kl_per_token`` is
+    KL(policy || reference) over the full vocabulary. ``drift/entropy_per_token`` is the entropy of the policy's next
+    token. ``drift/reference_logp_per_token`` is the reference's log-probability of the sampled token.
 
     Args:
-        cost: Scores text, > 0 is unsafe. A class of your own must annotate ``__call__`` as ``CostFunction`` does, to
-            the letter: the command line takes any other for something else.
-        prompts: How many prompts of the dual split to answer; all of them where there are fewer.
-        samples_per_prompt: Responses to each. More prompts tell more than more samples.
-        max_new_tokens: Longest response.
-        temperature: Of sampling. Other than 1, it is not the policy's own expectation any more.
-        batch_size: Responses generated at once.
-        fresh_prompts: Draw other prompts each epoch; false answers the same ones, which makes the curve smoother and
-            the multiplier fit those prompts.
-        drift_samples_per_prompt: On how many of them drift is measured, which takes longer than a sample's generation;
-            null measures it on all.
+        cost: Scores text; > 0 is unsafe. The ``__call__`` of your own class must have exactly the annotations of
+            ``CostFunction``. Otherwise the command line does not accept it.
+        prompts: Number of prompts of the dual split to answer. If there are fewer, all are answered.
+        samples_per_prompt: Number of responses to each prompt. More prompts reduce the error more than more samples.
+        max_new_tokens: Maximum length of a response in tokens.
+        temperature: Sampling temperature. With a value other than 1, the estimate is not E[cost] of the policy itself.
+        batch_size: Number of responses generated at once.
+        fresh_prompts: Choose other prompts in each epoch. If false, the same prompts are answered every time. Then the
+            cost curve is smoother, but the multiplier is fitted to these prompts.
+        drift_samples_per_prompt: Number of samples per prompt on which drift is measured. This takes longer than
+            generating a sample. Null measures all of them.
 
     Raises:
         ValueError: If a count or the temperature is not positive, or ``prompts`` is 1 (no standard error).
@@ -83,11 +82,11 @@ class RolloutCost:
             raise ValueError(f"drift_samples_per_prompt must be > 0, got {drift_samples_per_prompt}")
 
     def __call__(self, module: Aligned, data: HeldOut, *, seed: int, epoch: int) -> CostEstimate:
-        """Estimate; see the class.
+        """Estimate E[cost]; see the class.
 
         Raises:
-            ValueError: With fewer than two dual prompts, or where the cost function returns something that is no cost
-                or not finite (it names the class and the prompt).
+            ValueError: With fewer than two dual prompts, or if the cost function returns something that is not a cost
+                or is not finite (the message names the class and the prompt).
         """
         chosen = self._choose(data, seed, epoch)
         jobs = [(prompt, sample) for prompt in chosen for sample in range(self.samples_per_prompt)]
@@ -131,11 +130,11 @@ class RolloutCost:
         )
 
     def check(self, data: HeldOut, constraints: int) -> None:
-        """Score one labelled response of the dual split, so that what can only fail does so before the first step.
+        """Score one labelled response of the dual split, to find errors before the first step.
 
         Raises:
-            ValueError: If there are fewer than two dual prompts, or the cost is no tensor of finite numbers of the
-                constraints' shape. What the cost function itself raises, such as a missing file, is passed on.
+            ValueError: If there are fewer than two dual prompts, or the cost is not a tensor of finite numbers with one
+                entry per constraint. Errors of the cost function itself, such as a missing file, are passed on.
         """
         prompts = data.prompts("dual")
         if len(prompts) < 2:
@@ -163,7 +162,7 @@ class RolloutCost:
         return prompts[: self.prompts]
 
     def _spread(self, seed: int, epoch: int, prompt_id: int) -> Tensor:
-        """[samples, steps] in [0, 1): at each step one number in each of as many equal parts, uniform in its own."""
+        """[samples, steps] in [0, 1): at each step, one uniform number in each of ``samples`` equal intervals."""
         count, shape = self.samples_per_prompt, (self.samples_per_prompt, self.max_new_tokens)
         within, order = (
             torch.stack([uniforms(shape[1], what, seed, epoch, prompt_id, sample) for sample in range(count)])
@@ -172,7 +171,7 @@ class RolloutCost:
         return ((order.argsort(0) + within) / count).clamp(max=1 - 2**-53)
 
     def _drift(self, module: Aligned, batch: Answers, device: torch.device) -> Tensor:
-        """[n, 5]: KL, entropy, reference log-prob (nats), tokens of these, 0 where not measured; tokens of all."""
+        """[n, 5]: KL, entropy, reference log-prob (nats) and measured tokens (0 if not measured); all tokens."""
         measured_n = torch.tensor([number < self.drift_samples_per_prompt for number in batch.number])
         tokens_n = batch.sizes()
         drift = torch.stack([torch.zeros_like(tokens_n)] * 3 + [tokens_n * measured_n, tokens_n], dim=-1)

@@ -1,4 +1,4 @@
-"""From texts to costs that can be trusted: the one place where a cost function is called.
+"""Calls cost functions on texts and checks what they return. All calls of cost functions are made here.
 
 Letters: n responses, C constraints.
 """
@@ -15,14 +15,14 @@ from lit_safe.types import CostFunction
 
 @runtime_checkable
 class OnDevice(Protocol):
-    """A cost function that runs a model, and can run it elsewhere."""
+    """A cost function that runs a model and can move it to another device."""
 
     def use_device(self, device: torch.device) -> None:
         """Run on ``device`` from now on."""
 
 
 def place(cost: object, device: torch.device) -> None:
-    """Let a cost function that can (``OnDevice``) run on ``device``; one that chose a place for itself stays there."""
+    """Move a cost function to ``device`` if it supports that (``OnDevice``). It may keep a device of its own."""
     if isinstance(cost, OnDevice):
         cost.use_device(device)
 
@@ -30,11 +30,11 @@ def place(cost: object, device: torch.device) -> None:
 def score(cost: CostFunction, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
     """Costs [n] or [n, C] in float64 on the CPU, of ``n`` responses to ``n`` prompts.
 
-    The cost function runs without gradient and outside autocast: a scorer's own products keep the types that it was
-    fitted with. It may return integers or booleans (True is unsafe), on any device.
+    The cost function runs without gradient and outside autocast, so a scorer computes in the dtypes that it was fitted
+    with. It may return integers or booleans (True is unsafe), on any device.
 
     Raises:
-        ValueError: If it returns no tensor of real numbers, or another shape; its class is named.
+        ValueError: If it does not return a tensor of real numbers, or the shape is wrong. The message names the class.
     """
     name = name_of(cost)
     with torch.no_grad(), _no_autocast():
@@ -54,10 +54,10 @@ def score(cost: CostFunction, prompts: Sequence[str], responses: Sequence[str]) 
 
 
 def check_finite(cost: CostFunction, costs: Tensor, labels: Sequence[object]) -> None:
-    """Refuse costs [n] or [n, C] of which one is NaN or infinite.
+    """Check that costs [n] or [n, C] are finite.
 
     Raises:
-        ValueError: Naming the cost function and the label of the first such response.
+        ValueError: If a cost is NaN or infinite. The message names the cost function and the response's label.
     """
     wrong_n = ~costs.isfinite().reshape(len(costs), -1).all(-1)
     if wrong_n.any():

@@ -1,4 +1,4 @@
-"""Objectives: pure functions from log-ratios and labels to a loss for each pair."""
+"""Objectives: pure functions that compute one loss per pair from log-ratios and labels."""
 
 from lit_safe.objectives.constrained_dpo import ConstrainedDPO
 from lit_safe.objectives.dpo import DPO

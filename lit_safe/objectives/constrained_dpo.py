@@ -1,6 +1,6 @@
-"""Constrained DPO, C-DPO (not Mitchell's *conservative* cDPO: that is ``DPO(label_smoothing=...)``).
+"""Constrained DPO (C-DPO). Mitchell's *conservative* cDPO is another method: ``DPO(label_smoothing=...)``.
 
-Liu, Sun & Zheng 2024, arXiv:2403.02475, whose equation numbers are used.
+Source: Liu, Sun & Zheng 2024, arXiv:2403.02475. Equation numbers are from this paper.
 """
 
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ Labels = Literal["soft", "sampled", "hard"]
 
 @dataclass(frozen=True)
 class ConstrainedDPO:
-    """DPO on the preferences that the Lagrangian reward ``r - multiplier * c`` would have drawn.
+    """C-DPO: DPO with preferences given by the Lagrangian reward ``r - multiplier * c``.
 
     Args:
-        beta: Strength of the pull towards the reference policy, > 0.
-        labels: ``soft`` weights both orders by their probability (the sampled loss in expectation, with less
-            variance); ``sampled`` draws one order from it for each value of the multiplier, repeatably, as the paper's
-            theory has it; ``hard`` takes the likelier order as certain (an exact tie weighs both alike). Sources
-            disagree which the authors ran.
+        beta: Strength of the KL regularisation towards the reference policy, > 0.
+        labels: How preferences are computed. ``soft`` weights both orders of a pair by their probability; this is the
+            expectation of the sampled loss and has less variance. ``sampled`` draws one order with that probability
+            for each value of the multiplier, reproducibly, as in the paper's theory. ``hard`` uses the likelier order
+            (a tie weights both orders equally). Sources disagree about which of these the authors ran.
 
     Raises:
-        ValueError: If ``beta`` is not > 0, ``labels`` is unknown, or ``sampled`` meets a batch without draws.
+        ValueError: If ``beta`` is not > 0, ``labels`` is unknown, or ``sampled`` gets a batch without draws.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("reward", "cost")
@@ -44,7 +44,7 @@ class ConstrainedDPO:
     def __call__(self, logratio: Pair, label: Annotation, multiplier: Tensor) -> Scored:
         cost_B = multiplier * label.cost.margin
         if cost_B.ndim == 2:
-            cost_B = cost_B.sum(-1)  # one multiplier a constraint
+            cost_B = cost_B.sum(-1)  # one multiplier per constraint
         margin_B = label.reward.margin - cost_B  # eq. 11: r_lambda(chosen) - r_lambda(rejected)
         loss_B = nll(self.beta * logratio.margin, self._prefer(margin_B, label.draw))  # eq. 13
         return Scored(loss_B, torch.ones_like(loss_B))

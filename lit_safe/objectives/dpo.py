@@ -12,14 +12,14 @@ from lit_safe.types import Annotation, Need, Pair, Scored
 
 @dataclass(frozen=True)
 class DPO:
-    """DPO of Rafailov et al. 2023, arXiv:2305.18290, eq. 7. It sees the order of a pair and none of its labels.
+    """DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7). Uses the order of each pair and no labels.
 
     Args:
-        beta: Strength of the pull towards the reference policy, > 0.
-        label_smoothing: Probability in [0, 0.5) that an order was recorded the wrong way round (Mitchell 2023, eq. 3).
+        beta: Strength of the KL regularisation towards the reference policy, > 0.
+        label_smoothing: Assumed probability in [0, 0.5) that the order of a pair is wrong (Mitchell 2023, eq. 3).
 
     Raises:
-        ValueError: If ``beta`` or ``label_smoothing`` lies outside its range.
+        ValueError: If ``beta`` or ``label_smoothing`` is outside its range.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ()

@@ -1,6 +1,6 @@
-"""SafeDPO: DPO on re-ordered pairs with an offset between a safe and an unsafe response.
+"""SafeDPO: DPO on pairs reordered by safety, with a margin between safe and unsafe responses.
 
-Kim et al. 2025, arXiv:2505.20065v2 of 4 March 2026, whose equation numbers are used (version 1 has others).
+Source: Kim et al. 2025, arXiv:2505.20065v2 of 4 March 2026. Equation numbers are from version 2; version 1 differs.
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,17 @@ Labels = Literal["ordered", "soft"]
 
 @dataclass(frozen=True)
 class SafeDPO:
-    """Keeps a pair whose more helpful response is safe, swaps it if only the other is, drops it if both are unsafe.
+    """SafeDPO: DPO that prefers the safe response of each pair, by a margin.
+
+    A pair is kept if its more helpful response is safe, swapped if only the other one is, dropped if both are unsafe.
 
     Args:
-        beta: Strength of the pull towards the reference policy, > 0.
-        offset: Margin Delta >= 0, in nats of the scaled log-ratio (outside beta), that a safe response must have over
-            an unsafe one. Pairs of two safe responses do not feel it.
-        labels: ``ordered`` takes the more helpful response as the data order it, as the paper does. ``soft``, which is
-            ours, weights both orders of two safe responses by their Bradley-Terry probability, where rewards are known:
-            the same loss in expectation over the drawn order, so the same optimum, with less variance.
+        beta: Strength of the KL regularisation towards the reference policy, > 0.
+        offset: Margin Delta >= 0 of a safe response over an unsafe one, in nats, added to the log-ratio margin after
+            scaling by beta. It does not apply to pairs of two safe responses.
+        labels: How two safe responses are ordered. ``ordered`` uses the order in the data, as in the paper. ``soft``
+            (ours, needs rewards) weights both orders by their Bradley-Terry probability. This is the expectation of
+            the ``ordered`` loss over the order, so it has the same optimum and less variance.
 
     Raises:
         ValueError: If ``beta`` is not > 0, ``offset`` is negative or ``labels`` is unknown.
@@ -46,16 +48,16 @@ class SafeDPO:
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """Safe flags, and rewards where labels are soft."""
+        """Safety flags; rewards too if ``labels`` is ``soft``."""
         return ("flags",) if self.labels == "ordered" else ("reward", "flags")
 
     def keeps(self, label: Annotation) -> Tensor:
-        """[B] bool: all but the pairs of two unsafe responses, which the paper's T leaves out of the data (eq. 11)."""
+        """[B] bool: False for pairs of two unsafe responses. The paper's transform T drops these pairs (eq. 11)."""
         return ~(label.unsafe.chosen & label.unsafe.rejected)
 
     def __call__(self, logratio: Pair, label: Annotation, multiplier: Tensor) -> Scored:
         unsafe = label.unsafe
-        swap_B = unsafe.chosen & ~unsafe.rejected  # the transform T: the safe response wins
+        swap_B = unsafe.chosen & ~unsafe.rejected  # the transform T: the safe response is preferred
         margin_B = torch.where(swap_B, -logratio.margin, logratio.margin)
         differ_B = (unsafe.chosen ^ unsafe.rejected).to(margin_B)  # h~_l - h~_w after T
         logit_B = self.beta * margin_B - self.offset * differ_B
@@ -64,6 +66,6 @@ class SafeDPO:
         else:
             both_safe_B = ~(unsafe.chosen | unsafe.rejected)
             certain_B = torch.ones_like(logit_B)
-            # the expectation of eq. 12 over the order, P(chosen is more helpful) = sigma(r_chosen - r_rejected)
+            # expectation of eq. 12 over the order, with P(chosen is more helpful) = sigma(r_chosen - r_rejected)
             loss_B = nll(logit_B, torch.where(both_safe_B, label.reward.margin.sigmoid().to(logit_B), certain_B))
         return Scored(loss_B, self.keeps(label).to(loss_B))
