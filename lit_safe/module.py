@@ -92,7 +92,7 @@ class PreferenceAlignment(StepModule):
         self.label_draws = LabelDraws()
         self.reference_cache = ReferenceCache() if precompute_reference else None
         if reference_cache_dir is not None and not precompute_reference:
-            raise ValueError("reference_cache_dir stores scores of precompute_reference: set precompute_reference to true")
+            raise ValueError("reference_cache_dir stores what is precomputed: set precompute_reference to true")
         self._reference_cache_dir = reference_cache_dir
         start = torch.tensor(multiplier, dtype=torch.float32)
         if not bool((start.isfinite() & (start >= 0)).all()):

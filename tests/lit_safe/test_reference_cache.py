@@ -169,7 +169,7 @@ def test_a_training_pair_that_was_not_scored_before_is_refused(tmp_path: Path, m
     data = pairs(Fruit(), pairs_per_step=5, micro_batch_pairs=2, eval_batch_pairs=3, duplicates="keep")
     plain = data.batches_of
     monkeypatch.setattr(data, "batches_of", lambda split: list(plain(split))[:-1])
-    with pytest.raises(ValueError, match=r"not all of the micro-batch with pair .*batches_of\('train'\) must yield every"):
+    with pytest.raises(ValueError, match=r"not all of the micro-batch with pair .*batches_of\('train'\) must yield"):
         trainer(tmp_path, max_epochs=1).fit(aligned(precompute_reference=True), data)
 
 
