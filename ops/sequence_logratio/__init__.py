@@ -1,4 +1,4 @@
-"""Log-probabilities of response tokens, their sums over sequences, log-ratios, and KL and entropy of two models.
+"""Log-probs of response tokens, their sums over sequences, log-ratios, and KL and entropy of two models.
 
 Letters: T scored positions, N sequences, D hidden width, V vocabulary.
 """

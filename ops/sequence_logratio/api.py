@@ -1,7 +1,8 @@
-"""The public face: checks inputs, chooses a backend, and reduces tokens to sequences.
+"""The public functions: they check inputs, choose a backend, and reduce tokens to sequences.
 
-A backend is a module of this folder, named as its file, with ``unsupported(hidden_TD, weight_VD) -> str | None`` (the
-reason it cannot run here) and ``token_logp(hidden_TD, weight_VD, target_T, bias_V, scale, softcap, grad_rows)``.
+A backend is a module of this folder, named after its file, with ``unsupported(hidden_TD, weight_VD) -> str | None``
+(the reason why it cannot run here) and ``token_logp(hidden_TD, weight_VD, target_T, bias_V, scale, softcap,
+grad_rows)``.
 """
 
 import functools
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 PREFERENCE = (fused, chunked, reference)  # best first: the order in which ``auto`` tries the backends
 BACKENDS = {module.__name__.rpartition(".")[2]: module for module in PREFERENCE}  # in that order
-# up to this many logits (1 MiB each time plain torch holds them) the reference is as fast on a CPU and has no overhead
+# up to this many logits (1 MiB per copy in plain torch) the reference is as fast on a CPU and has no overhead
 SMALL_LOGITS = 2**18
 
 
@@ -46,25 +47,25 @@ def token_logp(
 ) -> Tensor:
     """Log-probability of each target token under ``softmax(softcap(scale * (hidden @ weight.T + bias)))``.
 
-    Under autocast on CUDA, products take autocast's dtype and are summed in fp32; on a CPU, and everywhere else in the
+    Under autocast on CUDA, products use autocast's dtype and are summed in fp32. On a CPU, and everywhere else in the
     computation, nothing is rounded below fp32.
 
     Args:
         hidden_TD: Hidden states at the positions that predict the targets, any float dtype.
-        weight_VD: Head weight, of the dtype and device of ``hidden_TD`` (under autocast: any float dtype).
+        weight_VD: Head weight, with the dtype and device of ``hidden_TD`` (under autocast: any float dtype).
         target_T: int64 token ids; -100 gives 0 and no gradient.
         bias_V: Head bias, if the head has one.
         scale: Factor on the logits (Cohere's ``logit_scale``, the inverse of Granite's ``logits_scaling``).
         softcap: Bound of ``cap * tanh(logit / cap)`` (Gemma 2's ``final_logit_softcapping``).
-        backend: ``auto``, or the name of a backend, which then must be able to run. On a GPU, ``auto`` takes ``fused``
-            only where ``evidence.py`` says that it compiles without register spills.
+        backend: ``auto``, or the name of a backend, which must then be able to run. On a GPU, ``auto`` takes ``fused``
+            only if ``evidence.py`` lists it as compiling without register spills.
 
     Returns:
         [T] nats, fp32 (float64 for float64 inputs), always <= 0.
 
     Raises:
-        ValueError: On shapes, dtypes or ids that do not fit (ids are looked at on a CPU alone: elsewhere it would wait
-            for the device), or a named backend that cannot run here.
+        ValueError: On invalid shapes, dtypes or ids (ids are checked only on a CPU, because elsewhere the check would
+            wait for the device), or on a named backend that cannot run here.
     """
     return _token_logp(Head(hidden_TD, weight_VD, bias_V, scale, softcap), target_T, backend, None)
 
@@ -81,9 +82,9 @@ def sequence_logp(
     softcap: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """[N] sums (or means over scored tokens) of ``token_logp`` over the sequences ``cu_seqlens_N1`` bounds.
+    """[N] sums (or means over scored tokens) of ``token_logp`` over the sequences bounded by ``cu_seqlens_N1``.
 
-    An empty sequence sums to 0; its mean is 0 too. Other arguments and errors are those of ``token_logp``.
+    The sum and the mean of an empty sequence are 0. Other arguments and errors are those of ``token_logp``.
     """
     logp_T = token_logp(hidden_TD, weight_VD, target_T, bias_V=bias_V, scale=scale, softcap=softcap, backend=backend)
     return _reduce(logp_T, target_T, cu_seqlens_N1, reduction)
@@ -98,13 +99,13 @@ def both_sequence_logp(
     reduction: Literal["sum", "mean"] = "sum",
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """[N] log-probs of the policy, and [N] of the reference without gradient, as ``sequence_logp`` gives each.
+    """[N] log-probs of the policy, and [N] of the reference without gradient, each as from ``sequence_logp``.
 
-    When they share one weight and bias (``is``), both go through the head in one call that costs the reference no
-    gradient.
+    If they share one weight and bias (``is``), both pass through the head in one call, which computes no gradient for
+    the reference.
 
     Raises:
-        ValueError: On what ``token_logp`` raises, and on vocabularies that differ.
+        ValueError: In the cases of ``token_logp``, and if the vocabularies differ.
     """
     policy_T, reference_T = _both_token_logp(policy, reference, target_T, backend)
     return (
@@ -124,20 +125,20 @@ def sequence_logratio(
 ) -> Tensor:
     """[N] log-ratios, policy minus reference, in nats; no gradient flows to the reference.
 
-    Two heads are compared token by token and then summed, which rounds less than the difference of two long sums. When
-    they share one weight (an adapter trained under a frozen head), both models go through it in one call.
+    Two heads are compared token by token and then summed, which rounds less than the difference of two long sums. If
+    they share one weight (an adapter trained under a frozen head), both models pass through it in one call.
 
     Args:
-        policy: Hidden states and head, or [N] log-probs that were computed before.
+        policy: Hidden states and head, or [N] precomputed log-probs.
         reference: The same for the reference; [N] log-probs may come from a cache.
-        target_T: int64 token ids, -100 where there is nothing to score; needed with a ``Head``.
-        cu_seqlens_N1: Bounds of the sequences in T; needed with a ``Head``.
-        reduction: Sum or mean over the scored tokens of a sequence. Cached log-probs must have the same.
+        target_T: int64 token ids, -100 for positions that are not scored; required with a ``Head``.
+        cu_seqlens_N1: Bounds of the sequences in T; required with a ``Head``.
+        reduction: Sum or mean over the scored tokens of a sequence. Cached log-probs must use the same one.
         backend: As for ``token_logp``.
 
     Raises:
-        ValueError: On what ``token_logp`` raises, on vocabularies or shapes that differ, and on a ``Head`` without
-            targets and bounds.
+        ValueError: In the cases of ``token_logp``, if vocabularies or shapes differ, and on a ``Head`` without targets
+            and bounds.
     """
     if isinstance(policy, Head) or isinstance(reference, Head):
         if target_T is None or cu_seqlens_N1 is None:
@@ -170,10 +171,10 @@ def _both_token_logp(policy: Head, reference: Head, target_T: Tensor, backend: s
 
 
 def checked(head: Head, target_T: Tensor) -> Head:
-    """The head, with hidden states in the dtype that products are made of.
+    """The head, with hidden states in the dtype of the products.
 
     Raises:
-        ValueError: On shapes, dtypes or ids that do not fit.
+        ValueError: On invalid shapes, dtypes or ids.
     """
     hidden_TD, weight_VD = head.hidden_TD, head.weight_VD
     check_head(hidden_TD, weight_VD, head.bias_V)
@@ -202,7 +203,7 @@ def _reduce(value_T: Tensor, target_T: Tensor, cu_seqlens_N1: Tensor, reduction:
         if int(cu_seqlens_N1[0]) != 0 or int(cu_seqlens_N1[-1]) != len(value_T) or falls:
             raise ValueError(f"cu_seqlens must rise from 0 to T = {len(value_T)}, got {cu_seqlens_N1.tolist()[:8]} ...")
     offset_N1 = cu_seqlens_N1.to(value_T.device, torch.int64)
-    # one writer per sequence: an index_add would add in whatever order the device likes
+    # one writer per sequence: the order of the additions of an index_add depends on the device
     sum_N = torch.segment_reduce(value_T, "sum", offsets=offset_N1, initial=0.0)
     if reduction == "sum":
         return sum_N
@@ -223,7 +224,7 @@ def _backend(name: str, hidden_TD: Tensor, weight_VD: Tensor) -> ModuleType:
     passed_over: list[str] = []
     for candidate, module in BACKENDS.items():
         reason = module.unsupported(hidden_TD, weight_VD)
-        if reason is None and module is fused:  # a backend that runs but is slow there
+        if reason is None and module is fused:  # it runs, but is slow on this device
             reason = evidence.unproven(hidden_TD)
         if reason is None:
             _say_once(candidate, "; ".join(passed_over))

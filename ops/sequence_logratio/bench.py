@@ -1,4 +1,4 @@
-"""Times the backends, plain torch and other people's fused losses on one DPO step's head: python -m ops...bench --help.
+"""Times the backends, plain torch and other fused losses on one DPO step's head: python -m ops...bench --help.
 
 Letters: T scored positions, N sequences (the first half chosen, the second rejected), D hidden width, V vocabulary.
 """
@@ -34,7 +34,7 @@ from ops.sequence_logratio.bench_output import table, write
 
 
 def matmul_rate(case: Case) -> float:
-    """Operations a second of the best of the three products of a slab: the ceiling of this run."""
+    """Operations per second of the fastest of the three products of a slab: an upper bound for this run."""
     weight_SD = case.weight_VD[:8192]
     logit_TS = case.hidden_TD @ weight_SD.T
     products: list[Callable[[], Tensor]] = [
@@ -64,7 +64,7 @@ def truth(case: Case) -> Tensor:
 
 
 def error_nats(case: Case, provider: Provider, truth_N: Tensor) -> float:
-    """Root mean square over sequences of the error of their log-prob."""
+    """Root mean square over sequences of the error of their log-probs."""
     if provider.logp is None:
         return math.nan
     with torch.no_grad():
@@ -74,9 +74,9 @@ def error_nats(case: Case, provider: Provider, truth_N: Tensor) -> float:
 
 
 def peak_mib(arguments: argparse.Namespace, case: Case, name: str, mode: str) -> float:
-    """MiB over the inputs at the peak of one step, gradients included; nan where none can be read.
+    """MiB above the inputs at the peak of one step, including gradients; nan if it cannot be read.
 
-    A CPU's is read in a process of its own.
+    On a CPU it is read in a separate process.
     """
     if case.hidden_TD.is_cuda:
         before = torch.cuda.memory_allocated()
@@ -92,15 +92,15 @@ def peak_mib(arguments: argparse.Namespace, case: Case, name: str, mode: str) ->
 
 def _print_peak(case: Case, name: str, mode: str) -> None:
     provider = providers([name])[name]
-    step(make_case("tiny", "cpu"), provider, mode)()  # libraries load and set their buffers aside
-    peak_memory.lower()  # what making the case left free would serve the step unseen
+    step(make_case("tiny", "cpu"), provider, mode)()  # loads libraries and allocates their buffers
+    peak_memory.lower()  # otherwise the step could reuse memory freed by make_case, which the peak would not show
     before = peak_memory.peak_mib()
     step(case, provider, mode)()
     print(peak_memory.peak_mib() - before)
 
 
 def gradient_mib(case: Case, mode: str) -> float:
-    """MiB of the gradients of the hidden states and, where it learns, the weight."""
+    """MiB of the gradients of the hidden states and, if it trains, of the weight."""
     tensors = [] if mode == "nograd" else [case.hidden_TD] if "frozen" in mode else [case.hidden_TD, case.weight_VD]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20
 
@@ -117,7 +117,7 @@ def measure(arguments: argparse.Namespace, case: Case) -> list[dict[str, Any]]:
             continue
         try:
             errors[name] = error_nats(case, provider, truth_N)
-        except (ValueError, RuntimeError) as error:  # out of memory, or a device it does not know: a result, and said
+        except (ValueError, RuntimeError) as error:  # out of memory or an unsupported device: reported as a result
             failed[name] = _first_line(error)
     for name, why in failed.items():
         print(f"left out: {name}: {why}")
@@ -125,7 +125,7 @@ def measure(arguments: argparse.Namespace, case: Case) -> list[dict[str, Any]]:
         print(f"left out: peaks: {why_no_peak}")
     operations = 2 * len(case.target_T) * case.weight_VD.numel() / 2  # TDV
     rows = []
-    peaks: dict[tuple[str, str], float] = {}  # by provider and kind of step, which modes share
+    peaks: dict[tuple[str, str], float] = {}  # by provider and kind of step; modes share them
     for mode in arguments.modes:
         part, base = (mode, "cached") if mode in ("forward", "backward") else ("total", mode)
         running = {
@@ -134,7 +134,7 @@ def measure(arguments: argparse.Namespace, case: Case) -> list[dict[str, Any]]:
             if name not in failed and (provider.logp is not None or base in ("full", "frozen"))
         }
         rounds, exhausted = take_turns(running, arguments.repeats)
-        running.clear()  # the gradients they hold need not fit beside the step whose peak is read
+        running.clear()  # frees their gradients before a step's peak is read
         for name, why in exhausted.items():
             print(f"left out of {mode}: {name}: {why}")
         seconds = {name: [taken[part] for taken in rounds[name]] for name in rounds}
@@ -162,7 +162,7 @@ def measure(arguments: argparse.Namespace, case: Case) -> list[dict[str, Any]]:
                     "ms": 1e3 * median,
                     "ms_min": 1e3 * min(times),
                     "ms_max": 1e3 * max(times),
-                    # of the whole step; steadier than ms where others work too
+                    # of the whole step; varies less than ms if other processes run
                     "cpu_ms_of_step": 1e3 * statistics.median(taken["cpu"] for taken in rounds[name]),
                     "over_ours": median / ours,
                     "over_plain": _over(times, seconds.get(PLAIN)),
@@ -184,9 +184,9 @@ def measure(arguments: argparse.Namespace, case: Case) -> list[dict[str, Any]]:
 def take_turns(
     running: dict[str, Callable[[], dict[str, float]]], repeats: int
 ) -> tuple[dict[str, list[dict[str, float]]], dict[str, str]]:
-    """What every step took, round by round, so that a busy minute hits them all, and why some did not last.
+    """Times of every step, round by round, so that other load affects all of them; and why some steps failed.
 
-    The first round warms up. A step that fails is taken out of ``running`` with the gradients it holds.
+    The first round is a warm-up. A step that fails is removed from ``running``, with its gradients.
     """
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in running}
     failed: dict[str, str] = {}
@@ -194,7 +194,7 @@ def take_turns(
         for name in list(running):
             try:
                 rounds[name].append(running[name]())
-            except (ValueError, RuntimeError) as error:  # the backward pass may not fit where the forward pass did
+            except (ValueError, RuntimeError) as error:  # the backward pass may not fit even if the forward pass did
                 failed[name] = _first_line(error)
                 del running[name], rounds[name]
     return {name: taken[1:] for name, taken in rounds.items()}, failed
@@ -210,12 +210,12 @@ def _over(times: list[float], base: list[float] | None) -> float:
 
 
 def _fewer(mib: float, base: float | None) -> float:
-    """How many times less than the base; a small case may need nothing that shows."""
+    """Ratio of the base's memory to this one. A small case may have no measurable memory."""
     return math.nan if base is None or mib <= 0 else base / mib
 
 
 def main() -> None:
-    """Parse, measure, write."""
+    """Parse the arguments, measure, write the results."""
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__)
     shapes = ["A", "B", "C"] if torch.cuda.is_available() else ["cpu"]
     parser.add_argument("--shape", dest="shapes", nargs="+", choices=SHAPES, default=shapes, help="one table for each")

@@ -1,4 +1,4 @@
-"""What the benchmark times: shapes, their inputs, who computes the loss, and one step of it.
+"""Contents of the benchmark: shapes, inputs, providers of the loss, and one timed step.
 
 Letters: T scored positions, N sequences (the first half chosen, the second rejected), D hidden width, V vocabulary.
 """
@@ -23,16 +23,16 @@ SHAPES = {  # T, D, V, tokens of a sequence, dtype
     "cpu": (2048, 576, 49152, 256, torch.float32),
     "tiny": (64, 32, 4096, 16, torch.float32),
 }
-# operations over TDV of a method that holds no logits: 2 for each forward pass, 6 backward with recomputation, 2 for
-# the slopes of a frozen head
+# operations / TDV of a method that stores no logits: 2 for each forward pass, 6 for the backward pass with
+# recomputation, 2 for the slopes of a frozen head
 FLOOR = {"full": 10, "cached": 8, "frozen": 6, "frozen cached": 4, "forward": 2, "backward": 6, "nograd": 2}
-PROMPT_PER_RESPONSE = 0.42  # UltraFeedback's median, the lowest of the common preference sets
+PROMPT_PER_RESPONSE = 0.42  # UltraFeedback's median, the lowest of the common preference datasets
 PLAIN, PROMPTED = "plain torch", "plain torch, prompt too"
 Logp = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Case(NamedTuple):
-    """Inputs of one shape. The ``prompted`` ones carry prompt positions too, which score nothing."""
+    """Inputs of one shape. The ``prompted`` ones also contain prompt positions, which are not scored."""
 
     hidden_TD: Tensor
     weight_VD: Tensor
@@ -45,16 +45,16 @@ class Case(NamedTuple):
 
 
 class Provider(NamedTuple):
-    """A way to compute the same thing."""
+    """One implementation of the loss."""
 
     logp: Logp | None = None
     prompted: bool = False
-    loss: Callable[[Case, Tensor, bool], Tensor] | None = None  # of a whole step, for those that fuse the loss too
+    loss: Callable[[Case, Tensor, bool], Tensor] | None = None  # of a whole step, for providers that also fuse the loss
     missing: str | None = None
 
 
 def make_case(name: str, device: str, seed: int = 0) -> Case:
-    """Random states that are sure of some targets and not of others; a flat softmax would flatter gradient filters."""
+    """Random states with confident and unconfident targets; a flat softmax would favour gradient filters."""
     tokens, width, vocabulary, length, dtype = SHAPES[name]
     random = torch.Generator(device).manual_seed(seed)
     weight_VD = torch.randn(vocabulary, width, generator=random, device=device, dtype=dtype)
@@ -79,12 +79,12 @@ def make_case(name: str, device: str, seed: int = 0) -> Case:
 
 
 def plain(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
-    """What one writes: all logits, in fp32 for the softmax."""
+    """The usual code: all logits, in fp32 for the softmax."""
     return -F.cross_entropy(F.linear(hidden_TD, weight_VD).float(), target_T, reduction="none")
 
 
 def providers(names: list[str] | None) -> dict[str, Provider]:
-    """Everything that can be asked for; what is not installed says so."""
+    """All providers. One that is not installed holds a message instead."""
     known = {name: Provider(partial(token_logp, backend=name)) for name in api.BACKENDS}
     known[PLAIN] = Provider(plain)
     known[PROMPTED] = Provider(plain, prompted=True)
@@ -141,7 +141,7 @@ def dpo_loss(logp_T: Tensor, reference_T: Tensor, sequences: int) -> Tensor:
 
 
 def step(case: Case, provider: Provider, mode: str) -> Callable[[], dict[str, float]]:
-    """A step to time; it gives seconds by part."""
+    """A step to time. It returns seconds by part."""
     tokens = len(case.target_T)
     hidden, target, reference = case.hidden_TD, case.target_T, case.reference_TD
     if provider.prompted:
@@ -176,7 +176,7 @@ def step(case: Case, provider: Provider, mode: str) -> Callable[[], dict[str, fl
 
 
 def now(tensor: Tensor) -> float:
-    """Seconds, once the device has done all it was asked."""
+    """Seconds, after the device has finished all its work."""
     if tensor.is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""What the benchmark leaves behind: a table on the terminal, a CSV, what it was measured on, and a plot."""
+"""Output of the benchmark: a table on the terminal, a CSV, a description of the machine, and a plot."""
 
 import argparse
 import csv
@@ -14,7 +14,7 @@ import torch
 
 from ops.sequence_logratio.bench_cases import SHAPES
 
-COLUMNS = {  # of the printed table: heading and how a number is written
+COLUMNS = {  # of the printed table: heading and number format
     "ms": ("ms", "{:.1f}"),
     "ms_min": ("least", "{:.1f}"),
     "ms_max": ("most", "{:.1f}"),
@@ -32,7 +32,7 @@ COLUMNS = {  # of the printed table: heading and how a number is written
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A line for each provider of one mode."""
+    """One line for each provider of one mode."""
     width = max(len(row["provider"]) for row in rows)
     heading = rows[0]["mode"].ljust(width) + "".join(title.rjust(12) for title, _ in COLUMNS.values())
     lines = [
@@ -43,7 +43,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def write(rows: list[dict[str, Any]], arguments: argparse.Namespace, out: Path) -> None:
-    """CSV, what it was measured on, and a plot."""
+    """Write the CSV, a description of the machine, and the plot."""
     out.mkdir(parents=True, exist_ok=True)
     with open(out / f"{arguments.shape}.csv", "w", newline="", encoding="utf-8") as file:
         sheet = csv.DictWriter(file, list(rows[0]))

@@ -1,4 +1,4 @@
-"""Inputs that do not fit are refused here, by name and shape.
+"""Input checks. An error names the input and its shape.
 
 Letters: T positions, D hidden width, V vocabulary.
 """
@@ -11,7 +11,7 @@ from ops.sequence_logratio.reference import IGNORE
 
 
 def check_head(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> None:
-    """Whole tensors of shapes that fit."""
+    """Refuse sharded tensors and shapes that do not match."""
     for name, tensor in (("hidden", hidden_TD), ("weight", weight_VD), ("bias", bias_V)):
         if isinstance(tensor, DTensor):
             raise ValueError(
@@ -27,7 +27,7 @@ def check_head(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> N
 
 
 def check_dtypes(hidden_TD: Tensor, weight_VD: Tensor) -> None:
-    """One dtype, unless autocast says in which they meet."""
+    """Refuse two different dtypes, unless autocast sets the dtype of the product."""
     if hidden_TD.dtype != weight_VD.dtype and not under_autocast(hidden_TD):
         raise ValueError(f"hidden is {hidden_TD.dtype} and weight {weight_VD.dtype}; only autocast mixes them")
 
@@ -39,13 +39,13 @@ def under_autocast(tensor: Tensor) -> bool:
 
 
 def check_targets(hidden_TD: Tensor, target_T: Tensor) -> None:
-    """One int64 target for each position."""
+    """Refuse anything but one int64 target per position."""
     if target_T.shape != hidden_TD.shape[:1] or target_T.dtype != torch.int64:
         raise ValueError(f"need int64 targets [{len(hidden_TD)}], got {target_T.dtype} {tuple(target_T.shape)}")
 
 
 def check_ids(target_T: Tensor, vocabulary: int) -> None:
-    """Targets are ids or ignored; looked at on a CPU alone, since elsewhere it would wait for the device."""
+    """Refuse targets that are neither ids nor ignored. Checked only on a CPU; elsewhere it would stall the device."""
     if target_T.device.type == "cpu" and len(target_T) and not torch.compiler.is_compiling():
         valid_T = (target_T == IGNORE) | ((target_T >= 0) & (target_T < vocabulary))
         if not valid_T.all():

@@ -1,4 +1,4 @@
-"""Slabs of the vocabulary in plain torch, on CPU and CUDA: [T, V] is never held.
+"""Slabs of the vocabulary in plain torch, on CPU and CUDA. The [T, V] matrix is never stored.
 
 Letters: T positions, G of them with a gradient, R rows of one block of them, D hidden width, V vocabulary, S columns of
 one slab of it.
@@ -14,18 +14,18 @@ from ops.sequence_logratio import slabs
 from ops.sequence_logratio.operator import register
 from ops.sequence_logratio.slabs import Block, Running, finite
 
-# powers of two, because exp takes 15 to 50 times as long where its result underflows, as most do under peaked logits
+# powers of two, because exp takes 15 to 50 times as long if its result underflows, as most do for peaked logits
 LOG2_E = math.log2(math.e)
 
 
 def unsupported(hidden_TD: Tensor, weight_VD: Tensor) -> str | None:
-    """Needs a device whose matrix product is known to give fp32 logits."""
+    """Requires a device whose matrix product is known to give fp32 logits."""
     device = hidden_TD.device.type
     return None if device in slabs.BLOCK_BYTES else f"its products are written for cpu and cuda, not {device}"
 
 
 def absorb(block: Block, running: Running, graded: int) -> tuple[Tensor, Tensor]:
-    """An ``Absorb`` step; several passes over a block that stays in the cache."""
+    """An ``Absorb`` step; several passes over a block that stays in the CPU's cache."""
     logit_RS = logits(block)
     curve_GS = _curve(logit_RS[:graded], block.softcap)
     decay_R = shift(logit_RS, block, running)
@@ -35,7 +35,7 @@ def absorb(block: Block, running: Running, graded: int) -> tuple[Tensor, Tensor]
 
 
 def shift(logit_RS: Tensor, block: Block, running: Running) -> Tensor:
-    """exp(old max - new max) [R]; in place, logits become z - new max, and -inf at the target, which is kept apart."""
+    """exp(old max - new max) [R]. In place, logits become z - new max (-inf at the target, which is kept apart)."""
     here_R1, column_R1 = target_column(block)
     picked_R1 = logit_RS.gather(1, column_R1)
     running.target_logit_T.copy_(torch.where(here_R1[:, 0], picked_R1[:, 0], running.target_logit_T))
@@ -48,7 +48,7 @@ def shift(logit_RS: Tensor, block: Block, running: Running) -> Tensor:
 
 
 def add_up(shifted_RS: Tensor, running: Running, decay_R: Tensor, out: Tensor | None) -> Tensor:
-    """exp(z - max) [R, S] from what ``shift`` left and gave, added to the rows' running sum."""
+    """exp(z - max) [R, S] from the results of ``shift``, added to the rows' running sums."""
     exp_RS = torch.mul(shifted_RS, LOG2_E, out=out).exp2_()
     running.sum_T.mul_(decay_R).add_(exp_RS.sum(1))
     return exp_RS
@@ -58,7 +58,7 @@ def residual(block: Block, factor_R: Tensor, miss_R: Tensor, shift_R: Tensor, lo
     """A ``Residual`` step."""
     logit_RS = logits(block)
     curve_RS = _curve(logit_RS, block.softcap)
-    # the rounding of shift * log2(e) is one factor for all of a row: 2^excess, what z = shift would give instead of 1
+    # the rounding of shift * log2(e) is the same factor for a whole row: 2^excess, the result for z = shift (exact: 1)
     start_R = -LOG2_E * shift_R
     excess_R = torch.add(start_R, shift_R, alpha=LOG2_E)
     exp_RS = torch.add(start_R[:, None], logit_RS, alpha=LOG2_E, out=logit_RS).exp2_()

@@ -1,8 +1,8 @@
-"""What Triton's compiler makes of the fused kernels on each kind of GPU, and so where ``auto`` may take them.
+"""Results of compiling the fused kernels for each kind of GPU, which decide where ``auto`` uses them.
 
-No kernel was timed for this table. The test is whether the compiler keeps everything in registers: where it spills them
-into memory, and on GPUs that nobody compiled for, ``auto`` takes the next backend. ``tests/ops/test_fused_compiles.py``
-compiles every line again.
+This table contains no timings. The criterion is register spills: if the compiler spills registers to memory, and on
+GPUs for which nothing was compiled, ``auto`` takes the next backend. ``tests/ops/test_fused_compiles.py`` compiles
+every entry again.
 """
 
 from typing import NamedTuple
@@ -10,15 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# compiled the table; torch 2.13.0 asks for it. For 9.0, 3.6.0 spills nothing either; 3.9.0 leaves 2 to 11 spill
-# instructions where a head has a bias or a softcap
+# the version that compiled the table; torch 2.13.0 requires it. For 9.0, 3.6.0 spills nothing either; 3.9.0 has 2 to 11
+# spill instructions for a head with a bias or a softcap
 TRITON = "3.7.1"
 
 
 class Compiled(NamedTuple):
-    """The streaming kernel for a bare head of V = 128256, D = 4096 in bf16.
+    """The streaming kernel for a head without bias or softcap, V = 128256, D = 4096, in bf16.
 
-    Where it spills nothing, no kernel does for any form of a head.
+    If it spills nothing, no kernel does for any form of a head.
     """
 
     product: str  # the instruction of its products
@@ -39,7 +39,7 @@ COMPILED = {  # compute capability: code
 
 
 def unproven(hidden_TD: Tensor) -> str | None:
-    """Why ``auto`` should not take the fused kernels on the device of these hidden states; None where it may."""
+    """Why ``auto`` should not use the fused kernels on the device of these hidden states; None if it may."""
     if not hidden_TD.is_cuda:
         return None
     if torch.version.hip is not None:

@@ -1,4 +1,4 @@
-"""Triton around the products: nothing but the log-sum-exp leaves the forward kernel, and torch never sees a block.
+"""The Triton backend. The forward kernel writes only the log-sum-exp; a block of logits is never a torch tensor.
 
 Letters: T positions, G of them with a gradient, R rows of one block of them, D hidden width, V vocabulary, S columns of
 one slab of it.
@@ -25,7 +25,7 @@ if importlib.util.find_spec("triton"):
     from ops.sequence_logratio import kernels
 
     HAVE_TRITON = True
-    # the flag is read where a kernel is decorated, not where it is called
+    # Triton reads the interpreter flag when a kernel is decorated, not when it is called
     INTERPRETED = isinstance(kernels.stream_kernel, InterpretedFunction)
 else:
     HAVE_TRITON = INTERPRETED = False
@@ -41,19 +41,19 @@ class Tiling(NamedTuple):
     stages: int
 
 
-# untuned: chosen from what ptxas says for sm_90 (no spills, see evidence.py), not from a clock. Both tiles load as many
-# bytes per operation. The wide one reads shared memory less often. With a bias it does not fit the registers (2.6 KB of
-# stack a thread): a thread of the tall one holds half as many columns, hence half as many biases
+# untuned: chosen from ptxas output for sm_90 (no spills, see evidence.py), not from timings. Both tiles load the same
+# number of bytes per operation. The wide one reads shared memory less often, but with a bias it does not fit the
+# registers (2.6 KB of stack per thread). A thread of the tall one holds half as many columns and so half as many biases
 TILINGS = {"bare": Tiling(128, 256, 64, 8, 3), "formed": Tiling(256, 128, 64, 8, 3)}
 INTERPRETED_TILING = Tiling(32, 64, 16, 1, 1)
 PROGRAMS = 2 * 132  # untuned: two for each multiprocessor of an H200
-# untuned: columns of a row that one program holds; ROW_WARPS warps spill at 4096 where a bias is not aligned
+# untuned: columns of a row per program; ROW_WARPS warps spill at 4096 if a bias is not aligned
 ROW_COLUMNS = 2048
 ROW_WARPS = 8
 
 
 def unsupported(hidden_TD: Tensor, weight_VD: Tensor) -> str | None:
-    """Needs Triton, a CUDA device with bf16 tensor cores, and rows a tensor descriptor can address."""
+    """Requires Triton, a CUDA device with bf16 tensor cores, and rows that a tensor descriptor can address."""
     if not HAVE_TRITON:
         return "triton is not installed"
     if hidden_TD.shape[1] * hidden_TD.element_size() % 16:
@@ -74,19 +74,19 @@ def unsupported(hidden_TD: Tensor, weight_VD: Tensor) -> str | None:
 def launch_fault() -> str | None:
     """Why Triton cannot launch a kernel on this machine, or None.
 
-    Its launcher is a C extension, compiled when first asked for and then cached. So a C compiler and Python's headers
-    are needed once.
+    Its launcher is a C extension, compiled on first use and then cached. This requires a C compiler and Python's
+    headers once.
     """
     try:
         assert triton.runtime.driver.active.utils is not None
-    except Exception as error:  # RuntimeError without a compiler, CalledProcessError where it fails, ImportError
+    except Exception as error:  # RuntimeError without a compiler, CalledProcessError if it fails, or ImportError
         first = str(error).partition("\n")[0] or repr(error)
         return f"Triton cannot build its launcher from C, which takes gcc or clang and Python's headers: {first}"
     return None
 
 
 def tiling(bias_V: Tensor | None, softcap: float | None) -> Tiling:
-    """The static table; nothing is tuned at run time, where T changes with every step."""
+    """The tiling from a static table. Nothing is tuned at run time, because T changes with every step."""
     if INTERPRETED:
         return INTERPRETED_TILING
     return TILINGS["bare" if bias_V is None and softcap is None else "formed"]
@@ -97,7 +97,7 @@ def _forward(problem: Problem, slope_rows: int) -> tuple[Normalized, Tensor]:
         return slabs.forward(problem, slope_rows, _absorb)
     hidden_TD, weight_VD, target_T, bias_V, scale, softcap = problem
     tile = tiling(bias_V, softcap)
-    # a cast head is a copy of it; the slabs of slabs.forward would hold less, at the price of their logits
+    # casting copies the whole head; slabs.forward would cast less at a time, but store logits
     weight_VD = weight_VD.to(slabs.operand_dtype(hidden_TD))
     row_blocks, column_tiles = triton.cdiv(len(hidden_TD), tile.rows), triton.cdiv(len(weight_VD), tile.columns)
     tiles = triton.cdiv(column_tiles, min(column_tiles, triton.cdiv(PROGRAMS, row_blocks)))
@@ -108,7 +108,7 @@ def _forward(problem: Problem, slope_rows: int) -> tuple[Normalized, Tensor]:
             _described(hidden_TD, tile.rows, tile.width),
             _described(weight_VD, tile.columns, tile.width),
             bias_V,
-            target_T.to(torch.int32),  # also aligned, which a slice of int64 targets may not be
+            target_T.to(torch.int32),  # this copy is also aligned; a slice of int64 targets may not be
             *parts_3ST,
             len(hidden_TD),
             tiles,
@@ -148,7 +148,7 @@ def _absorb(block: Block, running: Running, graded: int) -> tuple[Tensor, Tensor
 
 def _residual(block: Block, factor_R: Tensor, miss_R: Tensor, shift_R: Tensor, log_sum_R: Tensor) -> Tensor:
     product_RS = slabs.product(block.hidden_RD, block.weight_SD.T)
-    # not over the product itself: a row's writes would overtake its reads unless every warp waited
+    # not in place of the product: without a barrier, a row's writes would overtake its reads
     residual_RS = torch.empty_like(product_RS, dtype=block.weight_SD.dtype)
     arguments = _row_arguments(block, product_RS)
     with _device(product_RS):
@@ -182,12 +182,12 @@ def _row_arguments(block: Block, product_RS: Tensor) -> dict[str, object]:
 
 def _described(matrix: Tensor, rows: int, columns: int) -> "TensorDescriptor":
     whole = matrix.contiguous()
-    # a view may start anywhere; the copy engine reads from 16-byte boundaries
+    # a view may start at any address; the copy engine needs 16-byte boundaries
     return TensorDescriptor.from_tensor(whole if whole.data_ptr() % 16 == 0 else whole.clone(), [rows, columns])
 
 
 def _device(tensor: Tensor) -> AbstractContextManager[object]:
-    # Triton launches on the current device, which need not be the tensor's
+    # Triton launches on the current device, which may differ from the tensor's
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 

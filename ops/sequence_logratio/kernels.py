@@ -1,8 +1,8 @@
-"""Triton kernels of the fused backend. None has an atomic or a lock: every number has one writer, in a fixed order.
+"""Triton kernels of the fused backend, without atomics or locks: every number is written once, in a fixed order.
 
 Letters: T positions, R rows of one block of them, D hidden width, V vocabulary, S columns of one slab of it. The form
-of a head (scale, softcap) is a compile-time constant: a float argument would become fp64 arithmetic. Row offsets are
-int64, because T * V passes 2**31 at real sizes.
+of a head (scale, softcap) is a compile-time constant, because a float argument would cause fp64 arithmetic. Row offsets
+are int64, because T * V exceeds 2**31 at real sizes.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -25,16 +25,16 @@ def _scaled(z, bias, columns, V, SCALE: tl.constexpr, HAS_BIAS: tl.constexpr):
 
 @triton.jit
 def _capped(z, SOFTCAP: tl.constexpr):
-    """The softcap of z; it never falls as z rises."""
+    """The softcap of z, a non-decreasing function."""
     if SOFTCAP is not None:
-        # tanh(x) = 2 sigmoid(2x) - 1; the libdevice one does not exist under the interpreter
+        # tanh(x) = 2 sigmoid(2x) - 1; the interpreter has no libdevice tanh
         z = SOFTCAP * (2.0 * tl.sigmoid(2.0 * (z / SOFTCAP)) - 1.0)
     return z
 
 
 @triton.jit
 def _formed(z, bias, columns, V, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """softcap(scale * (z + bias)) of columns of the vocabulary."""
+    """softcap(scale * (z + bias)) for columns of the vocabulary."""
     return _capped(_scaled(z, bias, columns, V, SCALE, HAS_BIAS), SOFTCAP)
 
 
@@ -44,9 +44,9 @@ def stream_kernel(
     weight,  # descriptor of [V, D]
     bias,
     target,  # [T] int32
-    max_out,  # [SPLITS, T], largest logit of the split but the target's
-    sum_out,  # [SPLITS, T], sum of exp(z - max) over the split but the target
-    target_out,  # [SPLITS, T], the target's logit where the split holds it
+    max_out,  # [SPLITS, T], largest logit of the split without the target
+    sum_out,  # [SPLITS, T], sum of exp(z - max) over the split without the target
+    target_out,  # [SPLITS, T], the target's logit if the split holds it
     T,
     TILES,  # tiles of the vocabulary per split
     V: tl.constexpr,
@@ -57,11 +57,11 @@ def stream_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    UPCAST: tl.constexpr,  # the interpreter multiplies the raw bits of bf16
+    UPCAST: tl.constexpr,  # for the interpreter, which multiplies the raw bits of bf16
 ):
     """Product with the head and running log-sum-exp of one block of rows over one split of the vocabulary."""
     row_blocks = tl.cdiv(T, BLOCK_T)
-    # neighbouring programs share a split, so that its part of the head is read from L2
+    # neighbouring programs share a split, so they read its part of the head from L2
     block = tl.program_id(0) % row_blocks
     split = tl.program_id(0) // row_blocks
     rows = block * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -100,9 +100,9 @@ def absorb_kernel(
     product,  # [R, S] fp32, h W^T of the slab
     bias,
     target,  # [R] int32, column of the target in the slab; anything outside it elsewhere
-    max_state,  # [R], largest logit so far but the target's
-    sum_state,  # [R], sum of exp(z - max) so far but the target
-    target_state,  # [R], the target's logit once met
+    max_state,  # [R], largest logit so far without the target
+    sum_state,  # [R], sum of exp(z - max) so far without the target
+    target_state,  # [R], the target's logit once its slab is read
     decay_out,  # [R], exp(old max - new max)
     exp_out,  # [R, S], exp(z - new max) times the softcap's derivative, 0 at the target
     S,
@@ -112,7 +112,7 @@ def absorb_kernel(
     HAS_BIAS: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """One slab joins the running log-sum-exp of a row, and leaves its exponentials for the product with the head."""
+    """Adds one slab to the running log-sum-exp of a row, and writes its exponentials for the product with the head."""
     row = tl.program_id(0).to(tl.int64)
     goal = tl.load(target + row)
     old_top = tl.load(max_state + row)
@@ -122,7 +122,7 @@ def absorb_kernel(
         z = tl.load(product + row * stride + columns, mask=columns < S, other=-float("inf"))
         z = _scaled(z, bias, columns, S, SCALE, HAS_BIAS)
         top = tl.maximum(top, tl.where((columns == goal) | (columns >= S), -float("inf"), z))
-    # one softcap a row, not one a column; of no column it gives -SOFTCAP, below which no logit lies
+    # one softcap per row, not per column; without columns it gives -SOFTCAP, a lower bound of all logits
     new_top = tl.maximum(old_top, _capped(tl.max(top, 0), SOFTCAP))
     shift = tl.where(new_top == -float("inf"), 0.0, new_top)
     total = tl.zeros([BLOCK_S], tl.float32)
@@ -161,7 +161,7 @@ def residual_kernel(
     HAS_BIAS: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """Product to its gradient."""
+    """Computes the gradient of a product."""
     blocks = tl.cdiv(S, BLOCK_S)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     columns = (tl.program_id(0) % blocks) * BLOCK_S + tl.arange(0, BLOCK_S)

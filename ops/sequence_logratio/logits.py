@@ -1,4 +1,4 @@
-"""Log-probs and entropies from logits that exist already: widened to fp32 a few rows at a time, never whole.
+"""Log-probs and entropies from existing logits, converted to fp32 a few rows at a time.
 
 Letters: T positions, R rows of one block of them, V vocabulary.
 """
@@ -18,7 +18,7 @@ from ops.sequence_logratio.slabs import Running
 def logits_token_logp(logit_TV: Tensor, target_T: Tensor) -> Tensor:
     """[T] log softmax(logits)[target] in fp32 (fp64 for float64), 0 for a target of -100; differentiable.
 
-    The gradient has the dtype of the logits, and is the only other [T, V] there is.
+    The gradient has the dtype of the logits. It is the only other [T, V] tensor.
     """
     return logits_token_stats(logit_TV, target_T)[0]
 
@@ -27,7 +27,7 @@ def logits_token_stats(logit_TV: Tensor, target_T: Tensor) -> tuple[Tensor, Tens
     """(logp_T, entropy_T) in nats from one pass; no gradient flows through the entropy.
 
     Raises:
-        ValueError: On shapes or a target dtype that do not fit.
+        ValueError: On invalid shapes or an invalid target dtype.
     """
     if logit_TV.ndim != 2 or target_T.shape != logit_TV.shape[:1] or target_T.dtype != torch.int64:
         raise ValueError(
@@ -51,7 +51,7 @@ def _forward(logit_TV: Tensor, target_T: Tensor) -> tuple[Tensor, Tensor, Tensor
         exp_RV = gap_RV.mul(LOG2_E).exp2_()
         sum_R = exp_RV.sum(1)
         normalized = slabs.normalize(Running(max_R, sum_R, picked_R), target_T[rows_R])
-        # H = log_sum - sum over v of p_v (z_v - shift), the target's term by itself: it was left out of the sums
+        # H = log_sum - sum over v of p_v (z_v - shift); the target's term is added here, the sums leave it out
         lead_R = picked_R - normalized.shift_T
         others_R = exp_RV.mul_(gap_RV.nan_to_num_(neginf=0.0)).sum(1) * torch.exp(-normalized.log_sum_T)
         own_R = torch.exp(lead_R - normalized.log_sum_T) * lead_R
@@ -102,5 +102,5 @@ def _rows(logit_TV: Tensor) -> int:
 
 
 def _widened(logit_TV: Tensor, rows_R: slice) -> Tensor:
-    """A copy of some rows in fp32 or wider, to be written over."""
+    """A copy of some rows in fp32 or wider, which may be overwritten."""
     return logit_TV[rows_R].to(torch.promote_types(logit_TV.dtype, torch.float32), copy=True)

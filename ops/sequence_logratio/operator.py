@@ -1,4 +1,4 @@
-"""Makes one torch operator of a backend's forward and backward pass: opaque to torch.compile, with autograd.
+"""Makes one torch operator from a backend's forward and backward pass: opaque to torch.compile, with autograd.
 
 Letters: T scored positions, G <= T of them with a gradient (the first ones), D hidden width, V vocabulary.
 """
@@ -13,7 +13,7 @@ from ops.sequence_logratio.reference import IGNORE
 
 
 class Problem(NamedTuple):
-    """What log-probs are asked for: ``softmax(softcap(scale * (hidden @ weight.T + bias)))`` at the targets."""
+    """Inputs of a log-prob computation: ``softmax(softcap(scale * (hidden @ weight.T + bias)))`` at the targets."""
 
     hidden_TD: Tensor
     weight_VD: Tensor
@@ -23,18 +23,19 @@ class Problem(NamedTuple):
     softcap: float | None
 
     def rows(self, count: int) -> "Problem":
-        """The first ``count`` positions alone."""
+        """Only the first ``count`` positions."""
         return self._replace(hidden_TD=self.hidden_TD[:count], target_T=self.target_T[:count])
 
 
 class Normalized(NamedTuple):
-    """What turns a logit into a probability: p = exp((z - shift) - log_sum), fp32 or wider.
+    """Normalisation of the logits: p = exp((z - shift) - log_sum), fp32 or wider.
 
-    Apart, because shift + log_sum is rounded where logits are large: p then has the relative error of exp's argument.
+    shift and log_sum are stored separately, because their sum is rounded for large logits, which would give p a
+    relative error.
     """
 
-    logp_T: Tensor  # of the target, 0 where ignored
-    shift_T: Tensor  # the largest logit but the target's
+    logp_T: Tensor  # of the target, 0 if ignored
+    shift_T: Tensor  # the largest logit without the target
     log_sum_T: Tensor
 
 
@@ -49,11 +50,12 @@ Backward = Callable[
 
 
 def register(name: str, forward: Forward, backward: Backward) -> Callable[..., Tensor]:
-    """The backend's ``token_logp``.
+    """Registers the operator and returns the backend's ``token_logp``.
 
-    The operator is a ``custom_op``: a ``triton_op`` does not compile under the interpreter, and autotuning in one took
-    the first shape's configuration for all (pytorch #164124). With a frozen head, the forward pass yields dlogp/dhidden
-    and the backward pass multiplies by the incoming gradient; otherwise the backward pass recomputes slab by slab.
+    The operator is a ``custom_op``. A ``triton_op`` does not compile under the interpreter, and with autotuning it used
+    the first shape's configuration for all shapes (pytorch #164124). With a frozen head, the forward pass computes
+    dlogp/dhidden and the backward pass multiplies it by the incoming gradient. Otherwise the backward pass recomputes
+    the logits slab by slab.
     """
 
     @torch.library.custom_op(f"sequence_logratio::{name}", mutates_args=())
@@ -68,7 +70,7 @@ def register(name: str, forward: Forward, backward: Backward) -> Callable[..., T
         head_frozen: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         problem = Problem(hidden_TD, weight_VD, target_T, bias_V, scale, softcap)
-        # autocast stays on inside custom operators and would round the fp32 products
+        # autocast remains on inside custom operators and would round the fp32 products
         with torch.autocast(hidden_TD.device.type, enabled=False):
             normalized, slope_GD = forward(problem, grad_rows if head_frozen else 0)
         return *normalized, slope_GD
@@ -111,12 +113,12 @@ def register(name: str, forward: Forward, backward: Backward) -> Callable[..., T
         need_bias: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         problem = Problem(hidden_TD, weight_VD, target_T, bias_V, scale, softcap).rows(grad_rows)
-        # an expanded gradient (sum().backward()) is strided; ignored positions have none whatever comes in
+        # an expanded gradient (sum().backward()) is strided; ignored positions get no gradient
         grad_G = grad_T[:grad_rows].where(problem.target_T != IGNORE, 0).contiguous()
         with torch.autocast(hidden_TD.device.type, enabled=False):
             normalized = Normalized(logp_T[:grad_rows], shift_T[:grad_rows], log_sum_T[:grad_rows])
             hidden_GD, weight, bias = backward(problem, grad_G, normalized, (need_hidden, need_weight, need_bias))
-        # an operator's outputs may not be one tensor, not even where they are empty
+        # outputs of an operator must be distinct tensors, even if they are empty
         return (
             hidden_TD.new_empty(0) if hidden_GD is None else _padded(hidden_GD.to(hidden_TD.dtype), len(hidden_TD)),
             hidden_TD.new_empty(0) if weight is None else weight,

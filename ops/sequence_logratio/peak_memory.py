@@ -1,4 +1,4 @@
-"""The peak of a process's memory on a CPU, which Linux alone can also lower to what is held now."""
+"""The peak of a process's CPU memory. On Linux it can also be reset to the current use."""
 
 import ctypes
 import os
@@ -8,14 +8,14 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def missing() -> str | None:
-    """Why no peak can be read here; None where it can."""
+    """Why no peak can be read here; None if it can."""
     if os.access(CLEAR, os.W_OK) and os.access(STATUS, os.R_OK) and _peak_line():
         return None
     return f"the peak of a CPU's memory is read from {STATUS.parent}, which this system does not have"
 
 
 def lower() -> None:
-    """Give free memory back to the system, and lower the peak to what is held now."""
+    """Return free memory to the system, and reset the peak to the current use."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
     if trim is not None:
         trim(0)
@@ -23,10 +23,10 @@ def lower() -> None:
 
 
 def peak_mib() -> float:
-    """The most MiB that this process has held since it started, or since ``lower``.
+    """The maximum memory of this process in MiB since it started, or since ``lower``.
 
     Raises:
-        OSError: No peak can be read here; says why.
+        OSError: No peak can be read here. The message gives the reason.
     """
     if why := missing():
         raise OSError(why)

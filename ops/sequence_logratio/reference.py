@@ -1,4 +1,4 @@
-"""The definition, in plain torch. Differentiable, float64-able, and the oracle of every other backend's tests."""
+"""The definition in plain torch: differentiable, also in float64, and the expected result in other backends' tests."""
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def token_logp(
 ) -> Tensor:
     """Log softmax(z)[target], 0 for an ignored target, with z = cap * tanh(scale * (h W^T + b) / cap).
 
-    ``grad_rows`` saves other backends work on rows whose result the caller detaches; autograd sees that by itself.
+    ``grad_rows`` lets other backends skip rows whose result the caller detaches. Autograd needs no such hint.
     """
     precise = torch.promote_types(hidden_TD.dtype, torch.float32)
     with torch.autocast(hidden_TD.device.type, enabled=False):
@@ -32,5 +32,5 @@ def token_logp(
         logit_TV = logit_TV * scale
         if softcap is not None:
             logit_TV = softcap * torch.tanh(logit_TV / softcap)
-        # never > 0: torch takes (z - max) - log(sum of exp(z - max)), and the sum has exp(0) = 1 in it
+        # never > 0: torch computes (z - max) - log(sum of exp(z - max)), and the sum contains exp(0) = 1
         return -torch.nn.functional.cross_entropy(logit_TV, target_T, ignore_index=IGNORE, reduction="none")

@@ -1,4 +1,4 @@
-"""The two passes over slabs of the vocabulary; what happens inside a block of logits is a backend's affair.
+"""The forward and backward pass over slabs of the vocabulary. A backend defines the computation within a block.
 
 Letters: T positions, G of them with a gradient, R rows of one block of them, D hidden width, V vocabulary, S columns of
 one slab of it. With z the logits, p = softmax(z), y the target: dlogp/dz = onehot(y) - p; README.md derives the rest.
@@ -14,22 +14,22 @@ from torch import Tensor
 from ops.sequence_logratio.operator import Normalized, Problem
 from ops.sequence_logratio.reference import IGNORE
 
-# bytes of one fp32 block of logits. CPU: the block stays in the cache; whole steps at 4 MiB were 0 to 3 % faster.
+# bytes of one fp32 block of logits. CPU: the block fits the cache; whole steps with 4 MiB were 0 to 3 % faster.
 # CUDA: untuned
 BLOCK_BYTES = {"cpu": 2 * 2**20, "cuda": 256 * 2**20}
 NARROWEST_SLAB = 512
 
 
 class Running(NamedTuple):
-    """Log-sum-exp of the slabs seen so far, with the target left out of it; written in place."""
+    """Log-sum-exp of the slabs so far, without the target; updated in place."""
 
-    max_T: Tensor  # largest logit but the target's
-    sum_T: Tensor  # sum of exp(z - max) but the target's
+    max_T: Tensor  # largest logit without the target
+    sum_T: Tensor  # sum of exp(z - max) without the target
     target_logit_T: Tensor
 
 
 class Block(NamedTuple):
-    """Some rows, one slab of a head, and the column of each row's target, which may lie outside the slab."""
+    """Some rows, one slab of a head, and the column of each row's target, which may be outside the slab."""
 
     hidden_RD: Tensor
     weight_SD: Tensor
@@ -37,19 +37,19 @@ class Block(NamedTuple):
     scale: float
     softcap: float | None
     column_R: Tensor
-    space_RS: Tensor | None = None  # where its logits may be written
+    space_RS: Tensor | None = None  # memory for its logits
 
 
-# joins a block to its rows' running sums; gives exp(old max - new max) [R] and, for the first ``graded`` rows,
-# exp(z - new max) * dz/d(softcap's argument), 0 at the target, in the dtype products are made of
+# adds a block to its rows' running sums; returns exp(old max - new max) [R] and, for the first ``graded`` rows,
+# exp(z - new max) * dz/d(softcap's argument), 0 at the target, in the dtype of the products
 Absorb = Callable[[Block, Running, int], tuple[Tensor, Tensor]]
-# from a block, a factor of its rows, p - 1 of the target and the normalisation:
+# from a block, a factor per row, p - 1 of the target and the normalisation:
 # factor * (p - onehot) * dz/d(softcap's argument), same dtype
 Residual = Callable[[Block, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def blocks(hidden_TD: Tensor, weight_VD: Tensor) -> tuple[int, int]:
-    """(rows, columns) of one block of logits; a slab of the head, which may be cast, is no larger than a block."""
+    """(rows, columns) of one block of logits. A slab of the head, which may be cast, is no larger than a block."""
     numbers = BLOCK_BYTES.get(hidden_TD.device.type, BLOCK_BYTES["cpu"]) // 4
     rows = max(1, min(len(hidden_TD), numbers // NARROWEST_SLAB))
     columns = numbers // max(rows, weight_VD.shape[1]) // 128 * 128
@@ -62,19 +62,19 @@ def spans(length: int, step: int) -> Iterator[slice]:
 
 
 def operand_dtype(hidden_TD: Tensor) -> torch.dtype:
-    """What products are made of: tensor cores take the model's dtype; a CPU emulates bf16 20 times slower than fp32."""
+    """The dtype of products: the model's on tensor cores, fp32 on a CPU, where emulated bf16 is 20 times slower."""
     return hidden_TD.dtype if hidden_TD.is_cuda else torch.promote_types(hidden_TD.dtype, torch.float32)
 
 
 def workspace(hidden_TD: Tensor, rows: int, columns: int) -> Tensor | None:
-    """Memory of one block, for all of them in turn: a CPU finds it in its cache. CUDA's allocator does that itself."""
+    """Memory that all blocks share, so that it stays in a CPU's cache. CUDA's allocator already reuses memory."""
     return None if hidden_TD.is_cuda else hidden_TD.new_empty(rows * columns, dtype=operand_dtype(hidden_TD))
 
 
 def row_blocks(
     problem: Problem, slab: slice, weight_SD: Tensor, rows: int, space: Tensor | None
 ) -> Iterator[tuple[slice, Block]]:
-    """The blocks of one slab of the head, and which rows they are; all of them write to the same space."""
+    """The blocks of one slab of the head, with their rows. All blocks write to the same memory."""
     hidden_TD, _, target_T, bias_V, scale, softcap = problem
     bias_S = None if bias_V is None else bias_V[slab]
     for rows_R in spans(len(hidden_TD), rows):
@@ -85,7 +85,7 @@ def row_blocks(
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """A @ b, summed in fp32 (fp64 for fp64), and returned so unless ``out`` is of the operands' dtype."""
+    """A @ b, summed in fp32 (fp64 for fp64). The result has that type, unless ``out`` has the operands' dtype."""
     if out is None and a.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a, b, out=out)
@@ -97,13 +97,13 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def forward(problem: Problem, slope_rows: int, absorb: Absorb) -> tuple[Normalized, Tensor]:
-    """One pass over the head: 2TDV operations, and 2GDV more for the slopes of G rows."""
+    """One pass over the head: 2TDV operations, and another 2GDV for the slopes of G rows."""
     running, pull_GD = accumulate(problem, slope_rows, absorb)
     normalized = normalize(running, problem.target_T)
     if not slope_rows:
         return normalized, pull_GD
     _, weight_VD, target_T, _, scale, softcap = problem.rows(slope_rows)
-    # dlogp/dh = scale * ((1 - p_y) W_y - sum over v != y of p_v W_v), each column with its softcap's derivative
+    # dlogp/dh = scale * ((1 - p_y) W_y - sum over v != y of p_v W_v), each column times the softcap's derivative
     own_G = -torch.expm1(normalized.logp_T[:slope_rows])
     if softcap is not None:
         own_G = own_G * (1 - (running.target_logit_T[:slope_rows] / softcap).square())
@@ -134,15 +134,15 @@ def accumulate(problem: Problem, slope_rows: int, absorb: Absorb) -> tuple[Runni
 
 
 def merge(parts: Running) -> Running:
-    """The running sums over all of the vocabulary from those of its parts, [parts, T] each, in their order."""
+    """The running sums over the whole vocabulary from those of its parts, [parts, T] each, in their order."""
     max_T = parts.max_T.amax(0)
     sum_T = (parts.sum_T * torch.exp(parts.max_T - finite(max_T))).sum(0)
     return Running(max_T, sum_T, parts.target_logit_T.amax(0))
 
 
 def normalize(running: Running, target_T: Tensor) -> Normalized:
-    """The log-prob of the target, and what makes probabilities of logits, once every slab was seen."""
-    # leaving the target out keeps logp <= 0, and keeps the digits of 1 - p where the model is sure
+    """The log-prob of the target and the normalisation of the logits, after the last slab."""
+    # summing without the target keeps logp <= 0, and keeps the digits of 1 - p for p near 1
     shift_T = finite(running.max_T)
     log_others_T, lead_T = running.sum_T.log(), running.target_logit_T - shift_T
     logp_T = -torch.logaddexp(torch.zeros_like(lead_T), log_others_T - lead_T)
@@ -152,7 +152,7 @@ def normalize(running: Running, target_T: Tensor) -> Normalized:
 def backward(
     problem: Problem, grad_T: Tensor, normalized: Normalized, needs: tuple[bool, bool, bool], residual: Residual
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Logits again (2TDV operations), and 2TDV for each of the hidden states and the weight."""
+    """Recomputes the logits (2TDV operations); the gradients of hidden states and weight take 2TDV each."""
     hidden_TD, weight_VD, _, bias_V, scale, _ = problem
     logp_T, shift_T, log_sum_T = normalized
     need_hidden, need_weight, need_bias = needs
@@ -163,11 +163,11 @@ def backward(
     unwritten = torch.empty_like if len(hidden_TD) else torch.zeros_like
     grad_weight_VD = unwritten(weight_VD) if need_weight else None
     grad_bias_V = unwritten(bias_V) if need_bias and bias_V is not None else None
-    # a product of the gradient's own dtype, which no later block is added to in less than fp32: no copy
+    # write the product directly into the gradient if the dtypes agree and no later block is added below fp32
     in_place = weight_VD.dtype == operand and (rows >= len(hidden_TD) or operand == precise)
     factor_T = grad_T * -scale
     problem = problem._replace(hidden_TD=hidden_TD.to(operand))
-    miss_T = torch.expm1(logp_T)  # p_y - 1 without the cancellation
+    miss_T = torch.expm1(logp_T)  # p_y - 1 without cancellation
     for slab in spans(len(weight_VD), columns):
         weight_SD = weight_VD[slab].to(operand)
         slab_weight = slab_bias = None
@@ -191,7 +191,7 @@ def backward(
 
 
 def finite(max_T: Tensor) -> Tensor:
-    """0 for the maximum of no logits at all: a slab of one column that is the target."""
+    """Replaces a maximum over no logits by 0 (a slab whose only column is the target)."""
     return max_T.where(max_T > -torch.inf, 0)
 
 

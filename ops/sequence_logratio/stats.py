@@ -1,7 +1,7 @@
-"""What one pass over two heads tells of their next-token distributions, in slabs of the vocabulary.
+"""Statistics of the next-token distributions of two heads from one pass in slabs of the vocabulary.
 
 Letters: T positions, R rows of one block of them, V vocabulary, S columns of one slab of it. z are the logits of the
-policy and u those of the reference; README.md derives what is summed here.
+policy and u those of the reference; README.md derives the sums.
 """
 
 from typing import NamedTuple
@@ -20,14 +20,14 @@ from ops.sequence_logratio.slabs import Block, Running, finite
 class TokenStats(NamedTuple):
     """[T] each, in nats, fp32 (fp64 for float64), without gradient."""
 
-    policy_logp_T: Tensor  # of the target, <= 0; 0 where it is ignored
+    policy_logp_T: Tensor  # of the target, <= 0; 0 if it is ignored
     reference_logp_T: Tensor
     kl_T: Tensor  # KL(policy || reference) over the full vocabulary, >= 0
     entropy_T: Tensor  # of the policy, >= 0
 
 
 class _Moments(NamedTuple):
-    """Sums over the slabs so far, the target left out, with z' = z - max and u' = u - max; written in place."""
+    """Sums over the slabs so far, without the target, with z' = z - max and u' = u - max; updated in place."""
 
     level_T: Tensor  # of exp(z') z', never positive
     gap_T: Tensor  # of exp(z') (z' - u')
@@ -37,15 +37,16 @@ class _Moments(NamedTuple):
 def token_stats(policy: Head, reference: Head, target_T: Tensor) -> TokenStats:
     """Log-probs of the targets under both, KL(policy || reference) and the policy's entropy, from one pass over both.
 
-    KL and entropy are those of the whole distribution, at ignored targets too. Widths of the two models may differ.
+    KL and entropy are those of the whole distribution, also at ignored targets. The widths of the two models may
+    differ.
 
     Args:
         policy: Hidden states and head of the policy.
-        reference: The same of the reference, at the same positions.
+        reference: Hidden states and head of the reference, at the same positions.
         target_T: int64 token ids; -100 gives log-probs of 0.
 
     Raises:
-        ValueError: On what ``token_logp`` raises, and where positions or vocabularies of the two differ.
+        ValueError: In the cases of ``token_logp``, and if positions or vocabularies of the two differ.
     """
     shapes = [(len(head.hidden_TD), len(head.weight_VD)) for head in (policy, reference)]
     if shapes[0] != shapes[1]:
@@ -77,7 +78,7 @@ def _problem(head: Head, target_T: Tensor) -> Problem:
 
 
 def _running(head: Head) -> Running:
-    """Of no slab yet."""
+    """The running sums before the first slab."""
     precise = torch.promote_types(head.hidden_TD.dtype, torch.float32)
     lowest_T = head.hidden_TD.new_full((len(head.hidden_TD),), -torch.inf, dtype=precise)
     return Running(lowest_T, torch.zeros_like(lowest_T), lowest_T.clone())
@@ -86,7 +87,7 @@ def _running(head: Head) -> Running:
 def _absorb(
     blocks: tuple[Block, Block], running: tuple[Running, Running], moments: _Moments, space: Tensor | None
 ) -> None:
-    """One slab more of some rows."""
+    """Adds one slab of some rows."""
     logit_RS, other_RS = (logits(block) for block in blocks)
     exp_RS = None if space is None else space[: logit_RS.numel()].view(logit_RS.shape)
     old_R, old_other_R = (finite(state.max_T) for state in running)
@@ -96,7 +97,7 @@ def _absorb(
     )
     rise_R, other_rise_R = finite(running[0].max_T) - old_R, finite(running[1].max_T) - old_other_R
     add_up(other_RS, running[1], other_decay_R, out=exp_RS)
-    # what was summed below lower maxima, below those of now
+    # convert the sums relative to the old maxima to the new maxima
     moments.level_T.sub_(running[0].sum_T * rise_R).mul_(decay_R)
     moments.gap_T.sub_(running[0].sum_T * (rise_R - other_rise_R)).mul_(decay_R)
     exp_RS = add_up(logit_RS, running[0], decay_R, out=exp_RS)
@@ -108,7 +109,7 @@ def _absorb(
 
 
 def _clear_target(shifted_RS: Tensor, block: Block) -> None:
-    """0 for the -inf at the target, whose exponential is 0 already."""
+    """Replaces -inf at the target by 0. Its exponential is already 0."""
     here_R1, column_R1 = target_column(block)
     shifted_RS.scatter_(1, column_R1, shifted_RS.gather(1, column_R1).masked_fill_(here_R1, 0))
 
@@ -118,10 +119,10 @@ def _stats(policy: Running, reference: Running, moments: _Moments, target_T: Ten
     other_logp_T, _, other_log_sum_T = slabs.normalize(reference, target_T)
     scored_T = target_T != IGNORE
     own_T, others_T = logp_T.exp().where(scored_T, 0), (-torch.expm1(logp_T)).where(scored_T, 1)
-    # of others there is one with z' = 0, so that log_sum >= 0, unless the target is all of the vocabulary
+    # one column other than the target has z' = 0, so log_sum >= 0, unless the target is the whole vocabulary
     scale_T = torch.exp(-log_sum_T.clamp(min=0))
     entropy_T = others_T * log_sum_T - own_T * logp_T - moments.level_T * scale_T
     own_kl_T = own_T * (logp_T - other_logp_T)
     kl_T = own_kl_T + (moments.gap_T * scale_T - others_T * (log_sum_T - other_log_sum_T))
-    # rounding may leave a KL of nothing just below it
+    # rounding may make a KL of 0 slightly negative
     return TokenStats(logp_T, other_logp_T, kl_T.clamp_(min=0), entropy_T.clamp_(min=0))

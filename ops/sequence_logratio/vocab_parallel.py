@@ -1,4 +1,4 @@
-"""Log-probs under a head whose vocabulary is cut over the ranks of a process group.
+"""Log-probs with a head whose vocabulary is sharded over the ranks of a process group.
 
 Letters: P ranks, T positions, D hidden width, V the columns of the vocabulary of one rank.
 """
@@ -29,10 +29,10 @@ def vocab_parallel_token_logp(
     softcap: float | None = None,
     sum_hidden_grad: bool = True,
 ) -> Tensor:
-    """[T] log-probs, the same on every rank, as ``token_logp`` gives them for the whole head.
+    """[T] log-probs, the same on every rank, equal to those of ``token_logp`` with the whole head.
 
-    Three numbers a token (largest logit, sum of exponentials, the target's logit) go through one all-gather and are
-    merged in the order of the ranks, so that every rank has the same bits.
+    Three numbers per token (largest logit, sum of exponentials, the target's logit) are sent in one all-gather and
+    merged in the order of the ranks, so that every rank has bit-identical results.
 
     Args:
         hidden_TD: Hidden states, the same on every rank.
@@ -43,11 +43,11 @@ def vocab_parallel_token_logp(
         bias_V: This rank's part of the bias.
         scale: As for ``token_logp``.
         softcap: As for ``token_logp``.
-        sum_hidden_grad: Sum the gradient of the hidden states over the ranks, in fp32. Off where the parallel layer
-            before it does that.
+        sum_hidden_grad: Sum the gradient of the hidden states over the ranks, in fp32. Set it to False if the parallel
+            layer before the head does that.
 
     Raises:
-        ValueError: On shapes or dtypes that do not fit, and on a target that no rank holds (looked for on a CPU alone).
+        ValueError: On invalid shapes or dtypes, and on a target that no rank holds (checked only on a CPU).
     """
     check_head(hidden_TD, weight_VD, bias_V)
     check_dtypes(hidden_TD, weight_VD)
