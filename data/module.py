@@ -17,7 +17,7 @@ from data.schema import Annotator, PreferenceRow, Source
 from data.split import Split, assign
 from data.steps import EvalLoader, MicroBatch, StepLoader, ordered
 from data.texts import TextPair, text_pairs
-from data.tokenised import MicroBatchSize, TokenisedData, evaluation_only
+from data.tokenised import MicroBatchSize, TokenisedData, check_sizes, evaluation_only
 from data.tokens import AUTHORS, Int64s, OnBadRow, TokenisedPairs, Tokeniser
 from lit_safe.types import Annotation, Need, PackedBatch, ResponsesFrom
 
@@ -83,6 +83,9 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         template_date: str = TODAY.isoformat(),
         rendered: bool = False,
     ) -> None:
+        check_sizes(
+            pairs_per_step=pairs_per_step, micro_batch_pairs=micro_batch_pairs, eval_batch_pairs=eval_batch_pairs
+        )
         rendering = (template, template_date, rendered)
         super().__init__(sources, max_length, on_bad_row, tokenizer, cache_dir, seed, held_out, *rendering)
         self.annotator, self.order = annotator, order

@@ -12,7 +12,7 @@ from data.render import TODAY
 from data.schema import BadRow, SftRow, SftSource
 from data.split import assign
 from data.steps import EvalLoader, MicroBatch, StepLoader, ordered
-from data.tokenised import MicroBatchSize, TokenisedData, evaluation_only
+from data.tokenised import MicroBatchSize, TokenisedData, check_sizes, evaluation_only
 from data.tokens import Int64s, OnBadRow, TokenisedRows, Tokeniser
 from lit_safe.types import SequenceBatch
 
@@ -63,6 +63,7 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
         template_date: str = TODAY.isoformat(),
         rendered: bool = False,
     ) -> None:
+        check_sizes(rows_per_step=rows_per_step, micro_batch_rows=micro_batch_rows, eval_batch_rows=eval_batch_rows)
         rendering = (template, template_date, rendered)
         super().__init__(sources, max_length, on_bad_row, tokenizer, cache_dir, seed, held_out, *rendering)
         self.duplicates = duplicates

@@ -36,6 +36,17 @@ class MicroBatchSize(NamedTuple):
 AnySource = TypeVar("AnySource", bound="Source | SftSource")
 
 
+def check_sizes(**sizes: int) -> None:
+    """Refuse sizes below 1.
+
+    Raises:
+        ValueError: Naming the first.
+    """
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
 class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
     """Reads rows once, tokenises them, splits them by prompt, and reports what was kept and dropped."""
 
@@ -55,6 +66,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         rendered: bool = False,
     ) -> None:
         super().__init__()
+        check_sizes(max_length=max_length)
         if not sources:
             raise ValueError("sources: name at least one")
         if not held_out and any(getattr(source, "evaluation_only", False) for source in sources):

@@ -7,6 +7,7 @@ from typing import Any
 from jsonargparse import get_loader, set_loader
 from yaml import YAMLError
 
+from lit_safe.errors.places import refuse_repeated_keys
 from lit_safe.installation import find_config
 
 OF_FIT = ("ckpt_path", "weights_only")
@@ -30,6 +31,8 @@ def load_yaml(text: str, left_aside: Collection[str] = ()) -> Any:
         left_aside: Keys to leave out at the top of a run's ``config.yaml``. The others of ``OF_FIT`` are left out
             where they are null.
     """
+    if "\n" in text:
+        refuse_repeated_keys(text)
     value = _found(_load(text))
     if not (isinstance(value, dict) and {"model", "trainer"} <= value.keys()):
         return value

@@ -73,6 +73,8 @@ class StepModule(LightningModule):
         decay_norms: bool = False,
     ) -> None:
         super().__init__()
+        if gradient_clip_norm is not None and not gradient_clip_norm > 0:
+            raise ValueError(f"gradient_clip_norm must be > 0, or null for no bound, got {gradient_clip_norm}")
         self.automatic_optimization = False
         self.pair = pair
         self.optimizer = optimizer

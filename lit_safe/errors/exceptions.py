@@ -40,10 +40,10 @@ def mistake(error: BaseException, words: Words) -> Message | None:
             return message
     for one in chain:
         if _raised(one, _of_framework) and (_is_advice(one) or (isinstance(one, PURPOSEFUL) and _building(one))):
-            return Message(_plain(one), words.mentioned(str(one)), _see(), USAGE)
+            return Message(_plain(one), words.mentioned(str(one)) or words.only_with_value_in(str(one)), _see(), USAGE)
     for one in chain:
         if isinstance(one, TypeError | ValueError) and _building(one) and _package(_frames(one)[-1]) == "jsonargparse":
-            return Message(_plain(one), words.mentioned(str(one)), _see(), USAGE)
+            return Message(_plain(one), words.mentioned(str(one)) or words.only_with_value_in(str(one)), _see(), USAGE)
     return None
 
 

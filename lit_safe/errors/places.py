@@ -27,6 +27,10 @@ class Setting(NamedTuple):
     place: str
 
 
+class RepeatedKeyError(yaml.MarkedYAMLError):
+    """A key stands twice in one mapping of a YAML file."""
+
+
 class Words:
     """The words of a command line.
 
@@ -84,6 +88,11 @@ class Words:
         loose = [] if names is None else [s for s in known if s.keys[-1] in names]
         return (exact or loose)[-1].place if exact or loose else ""
 
+    def only_with_value_in(self, text: str) -> str:
+        """The place of the only setting whose value, of two characters or more, stands in ``text``; "" if not one."""
+        places = {s.place for s in self.settings() if s.value and len(s.value) > 1 and _says(text, s.value)}
+        return places.pop() if len(places) == 1 else ""
+
     def of_value(self, value: str) -> str:
         """The place of the setting with this value; "" if there is none."""
         same = [s for s in self.settings() if s.value == value]
@@ -107,6 +116,7 @@ def check_file(path: str) -> Message | None:
     try:
         text = Path(path).read_text(encoding="utf-8")
         content = yaml.safe_load(text)
+        refuse_repeated_keys(text)
     except FileNotFoundError:
         return Message(f"there is no file {where}", instead=near)
     except IsADirectoryError:
@@ -119,13 +129,38 @@ def check_file(path: str) -> Message | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
-        return Message(f"{where} is not YAML: {error.problem or error.context}", place, _yaml_advice(text, mark))
+        problem = str(error.problem or error.context)
+        if isinstance(error, RepeatedKeyError):
+            return Message(f"{where}: {problem}", place, "all its parts under one key")
+        return Message(f"{where} is not YAML: {problem}", place, _yaml_advice(text, mark))
     except yaml.YAMLError as error:
         return Message(f"{where} is not YAML: {' '.join(str(error).split())}")
     if isinstance(content, dict):
         return None
     seen = "is empty" if content is None else f"holds {_kind(content)}"
     return Message(f"{where} {seen}, not keys with values", instead="keys such as `trainer: {max_epochs: 1}`")
+
+
+def refuse_repeated_keys(text: str) -> None:
+    """Refuse YAML in which a key stands twice in one mapping: the second would replace the first without a word.
+
+    Raises:
+        RepeatedKeyError: At the second place.
+    """
+    waiting = [yaml.compose(text, Loader=yaml.SafeLoader)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            seen: set[object] = set()
+            for key, value in node.value:
+                name = key.value if isinstance(key, yaml.ScalarNode) else None
+                if name in seen:
+                    raise RepeatedKeyError(problem=f"the key {name!r} stands twice", problem_mark=key.start_mark)
+                if name is not None:
+                    seen.add(name)
+                waiting.append(value)
 
 
 def shown(path: str | Path) -> str:

@@ -33,6 +33,10 @@ CHOICES = {"accelerator": ACCELERATORS, "strategy": STRATEGIES}
 
 def trainer_mistake(text: str, words: Words) -> Message | None:
     """What to print for a refusal of the Trainer; None if it is another."""
+    if found := re.search(r"on metric `(.*?)` which is not available.*following: (.*)", text):
+        there = re.findall(r"`([^`]+)`", found[2])
+        what = f"no metric {found[1]!r} is logged, which a callback monitors"
+        return Message(what, words.of_value(found[1]), names.suggestion(found[1], there, ", ".join(there)))
     for pattern, key, what, instead, status in TABLE:
         if not re.search(pattern, text):
             continue

@@ -80,6 +80,11 @@ TABLE: dict[str, Mistake] = {
         ("there is no file model/tinny.yaml, named by model.pair", "run.yaml, line 18", "configs/model/tiny.yaml"),
         {"run.yaml": RUN + "model: {init_args: {pair: model/tinny.yaml}}\n"},
     ),
+    "YAML key twice": Mistake(
+        FIT,
+        ("run.yaml: the key 'trainer' stands twice", "run.yaml, line 18"),
+        {"run.yaml": RUN + "trainer: {max_steps: 3}\n"},
+    ),
     # class paths
     "no such module": Mistake(
         FIT,
@@ -150,6 +155,25 @@ TABLE: dict[str, Mistake] = {
     "multiplier": Mistake(
         (*FIT, "--model.multiplier", "-2"),
         ("multiplier must be >= 0 and finite, got -2.0", "where: --model.multiplier"),
+    ),
+    "pairs of a step": Mistake(
+        (*FIT, "--data.pairs_per_step", "0"),
+        ("pairs_per_step must be at least 1, got 0", "--data.pairs_per_step"),
+    ),
+    "clipping norm": Mistake(
+        (*FIT, "--model.gradient_clip_norm", "-1"),
+        ("gradient_clip_norm must be > 0", "where: --model.gradient_clip_norm"),
+    ),
+    "learning rate": Mistake(
+        (*FIT, "--model.optimizer.lr", "-3"), ("Invalid learning rate: -3.0", "where: --model.optimizer.lr")
+    ),
+    "metric of a callback": Mistake(
+        (
+            *FIT,
+            "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping",
+            "--trainer.callbacks.init_args.monitor=train/los",
+        ),
+        ("no metric 'train/los' is logged", "--trainer.callbacks.init_args.monitor", "try: train/loss"),
     ),
     "limit": Mistake((*FIT, "--dual.limit", "low"), ("'low' is not a value of dual.limit", "--dual.limit", "a number")),
     "dual step": Mistake((*FIT, "--dual.lr", "-1"), ("lr must be >= 0 and finite, got -1.0", "where: --dual.lr")),
@@ -298,3 +322,11 @@ TABLE: dict[str, Mistake] = {
     "annotate of nothing": Mistake(("annotate",), ("--scorer, --out, --data, --model must be given",)),
 }
 """What was wrong, in words, and the mistake."""
+
+SLOW = (
+    "text for a number", "model folder that is not there", "nothing to learn", "no labels", "clipping", "dual step",
+    "no JSON", "devices", "strategy of another machine", "multiplier", "no estimator", "data set of the hub", "warm-up",
+    "run folder is a file", "sample of no responses", "metric of a callback", "learning rate", "export of a text",
+    "adapter that fits nothing", "clipping norm",
+)  # fmt: skip
+"""Rows like others, which build a model or read data: about two seconds each."""

@@ -31,6 +31,7 @@ FAULTS = (
 RAISED = ("ValueError", "TypeError", "RuntimeError", "FloatingPointError", "OSError", "ImportError")
 FILES = ("lit_safe/module.py", "models/pair.py", "data/module.py", "ops/sequence_logratio/api.py")
 
+ROWS = [pytest.param(name, marks=pytest.mark.slow if name in mistakes.SLOW else ()) for name in mistakes.TABLE]
 Typed = Callable[..., tuple[int, str]]
 
 
@@ -56,7 +57,7 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     return run
 
 
-@pytest.mark.parametrize("name", mistakes.TABLE)
+@pytest.mark.parametrize("name", ROWS)
 def test_a_mistake_is_named_in_at_most_six_lines(typed: Typed, name: str) -> None:
     mistake = mistakes.TABLE[name]
     code, shown = typed(mistake)
