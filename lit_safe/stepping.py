@@ -1,4 +1,4 @@
-"""What preference training and fine-tuning share: one optimizer step for each item of the training loader."""
+"""The base of preference training and fine-tuning: one optimizer step per item of the training loader."""
 
 import contextlib
 import math
@@ -28,40 +28,40 @@ from lit_safe.run_data import RunData
 from lit_safe.schedules import Schedule
 from lit_safe.types import PackedSequences, PairModel
 
-WINDOW = "window"  # in a checkpoint
+WINDOW = "window"  # key in a checkpoint
 
 
 @dataclass
 class Window:
-    """What is logged of the optimizer steps since the last record, beside means.
+    """Quantities other than means that are logged about the optimizer steps since the last log entry.
 
-    ``seconds`` are those inside optimizer steps: not those of validations, dual steps, reports and checkpoints.
+    ``seconds`` is the time inside optimizer steps, without validations, dual steps, reports and checkpoints.
     """
 
     tokens: int = 0
     rows: Tensor | int = 0
     seconds: float = 0.0
     rate: float = math.nan  # learning rate of the last step
-    last: Mapping[str, Tensor | float] = field(default_factory=dict)  # of the last step
+    last: Mapping[str, Tensor | float] = field(default_factory=dict)  # values of the last step
 
 
 class StepModule(LightningModule):
     """A LightningModule whose loader yields the micro-batches of one optimizer step at a time.
 
-    Optimization is manual, so that a step holds the same rows however it is cut into micro-batches and ranks: each
-    micro-batch brings its share of the step's sum, gradients meet once, on the last one.
+    Optimization is manual, so a step has the same rows however it is divided into micro-batches and ranks. Each
+    micro-batch contributes its part of the step's loss. Ranks synchronise gradients once, at the last micro-batch.
 
     Args:
         pair: The policy and its reference.
-        optimizer: Built on the parameters that train.
+        optimizer: Optimizer of the trainable parameters.
         schedule: Factor on the learning rate by optimizer step.
-        gradient_clip_norm: Bound on the gradient's 2-norm in a step; None leaves it alone.
-        metric_names: Of the quantities that training and validation log.
-        decay_norms: Whether the optimizer's weight decay acts on norms and biases too.
+        gradient_clip_norm: Bound on the gradient's 2-norm in a step. None disables clipping.
+        metric_names: Names of the quantities that training and validation log.
+        decay_norms: Whether the optimizer's weight decay also applies to norms and biases.
     """
 
     data_protocol: type = RunData
-    """What the module asks of its data module."""
+    """The protocol that the data module must meet."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class StepModule(LightningModule):
         self._window = Window()
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add none; refuse settings of the trainer under which training would go wrong, before anything is read.
+        """Add no callbacks. Check the trainer's settings before anything is read.
 
         Raises:
             ValueError: If the trainer's precision, accumulation, clipping or a callback is not supported.
@@ -94,27 +94,27 @@ class StepModule(LightningModule):
         check_trainer_precision(str(self.trainer.precision))
         if self.trainer.accumulate_grad_batches != 1:
             raise SettingError(
-                "trainer.accumulate_grad_batches: data.pairs_per_step is what an optimizer step holds, and "
-                "data.micro_batch_pairs what of it runs at once (rows_per_step and micro_batch_rows in fine-tuning)"
+                "trainer.accumulate_grad_batches: not supported; set data.pairs_per_step (pairs per optimizer step) "
+                "and data.micro_batch_pairs (pairs per forward pass); in fine-tuning rows_per_step and micro_batch_rows"
             )
         if self.trainer.gradient_clip_val is not None:
-            raise SettingError("trainer.gradient_clip_val: model.gradient_clip_norm bounds the gradient of a step")
+            raise SettingError("trainer.gradient_clip_val: not supported; set model.gradient_clip_norm")
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, StochasticWeightAveraging):
                 raise SettingError(
-                    "StochasticWeightAveraging replaces the schedule in the middle of a run, which a run could not "
-                    "resume: use --dual.ship average"
+                    "StochasticWeightAveraging is not supported: it replaces the schedule during a run, so the run "
+                    "could not be resumed. Use --dual.ship average"
                 )
         return []
 
     def setup(self, stage: str) -> None:
-        """Let the policy stop where the data's responses end."""
+        """Make the policy stop at the tokens that end the data's responses."""
         self.take_stop_tokens(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def take_stop_tokens(self, data: Any) -> None:
-        """Let the policy stop where the responses of ``data`` end, whatever its own tokenizer calls the end.
+        """Make the policy stop at the tokens that end the responses of ``data``, besides its tokenizer's own end token.
 
-        Every command that runs a policy calls it after ``data.setup``; checkpoints and exports keep these tokens.
+        Every command that runs a policy calls this after ``data.setup``. Checkpoints and exports keep these tokens.
         """
         self.pair.stop_at(data.stop_ids)
 
@@ -124,14 +124,15 @@ class StepModule(LightningModule):
 
     @property
     def seed(self) -> int:
-        """The run's seed, which every random draw of training names: the data module's; 0 outside a trainer."""
+        """The run's seed, used in every random draw of training: the data module's seed, or 0 without a trainer."""
         return 0 if self._trainer is None else int(getattr(self.trainer.datamodule, "seed", 0))  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer over what trains, with the schedule stepped once an optimizer step.
+        """Build the optimizer of the trainable parameters. The schedule advances once per optimizer step.
 
         Raises:
-            ValueError: If nothing bounds the run, or a weight below fp32 trains that nobody asked for.
+            ValueError: If neither ``max_epochs`` nor ``max_steps`` bounds the run, or a trainable weight is below fp32
+                without being configured so.
         """
         check_trainable(self.named_parameters(), getattr(self.pair, "trainable_dtype", "float32"))
         trained = [p for p in self.parameters() if p.requires_grad]
@@ -147,26 +148,26 @@ class StepModule(LightningModule):
         """Run one optimizer step.
 
         Args:
-            shares: Of this rank, one for each forward and backward pass; every rank has as many. A call gives a share
-                [] of the step's loss: for a micro-batch, its sum over the step's rows / rows in the step.
+            shares: This rank's parts of the step's loss, one per forward and backward pass. All ranks must have equally
+                many. Each call returns a part []: for a micro-batch, its sum of losses / number of rows in the step.
 
         Returns:
             The gradient norm [] before clipping.
 
         Raises:
-            FloatingPointError: If the norm is not finite; nothing has been stepped then.
+            FloatingPointError: If the norm is not finite. The weights are unchanged then.
         """
         started = time.perf_counter()
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         optimizer.zero_grad()
-        # dropout, where a user asks for it, must not depend on what was drawn before: a resumed run draws the same
+        # dropout must not depend on earlier random draws, so that a resumed run draws the same numbers
         with isolated(hash64("step", self.seed, self.global_step, self.global_rank)):
             for index, share in enumerate(shares):
                 with contextlib.nullcontext() if index == len(shares) - 1 else self._no_sync():
-                    # ranks average their gradients, a step's loss is a sum over ranks
+                    # ranks average gradients, but the step's loss is a sum over ranks
                     loss = share() * self.trainer.world_size
-                    # the trainer's autocast surrounds all of this, and would round products of fp32 gradients too
+                    # the trainer's autocast is active here and would round products of fp32 gradients too
                     with torch.autocast(self.device.type, enabled=False):
                         self.manual_backward(loss)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -190,23 +191,23 @@ class StepModule(LightningModule):
         return contextlib.nullcontext() if block is None else block()
 
     def count(self, sequences: PackedSequences, present: Tensor) -> None:
-        """Add a micro-batch's tokens and the rows that are ``present`` [B] (bool) to what ``perf/*`` reports."""
+        """Add a micro-batch's tokens and its rows with ``present`` [B] (bool) to the counts behind ``perf/*``."""
         self._window.tokens += len(sequences.input_ids)
-        self._window.rows = self._window.rows + present.sum()  # on the device: no step waits for it
+        self._window.rows = self._window.rows + present.sum()  # on the device, without waiting for it
 
     def log_training(self, norm: Tensor, extra: Mapping[str, Tensor | float]) -> None:
         """Log the window's means every ``trainer.log_every_n_steps`` optimizer steps, and start a new window.
 
         Args:
             norm: The step's gradient norm [].
-            extra: What else is logged of the window's last step.
+            extra: Further values of the last step, by name.
         """
         self._window.last = {**extra, "grad_norm": norm, "learning_rate": self._window.rate}
         if self.global_step % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
             self._log_window()
 
     def window_means(self) -> dict[str, float]:
-        """The means of the window by name, over all ranks; a new window starts."""
+        """The window's means over all ranks, by name. Starts a new window."""
         means: dict[str, float] = self.train_means.compute()
         self.train_means.reset()
         return means
@@ -226,17 +227,17 @@ class StepModule(LightningModule):
         self.publish("train", values)
 
     def publish(self, prefix: str, values: Mapping[str, Tensor | float]) -> None:
-        """Write ``<prefix>/<name>`` to every logger at this optimizer step, and offer them to callbacks."""
+        """Write ``<prefix>/<name>`` to every logger at this optimizer step, and to the trainer's callback metrics."""
         named = {f"{prefix}/{name}": value for name, value in on_host(values).items()}
         for logger in self.loggers:
             logger.log_metrics(named, step=self.global_step)
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in named.items()})
 
     def on_train_start(self) -> None:
-        """Take up the schedule of this run.
+        """Set the learning rate from this run's schedule.
 
-        The optimizer of a checkpoint holds the rate that the run before had in mind for its next step. A run that was
-        given more epochs, or more steps, has another one in mind.
+        A checkpoint's optimizer holds the next learning rate of the earlier schedule. If the run now has more epochs or
+        steps, its schedule gives another rate.
         """
         self._window = Window(last=self._window.last)
         scheduler = self._scheduler()
@@ -245,22 +246,22 @@ class StepModule(LightningModule):
             group["lr"] = base * factor
 
     def on_train_end(self) -> None:
-        """Log the last window, however few steps it has."""
+        """Log the last window, even if it has fewer steps than others."""
         if self.global_step % max(1, self.trainer.log_every_n_steps):  # type: ignore[attr-defined]
             self._log_window()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the sums of all ranks into the checkpoint, which holds this rank's. Lightning calls it on every rank."""
-        checkpoint[WINDOW] = on_host(self._window.last)  # for a run that is resumed after its last step
+        """Replace this rank's sums in the checkpoint by those of all ranks. Lightning calls this on every rank."""
+        checkpoint[WINDOW] = on_host(self._window.last)  # needed by a run that is resumed after its last step
         for name, means in self._means():
             checkpoint["state_dict"].update({f"{name}.{k}": v for k, v in means.over_ranks().items()})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the window: the first rank of a fit from the sums of all ranks, the others from zero.
+        """Restore the window: the first rank takes the sums of all ranks, the others start at zero.
 
-        A fit goes on from the iterate; everything else gets what the run ships.
+        A fit continues from the iterate. All other commands load the weights that the run ships.
         """
-        trainer = self._trainer  # none where a command reads the checkpoint itself
+        trainer = self._trainer  # None if a command reads the checkpoint without a trainer
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             checkpoint["state_dict"] = shipped(checkpoint)
         self._window = Window(last=checkpoint.get(WINDOW, {}))
@@ -274,7 +275,7 @@ class StepModule(LightningModule):
         return [(name, part) for name, part in self.named_modules() if isinstance(part, Means)]
 
     def on_validation_epoch_start(self) -> None:
-        """A validation's means are its own."""
+        """Reset the means before a validation."""
         self.eval_means.reset()
 
     def on_validation_epoch_end(self) -> None:
@@ -286,12 +287,12 @@ class StepModule(LightningModule):
     def _publish_split(self, prefix: str) -> None:
         means = self.eval_means.compute()
         self.publish(prefix, means)
-        if self.trainer.state.fn != TrainerFn.FITTING:  # a fit has its curves, the others this listing
+        if self.trainer.state.fn != TrainerFn.FITTING:  # a fit logs curves, other commands print the values
             for name, value in means.items():
                 rank_zero_info(f"{prefix}/{name:<32} {float(value):.6g}")
 
     def on_test_epoch_start(self) -> None:
-        """A test's means are its own."""
+        """Reset the means before a test."""
         self.eval_means.reset()
 
     def on_test_epoch_end(self) -> None:

@@ -1,1 +1,1 @@
-"""What a run does beside training: its folder, its checkpoints, its progress."""
+"""Callbacks for the run folder, checkpoints, progress, signals and reports."""

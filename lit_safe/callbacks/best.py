@@ -1,4 +1,4 @@
-"""Which iterate of a run is the best one that keeps its limits."""
+"""Finds the best iterate of a run that meets its limits."""
 
 import logging
 import math
@@ -12,14 +12,14 @@ from lit_safe.limits import Standing
 
 log = logging.getLogger(__name__)
 
-ACCURACY = ("eval/rewards/accuracies", "eval/logps/accuracies")  # the first that validation offers
+ACCURACY = ("eval/rewards/accuracies", "eval/logps/accuracies")  # the first of these that validation logs is used
 
 
 class Best:
-    """Compares the ends of epochs: those that keep every limit, then the higher held-out accuracy; the first of equals.
+    """Finds the epoch whose end meets every limit and has the highest held-out accuracy. Ties go to the earlier epoch.
 
-    ``record`` says of the best one: epoch, optimizer step, accuracy and its name (null where no validation measured it
-    at that step), and for each constraint limit, estimate, one-sided bound and verdict.
+    ``record`` describes this epoch's end: epoch, optimizer step, accuracy and its name (null if no validation measured
+    it at that step), and the limit, estimate, one-sided bound and verdict of each constraint.
     """
 
     def __init__(self) -> None:
@@ -27,10 +27,10 @@ class Best:
         self._accuracy: dict[str, Any] | None = None
 
     def check(self, trainer: Trainer) -> None:
-        """Refuse a run that ships no iterate, or that measures no cost.
+        """Check that the run ships an iterate and measures the cost.
 
         Raises:
-            ValueError: Saying which.
+            ValueError: If the run ships an average, or has no cost estimator.
         """
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if getattr(callback, "ship", "last") == "average":
@@ -39,14 +39,14 @@ class Best:
             raise ValueError("keep_best needs an estimate of the cost at the ends of epochs: set dual.estimator")
 
     def validated(self, trainer: Trainer) -> None:
-        """Remember the accuracy that a validation measured, and at which step."""
+        """Store the accuracy of a validation and its step."""
         found = [(name, trainer.callback_metrics[name]) for name in ACCURACY if name in trainer.callback_metrics]
         value = float(found[0][1]) if found else math.nan
         known = not math.isnan(value)
         self._accuracy = {"step": trainer.global_step, "name": found[0][0], "value": value} if known else None
 
     def improves(self, trainer: Trainer, epoch: int) -> bool:
-        """Whether the end of ``epoch`` is the best so far; it then is the ``record``."""
+        """Whether the end of ``epoch`` is the best so far. If so, it becomes the ``record``."""
         dual = _dual(trainer)
         standing: Standing | None = None if dual is None else dual.standing
         if standing is None or standing.epoch != epoch or not standing.feasible:
@@ -68,7 +68,7 @@ class Best:
         return True
 
     def say(self, path: Path) -> None:
-        """One line on what was kept, or that nothing was."""
+        """Log which iterate was kept, or that none was."""
         if self.record is None:
             log.warning("no epoch ended with every limit met by its one-sided 95 %% bound: there is no %s", path)
             return
@@ -78,7 +78,7 @@ class Best:
         log.info("best feasible iterate: the end of epoch %d%s, in %s", self.record["epoch"], measured, path)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """The state as plain values."""
         return {"record": self.record, "accuracy": self._accuracy}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,58 +1,59 @@
-"""How a run ends, and comes to its end again when it is resumed after something failed there.
+"""The end of a run, and how a resumed run repeats it after a failure.
 
-Training ends in this order: the iterate is saved, ``DualAscent`` puts what ships into the module, ``BeforeAfter``
-evaluates it and writes the report. All but the first can be done again from the checkpoint.
+Training ends in this order. The iterate is saved. ``DualAscent`` loads the final weights (the iterate or the average)
+into the module. ``BeforeAfter`` evaluates them and writes the report. A run resumed from the checkpoint repeats the
+last two.
 """
 
 from typing import Any, Protocol, runtime_checkable
 
 from lightning import Callback, LightningModule, Trainer
 
-FAR = 2**62  # epochs or steps that no run takes
+FAR = 2**62  # more epochs or steps than any run has
 
 
 @runtime_checkable
 class ActsAfterTraining(Protocol):
-    """A callback with something to do once the last checkpoint is saved; a resumed run does it again."""
+    """A callback that acts after the last checkpoint is saved. A resumed run repeats this."""
 
     failed: str | None
-    """What went wrong there, in one line: the checkpoint is whole all the same, the exit status is not 0."""
+    """The error of this action in one line, or None. With an error, the exit status is not 0."""
 
     def acts_after_training(self) -> bool:
-        """Whether there is something to do."""
+        """Whether there is something to do after training."""
 
 
 @runtime_checkable
 class HearsOfTheEnd(Protocol):
-    """A callback that wants to know when the last checkpoint is saved."""
+    """A callback that is told when the last checkpoint is saved."""
 
     def end_saved(self, trainer: Trainer) -> None:
-        """Called once the end of training is saved, before anything else is done with what was trained."""
+        """Called after the end of training is saved, before anything else is done with the trained policy."""
 
 
 class Owner(Protocol):
-    """The checkpoint callback that ``FirstInLine`` speaks for."""
+    """The checkpoint callback on whose behalf ``FirstInLine`` acts."""
 
     only_end: bool
 
     def left_open(self, trainer: Trainer) -> bool:
-        """Whether the restored checkpoint was saved before something that its run still had to do."""
+        """Whether the run of the restored checkpoint still had something to do after its last step."""
 
     def save_end(self, trainer: Trainer) -> None:
         """Save the end of training."""
 
 
 class FirstInLine(Callback):
-    """What a checkpoint callback does before all other callbacks; which Lightning calls last."""
+    """Acts for a checkpoint callback before all other callbacks; Lightning calls checkpoint callbacks last."""
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
         self._bounds: tuple[int | None, int] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let a run whose training is over begin, where something is left to do at its end.
+        """Let a run start although its training is complete, if its end has something left to do.
 
-        Lightning calls no hook of a run whose bounds are reached: they are out of reach until it has begun.
+        Lightning calls no hooks if ``max_epochs`` or ``max_steps`` is reached, so both are raised until the run starts.
         """
         self._bounds = None
         unknown = trainer.strategy.restore_checkpoint_after_setup  # the checkpoint is read later
@@ -66,9 +67,9 @@ class FirstInLine(Callback):
             loop.epoch_loop.max_steps = FAR
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the bounds back, and go on after an epoch that the checkpoint holds the end of.
+        """Restore the bounds. If the checkpoint is at the end of an epoch, continue after this epoch.
 
-        Under ``max_steps`` Lightning 2.6 takes such an epoch for unfinished: it would end it, and count it, twice.
+        With ``max_steps``, Lightning 2.6 treats such an epoch as unfinished: it would end and count it twice.
         """
         loop = trainer.fit_loop
         if self._bounds is not None:
@@ -82,7 +83,7 @@ class FirstInLine(Callback):
             loop.max_epochs = _processed(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what was trained, before anything that may fail."""
+        """Save the trained policy before anything that may fail."""
         self.owner.save_end(trainer)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, HearsOfTheEnd):
@@ -90,27 +91,27 @@ class FirstInLine(Callback):
 
 
 def nothing_to_train(trainer: Trainer) -> bool:
-    """Whether a run that begins has no step left to take: it was resumed for its end alone."""
+    """Whether a run that starts has no training steps left: it was resumed only for its end."""
     epochs, steps = trainer.max_epochs, trainer.max_steps
     processed = _processed(trainer)
     return 0 <= steps <= trainer.global_step or (epochs is not None and 0 <= epochs <= processed)
 
 
 def failures(callbacks: Any) -> list[str]:
-    """What went wrong after training, one line each."""
+    """The errors after training, one line each."""
     return [c.failed for c in callbacks if isinstance(c, ActsAfterTraining) and c.failed is not None]
 
 
 def end_epoch_again(trainer: Trainer, module: LightningModule, epoch: int, begin: str) -> None:
-    """Call the hooks of the end of ``epoch`` from those of the callback ``begin`` (its ``state_key``) on.
+    """Call the hooks of the end of ``epoch``, starting with the callback whose ``state_key`` is ``begin``.
 
-    The checkpoint that the run was resumed from was saved between them and the hooks before.
+    The run was resumed from a checkpoint that was saved directly before this callback's hook.
     """
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     at = next((k for k, callback in enumerate(callbacks) if callback.state_key == begin), len(callbacks))
     progress = trainer.fit_loop.epoch_progress
     completed = progress.current.completed
-    progress.current.completed = epoch  # as it is while an epoch ends
+    progress.current.completed = epoch  # the value during the end of an epoch
     progress.total.completed -= 1
     try:
         for callback in callbacks[at:]:
@@ -121,5 +122,5 @@ def end_epoch_again(trainer: Trainer, module: LightningModule, epoch: int, begin
 
 
 def _processed(trainer: Trainer) -> int:
-    """Epochs whose steps are all taken."""
+    """Number of epochs whose steps are all done."""
     return int(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Moves the files of an earlier run out of the way of a new one."""
+"""Moves the files of an earlier run, to make room for a new one."""
 
 import logging
 import os
@@ -10,21 +10,21 @@ log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 MARKS = ("checkpoints", "metrics.csv", "tensorboard", CONFIG)
-"""What a run leaves in its folder. A folder with none of these is no earlier run, and stays where it is."""
+"""Files and folders that mark a run folder. A folder without any of them is not moved."""
 EARLIER = "earlier."
 
 
 def move_aside(folder: Path) -> Path | None:
     """Move an earlier run in ``folder`` to ``<folder>.<n>`` with the first free n >= 1.
 
-    Some folders cannot be renamed: mount points, symbolic links, those of a parent that cannot be written, those whose
-    names leave no room. They keep their place, and their contents move to ``<folder>/earlier.<n>``.
+    Some folders cannot be renamed: mount points, symbolic links, folders in a read-only parent, folders whose name has
+    the maximum length. The contents of such a folder are moved to ``<folder>/earlier.<n>``.
 
     Returns:
-        The new place of the earlier run, or None if there was none.
+        The new path of the earlier run, or None if there was none.
 
     Raises:
-        RunFolderError: If neither is possible.
+        RunFolderError: If the run can be moved in neither way.
     """
     if not any((folder / mark).exists() for mark in MARKS):
         return None
@@ -51,7 +51,7 @@ def _emptied(folder: Path) -> Path:
     aside.mkdir()
     entries = [path for path in folder.iterdir() if not path.name.startswith(EARLIER)]
     entries = [path for path in entries if path.name not in run_lock.FILES]
-    for path in sorted(entries, key=lambda path: path.name in MARKS):  # a kill before the marks move leaves a run
+    for path in sorted(entries, key=lambda path: path.name in MARKS):  # marks last, so a kill leaves a run
         path.rename(aside / path.name)
     return aside
 

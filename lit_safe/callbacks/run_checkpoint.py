@@ -1,4 +1,4 @@
-"""Checkpoints from which a run continues to the bit."""
+"""Saves checkpoints from which a run continues with bitwise equal results."""
 
 import json
 import logging
@@ -21,22 +21,24 @@ log = logging.getLogger(__name__)
 
 
 class RunCheckpoint(Checkpoint):
-    """Keeps ``<run folder>/checkpoints/last.ckpt``, saved at boundaries of optimizer steps.
+    """Saves ``<run folder>/checkpoints/last.ckpt`` between optimizer steps.
 
-    It is replaced atomically every ``every_n_steps``, at the end of each epoch (before the dual step and after it) and
-    at the end of training; a kill at any moment leaves a whole file. Where a validation is due after a step, the step
-    is saved after it: a run resumed from before would not validate. An epoch's last step is saved once the epoch's end
-    has begun: a run resumed from before that would skip what happens there.
+    The file is saved every ``every_n_steps`` steps, at the end of each epoch (before and after the dual step) and at
+    the end of training. It is replaced atomically, so a run that is killed always leaves a complete file. If a
+    validation follows a step, the step is saved after the validation, because a run resumed before it would not
+    validate. The last step of an epoch is saved after the epoch's end has begun, because a run resumed earlier would
+    skip the epoch's end.
 
-    The end of training is saved before anything else is done with what was trained: the policy that ships, its
-    evaluation and its report are made again by a run that is resumed from there.
+    The end of training is saved before the final policy is chosen, evaluated and reported. A run resumed from this
+    checkpoint does these three things again.
 
     Args:
-        every_n_steps: Save after each so many optimizer steps; null saves at epoch ends alone.
-        keep_epochs: Keep the end of each epoch too, as ``epoch-<n>.ckpt``.
-        keep_best: Keep ``best.ckpt`` too: of the ends of epochs whose cost estimate keeps every limit by its one-sided
-            95 % bound, the one with the best held-out accuracy (``eval/rewards/accuracies`` of a validation at that
-            step; where none is measured, the one whose bounds lie furthest below the limits). ``best.json`` says why.
+        every_n_steps: Number of optimizer steps between two saves. Null saves only at the end of epochs.
+        keep_epochs: Also keep the end of each epoch, as ``epoch-<n>.ckpt``.
+        keep_best: Also keep ``best.ckpt``. Candidates are the ends of epochs at which the one-sided 95 % bound of the
+            cost meets every limit. The best candidate has the highest held-out accuracy (``eval/rewards/accuracies``
+            of a validation at that step). If no accuracy is measured, it is the one whose bounds are furthest below
+            the limits. ``best.json`` gives the reason.
 
     Raises:
         ValueError: If ``every_n_steps`` is not positive.
@@ -48,19 +50,19 @@ class RunCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep_epochs = keep_epochs
         self.best = Best() if keep_best else None
-        self.only_end = False  # a run that was resumed for its report takes no step
+        self.only_end = False  # True for a run that was resumed only for its report
         self._after_validation = False
-        self._within: int | None = None  # the epoch whose end has begun and is not over
+        self._within: int | None = None  # the epoch whose end has begun but is not complete
         self._caller = ""
         self._ended = False
 
     # -- Lightning's hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take over the files of checkpoints, and come first where all depends on it.
+        """Install the checkpoint reader and writer, and add ``FirstInLine`` before all other callbacks.
 
         Raises:
-            ValueError: If the best iterate is to be kept and no iterate ships.
+            ValueError: If ``keep_best`` is set and the run ships an average, or estimates no cost.
         """
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = CheckpointFiles()
@@ -72,7 +74,7 @@ class RunCheckpoint(Checkpoint):
             self.best.check(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End the epoch whose end the checkpoint was saved in."""
+        """Complete the end of the epoch, if the checkpoint was saved during it."""
         if self._within is None:
             return
         epoch, caller = self._within, self._caller
@@ -82,7 +84,7 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save the step if one is due, or leave it to the end of the validation that follows."""
+        """Save if a save is due. If a validation follows, save after it instead."""
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         due = due and not _ends_epoch(trainer, batch_idx)
         self._after_validation = due and _validates(trainer, batch_idx)
@@ -90,7 +92,7 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the step that waited for this validation."""
+        """Save the step whose save was delayed until after this validation."""
         if trainer.sanity_checking:
             return
         if self.best is not None:
@@ -100,16 +102,16 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save. Lightning calls checkpoint callbacks last, so after a dual step.
+        """Save. Lightning calls checkpoint callbacks last, so this happens after a dual step.
 
-        The last epoch is left to the end of training, which is saved at once after it.
+        The last epoch is not saved here, because ``on_train_end`` follows directly and saves it.
         """
         self._within, self._caller = None, ""
         if not _ends_training(trainer):
             self._save(trainer, trainer.current_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Which end the checkpoint lies at, and the best iterate so far."""
+        """Whether the checkpoint is at the end of an epoch or of training, and the best iterate so far."""
         best = {} if self.best is None else {"best": self.best.state_dict()}
         return {"within_end_of_epoch": self._within, "at": self._caller, "ended": self._ended, **best}
 
@@ -119,15 +121,15 @@ class RunCheckpoint(Checkpoint):
         if self.best is not None:
             self.best.load_state_dict(state_dict.get("best", {}))
 
-    # -- what other callbacks ask for
+    # -- called by other callbacks
 
     def save_within_epoch_end(self, trainer: Trainer, caller: Callback) -> None:
-        """Save the epoch's last step, as ``caller`` is about to do what may fail: a resumed run begins with it."""
+        """Save before ``caller`` acts at the epoch's end, which may fail. A resumed run starts with ``caller``."""
         self._within, self._caller = trainer.current_epoch, caller.state_key
         self._save(trainer)
 
     def left_open(self, trainer: Trainer) -> bool:
-        """Whether the restored checkpoint was saved before something that its run still had to do."""
+        """Whether the run of the restored checkpoint still had something to do after its last step."""
         after = [c for c in trainer.callbacks if isinstance(c, ActsAfterTraining)]  # type: ignore[attr-defined]
         return self._within is not None or any(c.acts_after_training() for c in after)
 
@@ -145,19 +147,19 @@ class RunCheckpoint(Checkpoint):
         return Path(trainer.default_root_dir) / FOLDER
 
     def _save(self, trainer: Trainer, ended: int | None = None) -> None:
-        """Replace the last checkpoint; ``ended`` is the epoch that this is the end of."""
+        """Replace the last checkpoint. ``ended`` is the epoch that ends here, if any."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         path = self._folder(trainer) / LAST
         new = path.with_suffix(".tmp")
         best = self.best is not None and ended is not None and self.best.improves(trainer, ended)
-        trainer.save_checkpoint(new, weights_only=False)  # on every rank: gathering sharded weights takes all of them
+        trainer.save_checkpoint(new, weights_only=False)  # on every rank: sharded weights need all ranks
         if trainer.is_global_zero:
             _check(new)
             try:
-                with new.open("r+b") as file:  # Windows syncs no handle that cannot write
+                with new.open("r+b") as file:  # Windows can sync only writable handles
                     os.fsync(file.fileno())
-                # the others first: a run that is killed here does this save again, one killed after would not
+                # the other files first: a run killed here repeats this save, a run killed after it would not
                 if self.keep_epochs and ended is not None:
                     _keep(new, path.with_name(f"epoch-{ended}.ckpt"))
                 if best and self.best is not None:
@@ -171,7 +173,7 @@ class RunCheckpoint(Checkpoint):
 
 
 def _keep(file: Path, name: Path) -> None:
-    """Give ``file`` another ``name`` too, atomically; a copy where the disk knows no two names of one file."""
+    """Hard-link ``file`` as ``name``, atomically. Copy it if the file system has no hard links."""
     beside = name.with_suffix(".tmp")
     beside.unlink(missing_ok=True)
     try:
@@ -189,7 +191,7 @@ def _ends_epoch(trainer: Trainer, batch_idx: int) -> bool:
 
 
 def _ends_training(trainer: Trainer) -> bool:
-    """Whether ``on_train_end`` follows this end of an epoch (if training goes on after all, the next one is saved)."""
+    """Whether ``on_train_end`` follows this end of an epoch. If training continues, the next end is saved."""
     epochs, steps = trainer.max_epochs, trainer.max_steps
     last_epoch = epochs is not None and 0 <= epochs <= trainer.current_epoch + 1
     return last_epoch or trainer.should_stop or 0 <= steps <= trainer.global_step
@@ -199,7 +201,7 @@ def _validates(trainer: Trainer, batch_idx: int) -> bool:
     """Whether a validation follows this step, which does not end an epoch."""
     epochs = trainer.check_val_every_n_epoch
     if not trainer.enable_validation or trainer.val_check_batch is None:
-        return False  # None: by the clock, at moments that no run repeats
+        return False  # None: validation by wall time, which a resumed run does not reproduce
     if epochs is not None and (trainer.current_epoch + 1) % epochs:
         return False
     step = trainer.fit_loop.total_batch_idx if epochs is None else batch_idx

@@ -1,4 +1,4 @@
-"""One folder for each run: begun without ever overwriting an earlier one, continued exactly from its checkpoint."""
+"""Manages the run folder: never overwrites an earlier run, and continues a run exactly from its checkpoint."""
 
 import os
 import shutil
@@ -18,46 +18,46 @@ from lit_safe.loggers.files import TEMPORARY
 from lit_safe.loggers.run_logger import Position, RunLogger
 from lit_safe.run_lock import LOCK, RunFolderError, RunLock, check_writable
 
-FOLDERS = ("checkpoints", "tensorboard")  # of a run, in its folder
+FOLDERS = ("checkpoints", "tensorboard")  # subfolders of a run folder
 
 
 class RunFolder(Callback):
-    """Makes ``trainer.default_root_dir`` the folder of this run, locks it, and hands it to the loggers.
+    """Uses ``trainer.default_root_dir`` as the run folder: locks it and opens the loggers in it.
 
-    ``fit`` without a checkpoint, or with one from elsewhere, moves a folder of an earlier run aside (``runs/x`` to
-    ``runs/x.1``) and begins a fresh one. ``fit`` from a checkpoint inside the folder continues it in place: what the
-    loggers wrote after that checkpoint is cut off, so no step stands twice and none is missing. ``validate``, ``test``
-    and ``predict`` write into a sub-folder of their name.
+    ``fit`` without a checkpoint, or with one from another folder, starts a new run. It first renames the folder of an
+    earlier run (``runs/x`` to ``runs/x.1``). ``fit`` from a checkpoint inside the folder continues that run. Log
+    entries written after the checkpoint are removed, so every step is logged exactly once. ``validate``, ``test`` and
+    ``predict`` write into a subfolder with their name.
 
-    A folder in which another process runs is refused, and so is one that cannot be written.
+    A folder that another process uses, or that cannot be written, is refused.
     """
 
     def __init__(self) -> None:
         self._loggers: list[RunLogger] = []
         self._restored: Position | None = None
         self._begun = False
-        self._fresh = False  # whether this process began what is in the folder
+        self._fresh = False  # whether this process started the run in the folder
         self._lock: RunLock | None = None
 
     def enter(self, trainer: Trainer, stage: str, ckpt_path: str | None = None) -> None:
         """Lock the folder of a command. Does nothing if this callback has locked it already.
 
-        The command line calls this before it reads data or a model, ``setup`` calls it for a Trainer without one.
+        The command line calls this before it reads data or a model. Without the command line, ``setup`` calls it.
 
         Args:
             trainer: Its ``default_root_dir`` is the run folder.
             stage: ``fit``, ``validate``, ``test`` or ``predict``.
-            ckpt_path: What the command continues from.
+            ckpt_path: The checkpoint that the command loads.
 
         Raises:
-            RunFolderError: If the folder is unfit, cannot be written, or belongs to a live process.
-            ValueError: If it holds the working directory.
+            RunFolderError: If the folder is not local, cannot be written, or is used by a live process.
+            ValueError: If the folder contains the working directory.
         """
         folder = _folder(trainer, stage)
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.place(folder)
-        trial = trainer.fast_dev_run  # type: ignore[attr-defined]  # leaves nothing behind
+        trial = trainer.fast_dev_run  # type: ignore[attr-defined]  # writes nothing
         if self._lock is not None or trial or not trainer.is_global_zero:
             return
         lock = RunLock(folder)
@@ -71,10 +71,10 @@ class RunFolder(Callback):
         self._lock = lock
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Enter the folder, and open the loggers of a command other than ``fit``.
+        """Lock the folder. For commands other than ``fit``, also open the loggers.
 
         Raises:
-            RunFolderError: As ``enter``, on every rank.
+            RunFolderError: As in ``enter``, on every rank.
         """
         self._begun = self._fresh = False
         self._restored = None
@@ -92,40 +92,42 @@ class RunFolder(Callback):
             self._open(trainer, _folder(trainer, stage))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on without a callback that the checkpoint has a state of.
+        """Check that the run has all callbacks whose state is in the checkpoint.
+
+        Lightning only warns about missing callbacks, and their state would be lost.
 
         Raises:
-            ValueError: Naming them; Lightning itself only warns, and their state would be lost.
+            ValueError: If callbacks are missing. The message names them.
         """
         missing = sorted(set(checkpoint["callbacks"]) - {callback.state_key for callback in trainer.callbacks})  # type: ignore[attr-defined]
         if trainer.state.fn == "fit" and missing:
             raise ValueError(f"the checkpoint has the state of callbacks that this run lacks: {', '.join(missing)}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember where the loggers were."""
+        """Remember the loggers' positions."""
         self._restored = state_dict["position"]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loggers are, with everything before it on disk: called whenever a checkpoint is saved."""
+        """Flush the loggers and return their positions. Called whenever a checkpoint is saved."""
         return {"position": {name: n for logger in self._loggers for name, n in logger.position().items()}}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin or continue the folder."""
-        # strategies that restore later (FSDP) do not know of the checkpoint yet
+        """Start a new run in the folder, or continue the run in it."""
+        # strategies that restore later (FSDP) have not read the checkpoint yet
         if not trainer.strategy.restore_checkpoint_after_setup:
             self._begin(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin or continue the folder, where that had to wait."""
+        """Do what ``on_fit_start`` does, for strategies that restore the checkpoint later."""
         if not self._begun:
             self._begin(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the folder free."""
+        """Release the folder."""
         self.leave("success")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the folder free. A run that was stopped before it trained leaves nothing in it."""
+        """Release the folder. If the run stopped before training, remove what it created."""
         self._close("failed")
         folder = Path(trainer.default_root_dir)
         checkpoints = any((folder / FOLDERS[0]).glob("*.ckpt"))
@@ -139,7 +141,7 @@ class RunFolder(Callback):
             logger.finalize(status)
 
     def leave(self, status: str) -> None:
-        """Close the loggers, then give the folder free."""
+        """Close the loggers, then release the folder."""
         self._close(status)
         if self._lock is not None:
             self._lock.release()
@@ -172,7 +174,7 @@ class RunFolder(Callback):
         aside = move_aside(folder)
         if aside is None or self._lock is None or (folder / LOCK).exists():
             return
-        earlier, self._lock = self._lock, RunLock(folder)  # the lock's file has moved along
+        earlier, self._lock = self._lock, RunLock(folder)  # the lock file was moved with the folder
         earlier.move(aside)
         try:
             self._lock.acquire()
@@ -190,12 +192,12 @@ class RunFolder(Callback):
 class SaveConfig(SaveConfigCallback):
     """Writes the resolved configuration of a fit to ``<run folder>/config.yaml``.
 
-    It holds what makes the run, and not the checkpoint from which a process went on. A run continued under another
-    configuration keeps the earlier one as ``config.until-step-<n>.yaml``.
+    The file contains the settings of the run, without the checkpoint that a process resumed from. If a run is continued
+    with another configuration, the earlier one is kept as ``config.until-step-<n>.yaml``.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing: an earlier run may still be in the folder."""
+        """Do nothing, because an earlier run may still be in the folder."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the configuration, on the first rank."""
@@ -213,10 +215,10 @@ class SaveConfig(SaveConfigCallback):
 
 
 def _folder(trainer: Trainer, stage: str) -> Path:
-    """Where a command writes.
+    """The folder that a command writes to.
 
     Raises:
-        RunFolderError: If the name means something else to Lightning than to us.
+        RunFolderError: If the name is not a local path (Lightning would treat it as a URL).
         ValueError: If a fit would move the working directory.
     """
     name = str(trainer.default_root_dir)
@@ -236,7 +238,7 @@ def _folder(trainer: Trainer, stage: str) -> Path:
 
 
 def _lies_in(folder: Path, path: str | os.PathLike[str] | None) -> bool:
-    """Whether a checkpoint, or what else a path names, is of the run in ``folder``."""
+    """Whether ``path`` (of a checkpoint, for example) is inside ``folder``."""
     return path is not None and Path(path).resolve().is_relative_to(folder.resolve())
 
 
@@ -247,14 +249,14 @@ def _check_folders(folder: Path) -> None:
 
 
 def _remove_temporary(folder: Path) -> None:
-    """Remove what a killed run was about to replace its files by."""
+    """Remove temporary files that a killed run left."""
     for parent in (folder, folder / FOLDERS[0]):
         for path in parent.glob(f"*{TEMPORARY}"):
             path.unlink()
 
 
 def _close_experiments(trainer: Trainer, folder: Path) -> None:
-    """Let Lightning's own loggers in the folder begin anew: they open files before an earlier run could move aside."""
+    """Reopen Lightning's own loggers in the folder: they opened their files before an earlier run was moved."""
     for logger in trainer.loggers:
         if not isinstance(logger, CSVLogger | TensorBoardLogger) or isinstance(logger, RunLogger):
             continue
@@ -265,7 +267,7 @@ def _close_experiments(trainer: Trainer, folder: Path) -> None:
 
 
 def _check_callbacks(trainer: Trainer) -> None:
-    """Refuse a callback that would overwrite the checkpoint a run continues from."""
+    """Refuse callbacks that would overwrite the checkpoint from which a run continues."""
     ours = (Path(trainer.default_root_dir) / FOLDERS[0]).resolve()
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if not isinstance(callback, ModelCheckpoint) or not callback.save_last:

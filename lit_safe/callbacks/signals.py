@@ -1,4 +1,4 @@
-"""What a run does when it is told to stop: by SIGTERM, by Ctrl-C, by a scheduler or by a terminal that closes."""
+"""Stops a run on a signal: SIGTERM, Ctrl-C, a scheduler's signal, or a terminal that closes."""
 
 import logging
 import os
@@ -26,31 +26,30 @@ Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 SAME = 0.3
-"""Seconds in which a second signal is the first one, sent along by another process (a launcher, ``make``)."""
+"""A second signal within so many seconds is ignored: a launcher or ``make`` may forward the first one."""
 
 
 class Stopped(SystemExit):
-    """The run was told to stop. The exit status is 128 + the signal's number, as a shell says it."""
+    """The run was stopped by a signal. The exit status is 128 + the signal's number, as in a shell."""
 
 
 class StopOnSignal(Checkpoint):
-    """Stops a run at the next optimizer step, saved, when a signal asks for it. A second signal ends it at once.
+    """On a signal, saves a checkpoint after the current optimizer step and stops. A second signal stops at once.
 
-    During training the handler only sets a flag. At the end of each step the ranks agree on it (one all-reduce of one
-    number), ``last.ckpt`` is saved where a run may continue from it (never between a step and the validation that
-    follows it, nor between an epoch's last step and its end), and the process ends with status 143 (SIGTERM), 130
-    (Ctrl-C) or 128 + the signal's number. Before the first step and after the last checkpoint nothing would be lost:
-    there the process ends at once, and so do ``validate``, ``test`` and ``predict``.
+    During training the signal handler only sets a flag. At the end of each step the ranks exchange the flag (one
+    all-reduce of one number). Then ``last.ckpt`` is saved and the process exits with status 143 (SIGTERM), 130 (Ctrl-C)
+    or 128 + the signal's number. If a validation or an epoch's end follows the step, the run stops after it, because it
+    could not be resumed exactly from before. Before the first step and after the last checkpoint nothing would be lost,
+    so the process exits at once. ``validate``, ``test`` and ``predict`` also exit at once.
 
-    Lightning's own handlers are not installed, its automatic requeue under Slurm included: it saves in the middle of a
-    step. The scheduler's signal (SIGUSR1 by default) stops the run like the others. Signals that the process ignores
-    stay ignored, and all handlers are put back at the end.
+    Lightning's own signal handlers are not installed, because they save in the middle of a step. This includes its
+    automatic requeue under Slurm. The scheduler's signal (SIGUSR1 by default) stops the run like the others. Signals
+    that the process ignores remain ignored. All handlers are restored at the end.
 
-    Lightning calls callbacks of this base class last: when this one is called, ``RunCheckpoint`` has saved what was
-    due.
+    Lightning calls callbacks of this base class last, so ``RunCheckpoint`` has saved before this one is called.
 
     Args:
-        command: The words of the command line, for the sentence that says how to continue.
+        command: The words of the command line, used to tell the user how to continue.
     """
 
     def __init__(self, command: Sequence[str] | None = None) -> None:
@@ -67,12 +66,12 @@ class StopOnSignal(Checkpoint):
     # -- handlers
 
     def install(self, trainer: Trainer) -> None:
-        """Take over the signals. Does nothing if that has happened, or outside the main thread."""
+        """Install the signal handlers. Does nothing if they are installed, or outside the main thread."""
         if self._previous or threading.current_thread() is not threading.main_thread():
             return
         self._trainer, self._received, self._agreed = trainer, None, None
         self._at_steps = self._stepped = self._said = False
-        # Lightning would replace these handlers by ones that broadcast to other ranks, and save, in mid-step
+        # Lightning would replace these handlers by its own, which broadcast and save in the middle of a step
         trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
         environment = trainer._accelerator_connector.cluster_environment
         requeue = environment.requeue_signal if isinstance(environment, SLURMEnvironment) else None
@@ -82,7 +81,7 @@ class StopOnSignal(Checkpoint):
                 self._previous[number] = signal.signal(number, self._handle)
 
     def restore(self) -> None:
-        """Put the former handlers back."""
+        """Restore the former signal handlers."""
         while self._previous:
             number, handler = self._previous.popitem()
             signal.signal(number, handler)
@@ -94,7 +93,7 @@ class StopOnSignal(Checkpoint):
         if _is_child(self._trainer) and not self._at_steps:
             if again:
                 raise Stopped(self._status(number))
-            os.kill(os.getppid(), number)  # the first rank ends them all
+            os.kill(os.getppid(), number)  # the first rank stops all ranks
         elif again:
             if waited > SAME:
                 signal.signal(number, signal.SIG_DFL)
@@ -105,57 +104,57 @@ class StopOnSignal(Checkpoint):
             raise Stopped(self._status(number))
 
     def _status(self, number: int) -> int:
-        # Lightning kills the first rank when a rank that it has started ends with another status
+        # Lightning kills the first rank if a rank that it started exits with another status
         return 0 if self._trainer is not None and _is_child(self._trainer) else 128 + number
 
     # -- Lightning's hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take over the signals, if the command line has not."""
+        """Install the signal handlers, if the command line has not."""
         self.install(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """From the first step on, wait for a step's end."""
+        """From the first step on, signals wait for the end of a step."""
         self._at_steps = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop here, unless a validation or an epoch's end follows."""
+        """Stop after the step, unless a validation or an epoch's end follows."""
         self._stepped = True
         if self._agree(trainer) and not _ends_epoch(trainer, batch_idx) and not _validates(trainer, batch_idx):
             self._save_and_stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop after the validation that followed the step, unless the epoch's end follows."""
+        """Stop after the validation, unless the epoch's end follows."""
         if self._agreed and not trainer.sanity_checking and not _ends_epoch(trainer, trainer.fit_loop.batch_idx):
             self._save_and_stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop after the epoch's end, which is saved. The end of training is not far."""
+        """Stop after the epoch's end, which is saved, unless the end of training follows."""
         if self._agree(trainer) and not _ends_training(trainer):
             self._stop(trainer)
 
     def end_saved(self, trainer: Trainer) -> None:
-        """Stop before the evaluation of what was trained: nothing is left to lose, and a resumed run makes it."""
+        """Stop before the final evaluation. Everything is saved, and a resumed run makes the evaluation."""
         self._at_steps = False
         if self._agreed:
             self._stop(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say what happened and how to go on, and let go of the signals."""
+        """Log what happened and how to continue, and restore the signal handlers."""
         if isinstance(exception, Stopped):
             self.say(trainer)
         self.restore()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of the signals."""
+        """Restore the signal handlers."""
         self.restore()
 
     # -- the stop
 
     def _agree(self, trainer: Trainer) -> bool:
-        """Whether a rank was told to stop; alike on every rank."""
+        """Whether any rank received a signal. The result is the same on all ranks."""
         number = self._received or 0
         if trainer.world_size > 1:
             shared = torch.tensor(number, device=trainer.strategy.root_device)
@@ -166,7 +165,7 @@ class StopOnSignal(Checkpoint):
     def _save_and_stop(self, trainer: Trainer) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunCheckpoint) and trainer.global_step % (callback.every_n_steps or FAR):
-                callback._save(trainer)  # what was due is saved already
+                callback._save(trainer)  # a save that was due at this step is already done
         self._stop(trainer)
 
     def _stop(self, trainer: Trainer) -> None:
@@ -174,14 +173,14 @@ class StopOnSignal(Checkpoint):
         raise Stopped(self._status(self._agreed))
 
     def say(self, trainer: Trainer) -> None:
-        """One line: what stopped the run, where it stands, and the command that continues it."""
+        """Log one line: the signal, where the run stopped, and the command that continues it."""
         number = self._agreed or self._received
         if number is None or self._said or not trainer.is_global_zero:
             return
         self._said = True
         name = signal.Signals(number).name
         if not self._stepped:
-            log.warning("stopped by %s before anything was trained: the same command begins again", name)
+            log.warning("stopped by %s before anything was trained: run the same command to start again", name)
             return
         last = Path(trainer.default_root_dir) / FOLDER / LAST
         where = f"after step {trainer.global_step}" if self._at_steps else "after training"
@@ -197,7 +196,7 @@ def continuing(command: Sequence[str], checkpoint: Path) -> str:
 
     Args:
         command: ``sys.argv`` of the run.
-        checkpoint: From which.
+        checkpoint: The checkpoint to continue from.
     """
     program, *words = command
     name = Path(program).name
@@ -214,7 +213,7 @@ def continuing(command: Sequence[str], checkpoint: Path) -> str:
 
 
 def _is_child(trainer: Trainer) -> bool:
-    """Whether Lightning started this process as a further rank."""
+    """Whether Lightning started this process as an additional rank."""
     environment = getattr(trainer.strategy, "cluster_environment", None)
     return isinstance(environment, LightningEnvironment) and environment.local_rank() != 0
 

@@ -203,11 +203,14 @@ TABLE: dict[str, Mistake] = {
     ),
     "accumulation": Mistake(
         (*FIT, "--trainer.accumulate_grad_batches", "4"),
-        ("trainer.accumulate_grad_batches: data.pairs_per_step is what", "data.micro_batch_pairs"),
+        ("trainer.accumulate_grad_batches: not supported; set data.pairs_per_step", "data.micro_batch_pairs"),
     ),
     "clipping": Mistake(
         (*FIT, "--trainer.gradient_clip_val", "1"),
-        ("trainer.gradient_clip_val: model.gradient_clip_norm bounds", "where: --trainer.gradient_clip_val"),
+        (
+            "trainer.gradient_clip_val: not supported; set model.gradient_clip_norm",
+            "where: --trainer.gradient_clip_val",
+        ),
     ),
     # data
     "no such data file": Mistake(

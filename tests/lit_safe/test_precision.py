@@ -141,7 +141,7 @@ def test_a_precision_that_would_round_weights_or_labels_is_refused_before_anythi
 
 def test_a_callback_that_replaces_the_schedule_is_refused_by_name(tmp_path: Path) -> None:
     run = trainer(tmp_path, max_steps=1, callbacks=[StochasticWeightAveraging(1e-3)])
-    with pytest.raises(ValueError, match="StochasticWeightAveraging replaces the schedule"):
+    with pytest.raises(ValueError, match="StochasticWeightAveraging is not supported"):
         run.fit(aligned(pair=PolicyReference(Untouched())), pairs())
 
 

@@ -126,7 +126,7 @@ def test_before_the_first_step_it_ends_at_once_and_leaves_nothing(
         run.fit(Line(), BATCHES, BATCHES)
     assert stopped.value.code == 143
     assert list(tmp_path.iterdir()) == []
-    assert caplog.text.count("the same command begins again") == 1
+    assert caplog.text.count("run the same command to start again") == 1
 
 
 def test_validate_ends_at_once_with_the_status(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_before_the_first_step_all_ranks_end_at_once(ranks: tuple[str, ...], ran
     sender += ["--trainer.callbacks.step", "0", "--trainer.callbacks.rank", str(rank)]
     status, errors = finish(start(folder, *ranks, *sender))
     assert status == 143, errors
-    assert errors.count("the same command begins again") == 1
+    assert errors.count("run the same command to start again") == 1
     assert not (folder / "runs").exists()
 
 
