@@ -14,6 +14,9 @@ TORCH_INDEX ?=
 PYTHON_CHOSEN := $(if $(filter file,$(origin PYTHON)),,--python-chosen)
 # C-DPO moves its multiplier; the other objectives do not read it
 DUAL := $(if $(filter c_dpo,$(OBJECTIVE)),--dual.lr 10)
+# Test files are shared between so many processes of one thread each; WORKERS=0 runs them in one
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup embedded quickstart oracle lint types test test-all test-lowest test-newest test-peers lock wheel release-check clean
@@ -47,10 +50,10 @@ types: setup ## mypy
 	$(BIN)/mypy
 
 test: lint types ## ruff, hadolint, mypy and the fast tests
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 test-all: test embedded ## The same with the slow tests
-	$(BIN)/python -m pytest -q -m "slow and not peers and not gpu" --durations=10
+	$(PYTEST) -m "slow and not peers and not gpu" --durations=15
 
 test-lowest: setup ## The fast tests with the lowest versions of pyproject's ranges, in a throw-away environment (SLICE=--slice: some)
 	$(BIN)/python requirements/versions.py lowest $(SLICE)
