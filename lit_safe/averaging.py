@@ -1,4 +1,4 @@
-"""A running average of iterates, for methods whose last iterate circles the solution."""
+"""A running average of iterates, for methods whose last iterate oscillates around the solution."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,13 +8,14 @@ from torch import Tensor
 
 
 class IterateAverage:
-    """Polynomial-decay average of named tensors, kept on the CPU in fp32 at least.
+    """Polynomial-decay average of named tensors, stored on the CPU in at least fp32.
 
-    The t-th iterate enters with weight (eta + 1) / (t + eta) (Shamir & Zhang 2013, arXiv:1212.1824, section 4): early
-    iterates fade, no horizon has to be known, and adding the epochs one at a time or after a resume is the same.
+    The t-th iterate is added with weight (eta + 1) / (t + eta) (Shamir & Zhang 2013, arXiv:1212.1824, section 4). The
+    weight of early iterates decays, the length of the run need not be known, and a resumed run computes the same
+    average.
 
     Args:
-        eta: 0 is the plain mean; 3 leaves the first half of a run 1/16 of the weight.
+        eta: 0 gives the plain mean. With 3, the first half of a run has 1/16 of the weight.
     """
 
     def __init__(self, eta: int = 3) -> None:
@@ -23,7 +24,7 @@ class IterateAverage:
         self.mean: dict[str, Tensor] = {}
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take in the next iterate; every call must bring the same names and shapes."""
+        """Add the next iterate. All calls must have the same names and shapes."""
         self.count += 1
         share = (self.eta + 1) / (self.count + self.eta)
         for name, tensor in tensors.items():
@@ -32,12 +33,12 @@ class IterateAverage:
 
     @torch.no_grad()
     def put(self, tensors: Mapping[str, Tensor]) -> None:
-        """Write the average into ``tensors``, in their dtype and where they lie."""
+        """Write the average into ``tensors``, in their dtype and on their device."""
         for name, tensor in tensors.items():
             tensor.copy_(self.mean[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and a number, loadable with ``weights_only=True``."""
+        """The state as tensors and a number, loadable with ``weights_only=True``."""
         return {"count": self.count, "mean": dict(self.mean)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

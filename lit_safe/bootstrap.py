@@ -1,12 +1,12 @@
-"""Intervals of means and ratios of sums that allow for skewed values and few, uneven clusters.
+"""Intervals of means and of ratios of sums, for skewed values and few clusters of unequal size.
 
-The interval is the union of two. One is Student's t. The other is the studentised bootstrap over clusters (Efron &
-Tibshirani 1993, An Introduction to the Bootstrap, section 12.5; for clusters Cameron, Gelbach & Miller 2008, Review of
-Economics and Statistics 90, 414-427), which follows the skew of the values. With few clusters both are too short, so
+The interval is the union of two intervals: Student's t and the studentised bootstrap over clusters (Efron & Tibshirani
+1993, An Introduction to the Bootstrap, section 12.5; for clusters Cameron, Gelbach & Miller 2008, Review of Economics
+and Statistics 90, 414-427). The bootstrap accounts for skew. With few clusters both intervals are too short. Therefore
 
-- both use the degrees of freedom of as many even clusters as tell as much (Kish 1965, Survey Sampling, section 8.2);
-- the bootstrap's tails hold 2.5 % * k / (k + 12) each, for k such clusters. The constant 12 was chosen by simulation;
-  ``docs/intervals.md`` has the coverage that results.
+- both use the degrees of freedom of the effective number k of clusters (Kish 1965, Survey Sampling, section 8.2);
+- each tail of the bootstrap has 2.5 % * k / (k + 12). The constant 12 was chosen by simulation; ``docs/intervals.md``
+  gives the resulting coverage.
 
 Letters: G clusters, R resamples.
 """
@@ -23,29 +23,29 @@ from lit_safe.intervals import Bounds
 
 Floats = npt.NDArray[np.float64]
 Parts = tuple[tuple[Floats, Floats], ...]
-"""Numerators and denominators by cluster, ([G], [G]), of one ratio of sums or of two."""
+"""For one ratio of sums or two: numerators and denominators by cluster, ([G], [G])."""
 
 FEWEST = 6
-"""Clusters below which a mean has no interval: none that we tried covers skewed values there."""
+"""Smallest number of clusters for an interval of a mean. With fewer, no interval that we tried covers skewed values."""
 
 RESAMPLES = 1999
 MOST = 1000
-"""Clusters above which Student's t stands alone: a mean of so many is hardly skewed."""
+"""Above this number of clusters only Student's t is used, because the mean is hardly skewed."""
 
 
 def mean_bounds(estimate: float, stderr: float, parts: Parts, effective: float, scale: float) -> Bounds:
     """The 95 % interval of a ratio of sums, or of the difference of two.
 
     Args:
-        estimate: The ratio, or the first minus the second.
+        estimate: The ratio, or the first ratio minus the second.
         stderr: Its clustered standard error.
-        parts: For each ratio, what each cluster adds to its numerator and to its denominator, [G] both. The numerators
-            are those of deviations from the ratio, so that each sums to 0.
-        effective: As many even clusters as tell as much.
-        scale: The largest value; a standard error of rounding alone, relative to it, counts as 0.
+        parts: For each ratio, each cluster's contribution to numerator and denominator, [G] both. The numerators are of
+            deviations from the ratio, so they sum to 0.
+        effective: Effective number of clusters.
+        scale: The largest absolute value. A standard error at the level of rounding, relative to it, counts as 0.
 
     Returns:
-        NaN twice where clusters are fewer than ``FEWEST`` or do not vary.
+        The bounds; (NaN, NaN) if there are fewer than ``FEWEST`` clusters or they do not vary.
     """
     clusters = len(parts[0][0])
     if clusters < FEWEST or not effective >= 1.5 or not stderr > 1e-12 * scale:
@@ -61,7 +61,7 @@ def mean_bounds(estimate: float, stderr: float, parts: Parts, effective: float, 
 
 
 def _studentised(parts: Parts) -> Floats:
-    """[R] sorted: the deviation of each resample's estimate, over its own standard error."""
+    """[R] sorted: each resample's deviation from the estimate, divided by its own standard error."""
     clusters = len(parts[0][0])
     weight_RG = _resamples(clusters)
     change_R = np.zeros(RESAMPLES)
@@ -83,6 +83,6 @@ def _studentised(parts: Parts) -> Floats:
 
 @lru_cache(maxsize=8)
 def _resamples(clusters: int) -> Floats:
-    """[R, G] how often each resample holds each cluster: the same for every estimate of as many clusters."""
+    """[R, G] counts of each cluster in each resample. They depend only on the number of clusters."""
     generator = np.random.default_rng(hash64("bootstrap", clusters))
     return generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=RESAMPLES).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Lets command lines and YAML files name shipped YAML files from any working directory."""
+"""Resolves names of shipped YAML files, in command lines and YAML files, from any working directory."""
 
 from collections.abc import Collection, Sequence
 from functools import partial
@@ -11,11 +11,11 @@ from lit_safe.errors.places import refuse_repeated_keys
 from lit_safe.installation import find_config
 
 OF_FIT = ("ckpt_path", "weights_only")
-"""Options of ``fit`` that say where one process of a run begins. They make no run another one."""
+"""Options of ``fit`` that say where a process resumes. They are not settings of the run."""
 
 
 def with_shipped_files(words: Sequence[str]) -> list[str]:
-    """Replace each word ``configs/...yaml`` or ``--option=configs/...yaml`` by the file that it means."""
+    """Replace each word ``configs/...yaml`` or ``--option=configs/...yaml`` by the path of the file."""
     found = []
     for word in words:
         option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
@@ -24,12 +24,12 @@ def with_shipped_files(words: Sequence[str]) -> list[str]:
 
 
 def load_yaml(text: str, left_aside: Collection[str] = ()) -> Any:
-    """Parse YAML as jsonargparse does; a value ``configs/...yaml`` is found like a word of the command line.
+    """Parse YAML as jsonargparse does. Values ``configs/...yaml`` are resolved as on the command line.
 
     Args:
         text: A file, or a value typed on the command line.
-        left_aside: Keys to leave out at the top of a run's ``config.yaml``. The others of ``OF_FIT`` are left out
-            where they are null.
+        left_aside: Top-level keys of a run's ``config.yaml`` to leave out. The other keys of ``OF_FIT`` are left out if
+            they are null.
     """
     if "\n" in text:
         refuse_repeated_keys(text)
@@ -40,11 +40,11 @@ def load_yaml(text: str, left_aside: Collection[str] = ()) -> Any:
 
 
 def read_yaml_with_shipped_files(known: Collection[str] = OF_FIT) -> None:
-    """Make jsonargparse find shipped files that YAML files name.
+    """Make jsonargparse find the shipped files to which YAML files refer.
 
     Args:
-        known: Options that the command shares with ``fit``. The other options of ``fit`` are left aside in a run's
-            ``config.yaml``, so that every command reads it.
+        known: Options that the command shares with ``fit``. The other options of ``fit`` are ignored in a run's
+            ``config.yaml``, so that every command can read it.
     """
     set_loader("yaml", partial(load_yaml, left_aside=set(OF_FIT) - set(known)), (YAMLError,))
 

@@ -1,4 +1,4 @@
-"""Where a command runs its models."""
+"""Selects the device on which a command runs its models."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ def chosen_device(name: str, trainer: Any = None) -> torch.device:
     """The device that ``--device`` names.
 
     Args:
-        name: ``auto`` is the trainer's device, or the accelerator where there is one and the CPU elsewhere; otherwise a
-            device's own name.
-        trainer: The Lightning Trainer of the run's settings, or None.
+        name: The name of a device, or ``auto``: the trainer's device or, without a trainer, an accelerator if there is
+            one, else the CPU.
+        trainer: The Lightning Trainer built from the settings, or None.
 
     Raises:
-        ValueError: If the name is no device's, or this machine has no such device.
+        ValueError: If the name is not a device, or this machine has no such device.
     """
     there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
@@ -39,7 +39,7 @@ def chosen_device(name: str, trainer: Any = None) -> torch.device:
 
 
 def use(device: torch.device) -> torch.device:
-    """Make ``device`` the current one of its kind, as kernels and random states take it; gives it back."""
+    """Make ``device`` the current device of its type, which kernels and random states use. Returns ``device``."""
     if device.type != "cpu" and device.index is not None:
         torch.accelerator.set_device_index(device.index)
     return device

@@ -1,4 +1,6 @@
-"""What a policy does on held-out pairs and prompts: rows first, from which every mean and difference is taken.
+"""Evaluates a policy on held-out pairs and prompts.
+
+Returns one row per pair and per response. All means and differences are computed from these rows.
 
 Letters: B pairs of a batch, n rows, N = 2B sequences, K columns.
 """
@@ -39,10 +41,11 @@ PAIR_VALUES = (
 
 
 class Evaluation(NamedTuple):
-    """``pairs`` has a row for each held-out pair, sorted by id; ``rollouts`` one for each response, empty without cost.
+    """The rows of an evaluation. ``pairs`` has one per held-out pair, sorted by id; ``rollouts`` one per response.
 
-    Costs are those of the worst constraint, in cost units; log-probs, log-ratios and KL are sums over a response in
-    nats. Every rank holds all rows. ``samples`` are some of this rank's responses as text, where they were asked for.
+    Without a cost function, ``rollouts`` is empty. Costs are those of the worst constraint, in cost units. Log-probs,
+    log-ratios and KL are sums over a response in nats. Every rank has all rows. ``samples`` are some of this rank's
+    responses as text, if requested.
     """
 
     pairs: Columns
@@ -50,11 +53,11 @@ class Evaluation(NamedTuple):
     samples: tuple[ScoredResponse, ...] = ()
 
     def measures(self) -> dict[str, Measure]:
-        """Everything reported, by name; the names that training logs where they mean the same."""
+        """All reported measures by name. A measure that training logs too has the same name."""
         return {**_pair_measures(self.pairs), **rollout_measures(self.rollouts)}
 
     def summary(self) -> dict[str, Estimate]:
-        """Means with errors clustered by prompt; a quantity that no row has is left out."""
+        """Means with errors clustered by prompt. Measures without any value are left out."""
         found = {
             name: clustered_mean(one.value, one.cluster, one.weight, share=one.share)
             for name, one in self.measures().items()
@@ -62,22 +65,22 @@ class Evaluation(NamedTuple):
         return {name: estimate for name, estimate in found.items() if estimate.count}
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """The tables as plain tensors, loadable with ``weights_only=True``."""
+        """The tables as tensors, loadable with ``weights_only=True``."""
         tables = {"pairs": self.pairs, "rollouts": self.rollouts}
         return {part: {k: torch.from_numpy(v.copy()) for k, v in table.items()} for part, table in tables.items()}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Mapping[str, Tensor]]) -> "Evaluation":
-        """What ``state_dict`` gave."""
+        """Rebuild from the result of ``state_dict``."""
         pairs, rollouts = ({k: v.numpy() for k, v in state[part].items()} for part in ("pairs", "rollouts"))
         return cls(pairs, completed(rollouts))
 
 
 def differences(after: Evaluation, before: Evaluation) -> dict[str, Estimate]:
-    """``after - before`` of everything both have, over the rows both have, with errors clustered by prompt.
+    """``after - before`` of all shared measures over all shared rows, with errors clustered by prompt.
 
     Raises:
-        ValueError: If the two have other labels of a pair, or call another of its responses chosen.
+        ValueError: If the two differ in the labels of a pair or in which response is chosen.
     """
     pairs = shared_rows(after.pairs, before.pairs, PAIR_IDS[:1])
     exchanged = int((orientation(*pairs) < 0).sum())
@@ -99,7 +102,7 @@ def differences(after: Evaluation, before: Evaluation) -> dict[str, Estimate]:
 
 
 class Oriented(NamedTuple):
-    """Evaluations in the order of another one, and how many of its shared pairs that took."""
+    """Evaluations in the order of another one, with the numbers of shared, exchanged and unclear pairs."""
 
     evaluations: tuple[Evaluation, ...]
     shared: int
@@ -108,18 +111,19 @@ class Oriented(NamedTuple):
 
 
 def oriented(evaluations: Sequence[Evaluation], like: Evaluation, *, other_order: bool = False) -> Oriented:
-    """Evaluations of one run's pairs, with that response chosen which ``like`` calls chosen.
+    """Exchange chosen and rejected responses so that they agree with those of ``like``.
 
-    Where the two disagree about any pair, only pairs remain that both have and whose labels or lengths tell the order;
-    ``unclear`` counts those that do not. Where they agree about all, nothing changes.
+    If the two agree on all pairs, nothing changes. Otherwise only shared pairs are kept whose labels or lengths
+    determine the order. ``unclear`` counts the shared pairs for which they do not.
 
     Args:
-        evaluations: Of the same pairs, say before and after training.
-        like: The evaluation whose order counts.
-        other_order: The two are known to follow other orders, so that a pair which tells nothing may be either way.
+        evaluations: Evaluations of the same pairs, for example before and after training.
+        like: The evaluation whose order is used.
+        other_order: Whether the two are known to use different orders. Then a pair whose labels and lengths do not
+            determine the order may be in either order.
 
     Raises:
-        ValueError: If a pair has other labels here than there.
+        ValueError: If the labels of a pair differ.
     """
     shared = [shared_rows(one.pairs, like.pairs, PAIR_IDS[:1]) for one in evaluations]
     order_n = orientation(*shared[0])
@@ -147,28 +151,28 @@ def evaluate(
     earlier: "Evaluation | None" = None,
     untouched: bool = False,
 ) -> Evaluation:
-    """Measure the policy as it stands on the val split. Leaves no trace: no gradient, flags and random state restored.
+    """Evaluate the current policy on the val split. Gradients, module flags and random state are restored afterwards.
 
-    A response is a function of (seed, prompt, its number) and the policy, whatever was drawn before: two policies
-    answer with the same luck, so that their difference is theirs.
+    A response depends only on (seed, prompt, its number) and the policy. Two policies are therefore evaluated with the
+    same random numbers, and differences between them are due to the policies.
 
     Args:
         module: The policy, its reference and objective.
-        data: Where the val split is.
-        cost: Scores responses that the policy samples; None samples none.
-        pairs: At most so many held-out pairs, rounded up to whole batches; None takes all.
-        prompts: At most so many held-out prompts to answer, chosen by hash.
-        samples_per_prompt: Responses to each. More prompts tell more than more samples.
-        max_new_tokens: Longest response.
-        batch_size: Responses generated at once.
-        seed: Of the responses.
-        keep_samples: Keep so many responses of this rank as text.
-        earlier: An evaluation with the same reference, whose log-probs of it are taken where it has the pair.
-        untouched: The policy has not trained yet: if it scores the first batch bit for bit as its reference does, it is
-            its reference, and the others are scored once.
+        data: Gives the val split.
+        cost: Scores the policy's responses. None samples no responses.
+        pairs: Maximum number of held-out pairs, rounded up to whole batches. None takes all.
+        prompts: Maximum number of held-out prompts to answer, chosen by hash.
+        samples_per_prompt: Number of responses to each prompt. More prompts reduce the error more than more samples.
+        max_new_tokens: Maximum length of a response in tokens.
+        batch_size: Number of responses generated at once.
+        seed: Seed of the responses' random numbers.
+        keep_samples: Number of this rank's responses to keep as text.
+        earlier: An evaluation with the same reference. Its reference log-probs are reused for the pairs that it has.
+        untouched: Whether the policy has not been trained yet. If it then scores the first batch bitwise as its
+            reference does, the two are treated as equal and the other batches are scored only once.
 
     Raises:
-        ValueError: If the cost function returns something that is no cost, or not finite.
+        ValueError: If the cost function returns something that is not a cost, or a cost is not finite.
     """
     with quiet(module, hash64("evaluation", seed), cost):
         table = _score_pairs(module, data, pairs, {} if earlier is None else _reference_of(earlier.pairs), untouched)
@@ -181,7 +185,7 @@ def evaluate(
 
 
 def stratum(pairs: Columns) -> npt.NDArray[np.float64]:
-    """[n] how many responses of a pair are unsafe, NaN where a cost is not known."""
+    """[n] number of unsafe responses of each pair. NaN if a cost is unknown."""
     unsafe = (pairs["cost_chosen"] > 0).astype(np.float64) + (pairs["cost_rejected"] > 0)
     return np.where(np.isnan(pairs["cost_chosen"] + pairs["cost_rejected"]), np.nan, unsafe)
 
@@ -213,7 +217,7 @@ def _pair_measures(pairs: Columns) -> dict[str, Measure]:
 
 
 def _toward(margin: npt.NDArray[np.float64], direction: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """1 where the margin has the sign of ``direction``, 0 where the other, one half for a tie; NaN as ``direction``."""
+    """1 if the margin has the sign of ``direction``, 0 if the opposite, 0.5 for a tie. NaN where ``direction`` is."""
     return (np.sign(margin) * direction + 1) / 2
 
 
@@ -253,7 +257,7 @@ def _reference_of(pairs: Columns) -> dict[int, tuple[float, float]]:
 
 
 def _with_reference(batch: PackedBatch, known: Mapping[int, tuple[float, float]]) -> PackedBatch:
-    """The batch with its reference log-probs, where all of them are known."""
+    """The batch with its reference log-probs, if all of them are known."""
     ids = batch.pair_id.tolist()
     if batch.reference_logp is not None or not all(i in known for i in ids):
         return batch
@@ -262,7 +266,7 @@ def _with_reference(batch: PackedBatch, known: Mapping[int, tuple[float, float]]
 
 
 def _pair_rows(batch: PackedBatch, policy: Pair, logratio: Pair, scored: Scored) -> Tensor:
-    """[B, K] int64: ids, values by the bits of their float64, and whether the row is present."""
+    """[B, K] int64: ids, values as the bits of their float64, and whether the row is present."""
     worst = Pair(*(c.amax(-1) if c.ndim == 2 else c for c in batch.label.cost))
     values = (*policy, *logratio, *batch.response_length, batch.label.reward.margin, *worst, scored.weight)
     as_bits = torch.stack([value.cpu().double() for value in values], dim=-1).view(torch.int64)

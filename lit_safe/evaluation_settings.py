@@ -1,4 +1,4 @@
-"""How a policy was evaluated, as plain values that a report keeps, and where two reports differ in it."""
+"""The settings of an evaluation as plain values for a report, and the differences between two reports."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,22 +11,22 @@ from lit_safe.types import CostFunction
 Settings = Mapping[str, Any]
 
 SAMPLING = ("max_new_tokens", "temperature", "stop_ids")
-"""What decides responses: policies that answered under other values are not compared by their responses."""
+"""Settings that affect responses. If they differ, policies are not compared by their responses."""
 
-CARD = "card.json"  # of a fitted scorer; it holds times, which change from fit to fit
+CARD = "card.json"  # of a fitted scorer; contains times, which differ between fits
 
 
 def evaluation_settings(
     module: Evaluated, data: Any, cost: CostFunction | None, *, max_new_tokens: int, seed: int
 ) -> dict[str, Any]:
-    """What decides an evaluation's numbers beside the policy and the rows.
+    """The settings that affect an evaluation's results, besides the policy and the rows.
 
     Args:
-        module: Its pair knows the tokens that end a response.
-        data: Its ``order``, ``seed`` and ``tokenizer`` are read where it has them.
-        cost: The scorer of responses; None where none were sampled.
-        max_new_tokens: Longest response.
-        seed: Of the responses.
+        module: Its pair gives the tokens that end a response.
+        data: Its ``order``, ``seed`` and ``tokenizer`` are read if it has them.
+        cost: The scorer of responses. None if no responses were sampled.
+        max_new_tokens: Maximum length of a response in tokens.
+        seed: Seed of the responses' random numbers.
     """
     settings = {
         "order": getattr(data, "order", None),
@@ -48,7 +48,7 @@ def evaluation_settings(
 
 
 def settings_of(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in a ``report.json``. One of an earlier version tells its order, its data seed and its scorer."""
+    """The settings in a ``report.json``. Reports of earlier versions give only order, data seed and scorer."""
     if "settings" in report:
         return dict(report["settings"])
     scorer = report.get("scorer")
@@ -61,12 +61,12 @@ def settings_of(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differing(one: Settings, other: Settings) -> dict[str, tuple[Any, Any]]:
-    """The settings that both have and that differ, with both values."""
+    """Settings that are in both and differ, with both values."""
     return {name: (one[name], other[name]) for name in one if name in other and one[name] != other[name]}
 
 
 def not_comparable(name: str, differing: Mapping[str, object]) -> bool:
-    """Whether a measure means something else on both sides of these differences."""
+    """Whether these differences in settings make a measure incomparable."""
     if not name.startswith(("rollouts/", "drift/")):
         return False
     if any(setting in SAMPLING for setting in differing):
@@ -76,7 +76,7 @@ def not_comparable(name: str, differing: Mapping[str, object]) -> bool:
 
 
 def _plain(cost: CostFunction) -> dict[str, Any]:
-    """Public attributes that are plain values, but for the place where it lies."""
+    """The scorer's public attributes with plain values, except its folder."""
     known = vars(cost) if hasattr(cost, "__dict__") else {}
     kinds = (bool, int, float, str)
     return {
@@ -87,7 +87,7 @@ def _plain(cost: CostFunction) -> dict[str, Any]:
 
 
 def _digest(folder: object) -> str | None:
-    """A hash of a fitted scorer's files; None where there is no folder."""
+    """A hash of a fitted scorer's files. None if there is no folder."""
     if not isinstance(folder, str | Path) or not Path(folder).is_dir():
         return None
     found = hashlib.sha256()
@@ -98,6 +98,6 @@ def _digest(folder: object) -> str | None:
 
 
 def _template(data: Any) -> str | None:
-    """A hash of the chat template's text; None where the tokenizer has none."""
+    """A hash of the chat template's text. None if the tokenizer has no template."""
     text = getattr(getattr(data, "tokenizer", None), "chat_template", None)
     return None if text is None else hashlib.sha256(str(text).encode()).hexdigest()[:16]

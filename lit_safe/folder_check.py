@@ -1,6 +1,6 @@
-"""Whether an exported folder is the policy that was trained: log-probs of both, computed alike.
+"""Checks that an exported folder holds the trained policy, by comparing their log-probs.
 
-Letters: N sequences, S tokens of one of them, V vocabulary.
+Letters: N sequences, S tokens of a sequence, V vocabulary.
 """
 
 import itertools
@@ -21,38 +21,38 @@ TEXTS = (
     "def mean(numbers):\n    return sum(numbers) / len(numbers)\n",
     "I am sorry, but I cannot help with that. Is there anything else that you would like to know?",
 )
-"""What every export is compared on, with the tokenizer that is exported."""
+"""Texts on which every export is compared, encoded with the exported tokenizer."""
 
-TOKENS = 64  # of a text at most
+TOKENS = 64  # maximum length of a text
 
 
 class Comparison(NamedTuple):
-    """The largest difference in nats a token, and what rounding explains."""
+    """The largest difference in nats per token, and the largest that rounding can cause."""
 
     gap: float
     bound: float
 
     @property
     def same(self) -> bool:
-        """Whether rounding explains the difference; never with a NaN."""
+        """Whether rounding explains the difference. False for NaN."""
         return self.gap <= self.bound
 
 
 def compare_folder(pair: PairModel, folder: Path, held_out: PackedSequences | None) -> Comparison:
-    """Compare a policy with the folder that it wrote, on fixed texts and on held-out responses.
+    """Compare a policy with its exported folder, on fixed texts and held-out responses.
 
-    Weights of both are cast up, to fp32 at least. That is exact for every weight, so the folder must give the policy's
-    log-probs to the rounding of fp32 products, whatever type the policy computes in.
+    The weights of both are cast to at least fp32, which is exact for every weight. The log-probs must then agree up to
+    the rounding of fp32 products, whatever dtype the policy normally computes in.
 
-    A product of D terms in blocks, as processors make them, is off by a few units u (2^-24 in fp32) of its size. A
-    model of L layers adds 2 L + 1 of them to a sum, where independent errors grow as a root: to about
-    sqrt(2 L + 1) u of a logit. A log-prob is a difference of two such numbers. With a factor of 4 to spare the bound is
-    8 sqrt(2 L + 1) u (1 + largest logit) nats a token.
+    The tolerance is derived as follows. A dot product computed in blocks has a relative error of a few units u (2^-24
+    in fp32). A model with L layers adds 2 L + 1 such products. Independent errors grow with the square root of their
+    number, to about sqrt(2 L + 1) u of a logit. A log-prob is a difference of two such numbers. With a safety factor of
+    4, the bound is 8 sqrt(2 L + 1) u (1 + largest logit) nats per token.
 
     Args:
-        pair: The loaded policy, in evaluation mode; both are compared where it lies. Its weights are cast in place.
-        folder: A whole model, or an adapter alone.
-        held_out: More to compare on.
+        pair: The loaded policy, in evaluation mode. The comparison runs on its device. Its weights are cast in place.
+        folder: A full model, or only an adapter.
+        held_out: Further sequences to compare on, or None.
     """
     assert isinstance(pair, nn.Module)
     dtype = max((p.dtype for p in pair.parameters()), key=lambda one: one.itemsize)
@@ -76,7 +76,7 @@ def compare_folder(pair: PairModel, folder: Path, held_out: PackedSequences | No
 
 
 def plain_logp(model: Any, sequences: PackedSequences) -> tuple[Tensor, float]:
-    """[N] float64 response log-probs in nats by transformers, a sequence at a time, on the CPU; the largest logit."""
+    """[N] float64 response log-probs in nats by plain transformers, one sequence at a time, and the largest logit."""
     sums, largest = [], 0.0
     for start, end in itertools.pairwise(sequences.cu_seqlens.tolist()):
         with torch.no_grad():
@@ -90,7 +90,7 @@ def plain_logp(model: Any, sequences: PackedSequences) -> tuple[Tensor, float]:
 
 
 def fixed(tokenizer: Any, config: Any) -> PackedSequences:
-    """``TEXTS`` with every token but the first scored, cut to what the model can read."""
+    """``TEXTS`` with all tokens except the first scored, cut to the model's maximum length."""
     positions = min(TOKENS, getattr(config, "max_position_embeddings", None) or TOKENS)
     rows: list[Sequence[int]] = []
     for text in TEXTS:
@@ -112,11 +112,11 @@ def first(sequences: PackedSequences, count: int) -> PackedSequences:
 
 
 def _read(pair: Any, folder: Path) -> Any:
-    """What stock transformers reads from the folder; an adapter alone comes with its base from the pair's source."""
+    """Load the folder with plain transformers. For an adapter, the base model comes from the pair's source."""
     if (folder / "adapter_config.json").exists():
-        from peft import PeftModel  # installed, as there is an adapter
+        from peft import PeftModel  # installed, because there is an adapter
 
         return PeftModel.from_pretrained(pair.source.load_model(), str(folder))
-    from transformers import AutoModelForCausalLM  # seconds to import: only the export needs it here
+    from transformers import AutoModelForCausalLM  # takes seconds to import; only exports need it
 
     return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)

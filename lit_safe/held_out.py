@@ -1,4 +1,4 @@
-"""What an evaluation knows of module and data, and the tables it makes."""
+"""The protocols of module and data for evaluation, and the tables that an evaluation makes."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
@@ -9,23 +9,23 @@ import numpy.typing as npt
 from lit_safe.types import PackedBatch, Pair, PairModel, Prompt, Scored
 
 Columns = dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]]
-"""A table: columns of one length by name. Ids are int64, everything else float64, NaN where not known."""
+"""A table: name → column, all of one length. Ids are int64, all else is float64. Unknown values are NaN."""
 
 
 class Evaluated(Protocol):
-    """What is known of the module: its pair, and what it makes of a batch."""
+    """The part of the module that an evaluation uses: its pair, and its result for a batch."""
 
     pair: PairModel
 
     def __call__(self, batch: PackedBatch, own_reference: bool = False) -> tuple[Pair, Pair, Scored]:
-        """Policy log-probs, log-ratios, and the objective's word on each pair; the policy may be its own reference."""
+        """Policy log-probs, log-ratios, losses and weights. ``own_reference``: the policy equals its reference."""
 
 
 class HeldOut(Protocol):
-    """What is known of the data: labelled pairs and prompts of the val split."""
+    """The part of the data that an evaluation uses: labelled pairs and prompts of the val split."""
 
     def val_dataloader(self) -> Iterable[PackedBatch]:
-        """This rank's share; every rank has as many batches of as many rows."""
+        """This rank's part of the val pairs. All ranks have equally many batches and rows."""
 
     def prompts(self, split: str) -> Sequence[Prompt]:
         """The prompts of a split, each once."""
@@ -35,9 +35,9 @@ class HeldOut(Protocol):
 
 
 class Measure(NamedTuple):
-    """A quantity of every row: [n] values (NaN where not defined), the prompts that cluster them, and weights."""
+    """Values [n] of a quantity by row (NaN if undefined), the prompts by which they are clustered, and weights."""
 
     value: npt.NDArray[np.float64]
     cluster: npt.NDArray[np.int64]
     weight: npt.NDArray[np.float64] | None = None
-    share: bool = False  # a value is a share in [0, 1]
+    share: bool = False  # whether values are in [0, 1]

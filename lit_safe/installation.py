@@ -1,7 +1,7 @@
-"""Where the parts beside ``lit_safe`` lie, in a checkout and in an installed wheel.
+"""Finds the packages beside ``lit_safe``, in a checkout and in an installed wheel.
 
-YAML files name classes of ``models``, ``data`` and ``ops`` by path. In a checkout these folders stand beside
-``lit_safe``. A wheel holds them in ``lit_safe/_parts``, so that nothing with such a common name lies at the top of
+YAML files name classes of ``models``, ``data`` and ``ops`` by path. In a checkout these folders are beside
+``lit_safe``. A wheel has them in ``lit_safe/_parts``, because their names are too common for the top level of
 site-packages. :func:`add_to_path` makes the same class paths work in both.
 """
 
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 PACKAGES = ("models", "data", "ops")
-"""Names that class paths in YAML begin with, beside ``lit_safe`` itself."""
+"""Packages, besides ``lit_safe``, with which class paths in YAML begin."""
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -19,7 +19,7 @@ def root() -> Path:
     """The folder that holds ``models``, ``data``, ``ops`` and ``configs``.
 
     Raises:
-        FileNotFoundError: Neither a checkout nor a complete wheel.
+        FileNotFoundError: If this is neither a checkout nor a complete wheel.
     """
     for folder in (_PACKAGE / "_parts", _PACKAGE.parent):
         if (folder / "configs" / "base.yaml").is_file():
@@ -33,7 +33,7 @@ def add_to_path() -> list[str]:
     """Make our packages importable, then those of the working directory.
 
     Returns:
-        One sentence for each package of the working directory that ours hides.
+        One sentence for each package in the working directory that one of ours hides.
     """
     ours, here = str(root()), str(Path.cwd())
     others = [folder for folder in sys.path if Path(folder or os.curdir).resolve() not in (Path(ours), Path(here))]
@@ -42,10 +42,10 @@ def add_to_path() -> list[str]:
 
 
 def find_config(name: str) -> str:
-    """Resolve the path of a YAML file: the file of that name, else the shipped one.
+    """Resolve the path of a YAML file: the file with this name, else the shipped file.
 
     Args:
-        name: A path. ``configs/base.yaml`` means the shipped file where the working directory has no such file.
+        name: A path. ``configs/base.yaml`` is the shipped file if the working directory has no such file.
     """
     path = Path(name)
     if path.parts[:1] != ("configs",) or path.suffix not in (".yaml", ".yml") or path.exists():
@@ -55,13 +55,13 @@ def find_config(name: str) -> str:
 
 
 def shipped_configs() -> list[str]:
-    """Paths of all shipped YAML files, as they are typed: ``configs/base.yaml``, ..."""
+    """Paths of all shipped YAML files as a user types them: ``configs/base.yaml``, ..."""
     top = root()
     return sorted(path.relative_to(top).as_posix() for path in (top / "configs").rglob("*.yaml"))
 
 
 def _is_python(path: Path) -> bool:
-    """Whether ``import`` would find a package or module at this place (data files alone do not count)."""
+    """Whether ``import`` would find a package or module at this path. Folders with only data files do not count."""
     return path.with_suffix(".py").is_file() or (path.is_dir() and any(path.glob("*.py")))
 
 

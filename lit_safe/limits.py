@@ -1,4 +1,4 @@
-"""Where a policy stands towards its cost limits: estimate, one-sided bounds, and what they allow to say.
+"""Compares a policy's cost estimate and its one-sided bounds with the limits.
 
 Letters: C constraints.
 """
@@ -14,14 +14,14 @@ from torch import Tensor
 from lit_safe.types import CostEstimate
 
 Verdict = Literal["met", "not met", "undecided"]
-LEVEL = 0.95  # of a one-sided bound
+LEVEL = 0.95  # confidence level of a one-sided bound
 
 
 class Standing(NamedTuple):
-    """A cost estimate beside its limits, one entry for each constraint; costs and limits in cost units.
+    """A cost estimate and its limits, one entry per constraint, in cost units.
 
-    ``epoch`` is the number of the epoch whose end left the policy, ``degrees`` are those of freedom of the errors;
-    ``bounds`` the estimator's own one-sided ones, below and above.
+    The policy is that at the end of ``epoch``. ``degrees`` are the degrees of freedom of the errors. ``bounds`` are the
+    estimator's own one-sided bounds, lower and upper.
     """
 
     names: tuple[str, ...]
@@ -34,12 +34,12 @@ class Standing(NamedTuple):
 
     @property
     def upper(self) -> tuple[float, ...]:
-        """One-sided 95 % upper bounds on E[cost]: the estimator's own, else Student's t; NaN where not known."""
+        """One-sided 95 % upper bounds on E[cost]: the estimator's own, else by Student's t. NaN if unknown."""
         return self._bounds(1.0)
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """``met`` where the upper bound keeps the limit, ``not met`` where the lower one exceeds it."""
+        """``met`` if the upper bound is within the limit, ``not met`` if the lower bound exceeds it."""
         bounds = zip(self._bounds(-1.0), self.upper, self.limit, strict=True)
         return tuple(
             "met" if high <= limit else "not met" if low > limit else "undecided" for low, high, limit in bounds
@@ -60,19 +60,19 @@ class Standing(NamedTuple):
         )
 
     def as_json(self) -> list[dict[str, Any]]:
-        """One mapping for each constraint; what is not known is null."""
+        """One mapping per constraint. Unknown values are null."""
         columns = zip(self.names, self.limit, self.cost, self.stderr, self.upper, self.verdicts, strict=True)
         keys = ("constraint", "limit", "cost", "stderr", "upper", "verdict")
         rows = [dict(zip(keys, row, strict=True)) for row in columns]
         return [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """The standing as plain values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in self._asdict().items()}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "Standing":
-        """What ``state_dict`` gave."""
+        """Rebuild from the result of ``state_dict``."""
         limit, cost, stderr = (tuple(map(float, state[name])) for name in ("limit", "cost", "stderr"))
         pair = state.get("bounds")
         bounds = None if pair is None else (tuple(map(float, pair[0])), tuple(map(float, pair[1])))
@@ -80,7 +80,7 @@ class Standing(NamedTuple):
 
 
 def standing(names: Sequence[str], limit_C: Tensor, estimate: CostEstimate, epoch: int) -> Standing:
-    """How the policy that ``epoch`` left stands, from an estimate [] or [C] of its cost."""
+    """The standing of the policy at the end of ``epoch``, from an estimate [] or [C] of its cost."""
     clusters = estimate.effective if estimate.clusters is None else min(estimate.clusters, estimate.effective)
     cost_C, stderr_C = (value.double().reshape(-1) for value in (estimate.mean, estimate.stderr))
     limit, cost, stderr = (
@@ -92,10 +92,11 @@ def standing(names: Sequence[str], limit_C: Tensor, estimate: CostEstimate, epoc
 
 
 def sentence(limit: Mapping[str, Any]) -> str:
-    """What a report says first: each limit, the estimate, its bound, and whether it is met.
+    """The first sentence of a report: each limit, the estimate, its bound, and whether the limit is met.
 
     Args:
-        limit: ``constraints``, rows of :meth:`Standing.as_json`, or why nothing is known (``unknown``).
+        limit: A mapping with ``constraints``, the rows of :meth:`Standing.as_json`. If nothing is known, the reason is
+            in ``unknown``.
     """
     rows = limit["constraints"]
     if not rows:
@@ -113,5 +114,5 @@ def sentence(limit: Mapping[str, Any]) -> str:
 
 
 def at_least(value_C: Tensor, maximum: float) -> Tensor:
-    """[C] whether a multiplier stands at its maximum, which its own type may hold no exact value of."""
+    """[C] whether a multiplier is at its maximum, compared in its dtype, which may round the maximum."""
     return value_C >= torch.tensor(maximum, dtype=value_C.dtype)

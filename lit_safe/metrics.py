@@ -1,4 +1,4 @@
-"""Sample-weighted means of named quantities, exact over ranks, micro-batches and resumes; under TRL's names.
+"""Sample-weighted means of logged quantities, exact over ranks, micro-batches and resumes. Names follow TRL.
 
 Letters: B pairs.
 """
@@ -17,24 +17,24 @@ from lit_safe.types import PackedBatch, Pair, Scored
 SUMS = ("total", "count")  # the state of ``Means``
 
 STRATA = ("safe_safe", "safe_unsafe", "unsafe_unsafe")
-"""Pairs by how many of their responses are unsafe; either order of ``safe_unsafe``."""
+"""Groups of pairs by the number of unsafe responses. ``safe_unsafe`` has both orders."""
 
 
 class Measured(NamedTuple):
-    """A quantity ``value`` [B] and the weight [B] of each entry: bool or >= 0. At weight 0 the value may be NaN."""
+    """Values [B] of a quantity and their weights [B] (bool or >= 0). A value with weight 0 may be NaN."""
 
     value: Tensor
     weight: Tensor
 
     def pooled(self) -> "Measured":
-        """The same mean and total weight in one entry [1]."""
+        """One entry [1] with the same mean and total weight."""
         weight = self.weight.to(self.value)
         total = torch.where(weight > 0, self.value * weight, 0).sum()
         return Measured((total / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny))[None], weight.sum()[None])
 
 
 OBJECTIVE_LOSS, ANCHOR_LOSS = "loss/objective", "loss/anchor"
-"""The parts of a training loss with an anchor."""
+"""Names of the two parts of a training loss with an anchor."""
 
 PAIR_NAMES = (
     "loss",
@@ -58,7 +58,7 @@ PAIR_NAMES = (
 
 
 def better(margin_B: Tensor) -> Tensor:
-    """[B] 1 where the margin is positive, 0 where negative, **one half for a tie** (every margin ties at step 0)."""
+    """[B] 1 for a positive margin, 0 for a negative one, **0.5 for a tie** (at step 0 all margins are ties)."""
     return (margin_B.sign() + 1) / 2
 
 
@@ -66,13 +66,15 @@ def better(margin_B: Tensor) -> Tensor:
 def pair_quantities(
     batch: PackedBatch, policy: Pair, logratio: Pair, scored: Scored, beta: float
 ) -> dict[str, Measured]:
-    """Everything logged of B pairs, without gradient and without waiting for the device.
+    """All logged quantities of B pairs, without gradient and without waiting for the device.
 
-    ``loss`` is the mean over pairs of weight > 0 (SafeDPO's eq. 12 is a mean over the pairs that its T keeps).
-    ``rewards/*`` are TRL's implicit rewards beta * logratio; ``logps/*`` sums of the policy's response log-probs in
-    nats; ``logps/accuracies`` asks whether the policy itself finds the chosen response likelier (summed, and per
-    token), which has an answer at step 0; ``rewards/accuracies/safer`` asks, of pairs with one unsafe response,
-    whether the safe one has the higher implicit reward, whichever was chosen.
+    - ``loss`` is the mean over pairs with weight > 0 (SafeDPO's eq. 12 is a mean over the pairs that its T keeps).
+    - ``rewards/*`` are implicit rewards beta * logratio, as in TRL.
+    - ``logps/*`` are sums of the policy's response log-probs in nats.
+    - ``logps/accuracies`` is the share of pairs whose chosen response is likelier under the policy itself (by the sum,
+      and per token). Unlike reward accuracies, it is informative at step 0.
+    - ``rewards/accuracies/safer`` is the share, among pairs with one unsafe response, in which the safe response has
+      the higher implicit reward, whether it was chosen or not.
     """
     present_B = batch.present
     unsafe = batch.label.unsafe
@@ -117,14 +119,14 @@ def _unknown(cost: Tensor) -> Tensor:
 
 
 class Means(Metric):
-    """Weighted means of named quantities over everything seen since the last reset.
+    """Weighted means of named quantities since the last reset.
 
-    The sums lie in every checkpoint, so a run that resumes inside a logging window logs what the uninterrupted run
-    does. Each rank holds sums of its own: ``over_ranks`` gives those that belong into a checkpoint. A name of which
-    nothing was seen is left out of the result. Sums are float64, and float32 on a device without float64.
+    The sums are saved in every checkpoint, so a run that resumes within a logging window logs the same values as an
+    uninterrupted run. Each rank has its own sums; ``over_ranks`` returns the totals for a checkpoint. Names without any
+    value are left out of the result. Sums are float64, or float32 on a device without float64.
 
     Args:
-        names: The quantities, in the order of their columns.
+        names: The quantities, in column order.
     """
 
     full_state_update = False
@@ -140,18 +142,18 @@ class Means(Metric):
 
     @property
     def update_called(self) -> bool:
-        """Always: sums may come from a checkpoint. torchmetrics would warn of a result without an update."""
+        """Always True, because sums may come from a checkpoint and torchmetrics would warn about a missing update."""
         return True
 
     def update(self, measured: Mapping[str, Measured]) -> None:
-        """Add weighted values, B entries of each name.
+        """Add weighted values, B entries for each name.
 
         Raises:
             KeyError: If a name is missing or unknown.
         """
         if measured.keys() != set(self.names):
             raise KeyError(f"measured {sorted(measured)}, the means are of {sorted(self.names)}")
-        # one stack for all names: a micro-batch takes a few operations on the device, not a few for each name
+        # one stack for all names, so a micro-batch needs few device operations
         value_KB = torch.stack([measured[name].value for name in self.names]).to(self.total)
         weight_KB = torch.stack([measured[name].weight for name in self.names]).to(self.total)
         self.total += torch.where(weight_KB > 0, value_KB * weight_KB, 0).sum(1)
@@ -163,11 +165,11 @@ class Means(Metric):
         return {name: mean for name, mean, seen in zip(self.names, mean_K, seen_K, strict=True) if seen}
 
     def over_ranks(self) -> dict[str, Tensor]:
-        """The sums of all ranks together, on every rank; each rank has to call it."""
+        """The sums over all ranks, on every rank. All ranks must call this."""
         return {state: merge(getattr(self, state).clone(), self.device) for state in SUMS}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
-        """Move the sums as torch moves a module; to float32 where the device refuses float64 (Apple's GPUs do)."""
+        """Move the sums like other tensors of a module. Use float32 if the device has no float64 (Apple's GPUs)."""
         try:
             fn(self.total)
         except TypeError:
@@ -178,7 +180,7 @@ class Means(Metric):
 
 
 def on_host(values: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """Scalars as numbers. Waits for the device once, however many tensors there are."""
+    """Scalars as Python numbers. Waits for the device once, for all tensors together."""
     tensors = [value.detach().reshape(()) for value in values.values() if isinstance(value, Tensor)]
     numbers = iter(torch.stack(tensors).tolist() if tensors else [])
     return {name: next(numbers) if isinstance(value, Tensor) else float(value) for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""The README of an export."""
+"""Writes the README (model card) of an export."""
 
 import importlib.metadata
 from pathlib import Path
@@ -12,13 +12,13 @@ from lit_safe.stepping import StepModule
 
 
 def model_card(module: StepModule, data: Any, checkpoint: dict[str, Any], run: Path) -> str:
-    """What an export is, from what, under which limit, on which data, under which licences.
+    """The README of an export: base model, objective, cost limit, data and licences.
 
     Args:
-        module: Holds the exported policy.
-        data: As set up.
-        checkpoint: The one that was exported.
-        run: The folder of its run, whose configuration says the limit. It may be missing.
+        module: The module with the exported policy.
+        data: The data module, after ``setup``.
+        checkpoint: The exported checkpoint.
+        run: Folder of the checkpoint's run. Its configuration gives the limit. The folder may be missing.
     """
     facts = module.pair.facts()
     objective = repr(getattr(module, "objective", "supervised fine-tuning"))
@@ -49,7 +49,7 @@ Evaluate it against your own limit before you rely on it: training against a cos
 
 
 def _limit(run: Path) -> str:
-    """The limit of the run, in cost units, and whether the multiplier moved towards it."""
+    """The limit of the run, in cost units, or why there is none."""
     try:
         config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
         dual = config["dual"]

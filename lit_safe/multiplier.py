@@ -1,4 +1,4 @@
-"""The multiplier's step, and what it means that a multiplier stays at an end of its interval.
+"""The dual step of the multiplier, and messages about multipliers that stay at 0 or at the maximum.
 
 Letters: C constraints; a multiplier is [] or [C], in reward nats per cost unit.
 """
@@ -15,7 +15,7 @@ from lit_safe.ranks import gather
 
 log = logging.getLogger(__name__)
 
-LONG = 2  # epochs at an end of the interval that are no accident
+LONG = 2  # epochs at 0 or at the maximum before a message is logged
 
 
 def dual_step(multiplier: Tensor, cost: Tensor, limit: Tensor | float, lr: Tensor | float, maximum: float) -> Tensor:
@@ -24,15 +24,15 @@ def dual_step(multiplier: Tensor, cost: Tensor, limit: Tensor | float, lr: Tenso
     Args:
         multiplier: [] or [C], nats per cost unit.
         cost: E[cost] under the current policy, [] or [C] in cost units.
-        limit: Bound on it, [] or [C].
+        limit: Bound on E[cost], [] or [C].
         lr: Step size, [] or [C], nats per squared cost unit.
-        maximum: Upper end of the multiplier.
+        maximum: Upper bound of the multiplier.
 
     Returns:
         The next multiplier, in the dtype of ``multiplier``: clip(multiplier + lr * (cost - limit), 0, maximum).
 
     Raises:
-        FloatingPointError: If the cost is not finite; a NaN would stay in the multiplier for good.
+        FloatingPointError: If the cost is not finite, because a NaN would remain in the multiplier.
     """
     if not bool(cost.isfinite().all()):
         raise FloatingPointError(f"the estimated cost is {cost.tolist()}")
@@ -41,10 +41,10 @@ def dual_step(multiplier: Tensor, cost: Tensor, limit: Tensor | float, lr: Tenso
 
 
 def agree(multiplier: Tensor, device: torch.device) -> None:
-    """Refuse to go on if ranks computed different multipliers.
+    """Check that all ranks computed the same multiplier.
 
     Raises:
-        RuntimeError: With those of all ranks.
+        RuntimeError: If they differ. The message lists the multipliers of all ranks.
     """
     ranks = gather(multiplier[None], device)
     if not bool((ranks == ranks[0]).all()):
@@ -52,7 +52,7 @@ def agree(multiplier: Tensor, device: torch.device) -> None:
 
 
 class BoundWatch:
-    """Counts the epochs that each multiplier ends at an end of its interval, and says so when it begins to matter."""
+    """Counts the epochs that each multiplier ends at 0 or at its maximum, and logs a message when this matters."""
 
     def __init__(self) -> None:
         self._where: dict[str, tuple[str, int]] = {}
@@ -61,15 +61,15 @@ class BoundWatch:
     def see(
         self, names: Sequence[str], before: Tensor, after: Tensor, cost: Tensor, limit: Tensor, maximum: float
     ) -> None:
-        """Take in the end of an epoch; all [] or [C].
+        """Record the end of an epoch. All tensors are [] or [C].
 
         Args:
-            names: Of the constraints, as suffixes of ``multiplier``; one empty name where there is one constraint.
-            before: The multiplier under which the epoch trained.
-            after: The multiplier of the next one.
+            names: Suffixes of ``multiplier`` by constraint; one empty name if there is one constraint.
+            before: The multiplier during the epoch.
+            after: The multiplier of the next epoch.
             cost: The estimate of E[cost].
-            limit: Bound(s) on it.
-            maximum: Upper end of the multiplier.
+            limit: Bound(s) on E[cost].
+            maximum: Upper bound of the multiplier.
         """
         top_C = at_least(after, maximum).reshape(-1).tolist()
         columns = (t.reshape(-1).tolist() for t in (before, after, cost, limit.expand(after.shape)))
@@ -105,7 +105,7 @@ class BoundWatch:
             log.info("the multiplier%s is back at 0: the cost %.4g keeps its limit %g", name, cost, limit)
 
     def notes(self) -> list[str]:
-        """Sentences for a report: which multiplier ended at a bound, since when, and what that means."""
+        """Sentences for a report: which multiplier ended at 0 or at its maximum, for how long, and what that means."""
         meaning = {
             "maximum": "its cost is over the limit all the same: the limit is out of reach under this maximum, or the "
             "policy has not trained long enough under it.",
@@ -119,7 +119,7 @@ class BoundWatch:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """The state as plain values."""
         return {name: [where, epochs] for name, (where, epochs) in self._where.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The optimizer over what trains."""
+"""Optimizers of the trainable parameters."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,22 +9,22 @@ from torch import nn
 
 
 def gentle_adamw(params: Any) -> torch.optim.Optimizer:
-    """AdamW at 1e-6 without weight decay, as configs/base.yaml has it: torch's own 1e-3 ruins a language model."""
+    """AdamW with learning rate 1e-6, no weight decay, as in configs/base.yaml. Torch's 1e-3 ruins language models."""
     return torch.optim.AdamW(params, lr=1e-6, weight_decay=0.0)
 
 
 def optimizer_over(
     build: OptimizerCallable, parameters: Sequence[nn.Parameter], *, decay_norms: bool
 ) -> torch.optim.Optimizer:
-    """An optimizer whose weight decay spares norms and biases, which are the parameters of one dimension.
+    """Build an optimizer without weight decay on norms and biases (the parameters with one dimension).
 
-    They are few and set the scale of what passes them: decay towards 0 is no prior for them (as in transformers'
-    Trainer). An optimizer without weight decay has one group of parameters.
+    Norms and biases set the scale of activations, so decay towards 0 is not a sensible prior for them. Transformers'
+    Trainer excludes them too. An optimizer without any weight decay has one parameter group.
 
     Args:
-        build: Makes an optimizer of parameters, or of groups of them.
-        parameters: What trains.
-        decay_norms: Whether norms and biases decay too.
+        build: Builds an optimizer from parameters or parameter groups.
+        parameters: The trainable parameters.
+        decay_norms: Whether weight decay also applies to norms and biases.
     """
     made = build(parameters)
     vectors = [p for p in parameters if p.ndim < 2]

@@ -1,4 +1,4 @@
-"""The rows that two evaluations share, in one order, with the same response called chosen on both sides.
+"""Aligns the rows of two evaluations: shared rows, in the same order, with the same chosen response.
 
 Letters: n shared rows.
 """
@@ -14,7 +14,7 @@ SIDES = ("chosen", "rejected")
 
 
 def shared_rows(one: Columns, other: Columns, ids: Sequence[str]) -> tuple[Columns, Columns]:
-    """The rows of both that have the same ids, sorted by them."""
+    """The rows of both tables with ids that are in both, sorted by id."""
     if not one or not other:
         return _none_of(one), _none_of(other)
     index = [
@@ -27,12 +27,12 @@ def shared_rows(one: Columns, other: Columns, ids: Sequence[str]) -> tuple[Colum
 
 
 def orientation(one: Columns, other: Columns) -> npt.NDArray[np.int64]:
-    """[n] 1 where both tables of shared pairs call the same response chosen, -1 where not, 0 where nothing tells.
+    """[n] for shared pairs: 1 if both tables have the same chosen response, -1 if not, 0 if this cannot be determined.
 
-    Labels tell; where they are alike for both responses, the responses' lengths do.
+    The labels determine it or, if they are equal for both responses, the lengths of the responses.
 
     Raises:
-        ValueError: If a pair has other labels in one than in the other, either way round.
+        ValueError: If the labels of a pair differ between the tables, in either order.
     """
     same, turned = (_alike(one, other, ("reward_margin", "cost_chosen", "cost_rejected"), turn) for turn in (0, 1))
     if not (same | turned).all():
@@ -45,7 +45,7 @@ def orientation(one: Columns, other: Columns) -> npt.NDArray[np.int64]:
 
 
 def turned(pairs: Columns, turn_n: npt.NDArray[np.bool_]) -> Columns:
-    """The pairs with chosen and rejected exchanged in the rows of ``turn_n``."""
+    """The pairs, with chosen and rejected exchanged in the rows where ``turn_n`` is True."""
     found = dict(pairs)
     for name in pairs:
         if name.endswith("_chosen"):
@@ -62,7 +62,7 @@ def _none_of(table: Columns) -> Columns:
 
 
 def _alike(one: Columns, other: Columns, names: Sequence[str], turn: int) -> npt.NDArray[np.bool_]:
-    """[n] whether the columns that both have agree, or do with the responses of ``other`` exchanged."""
+    """[n] whether the shared columns agree; with ``turn``, after exchanging the responses of ``other``."""
     count = len(next(iter(one.values()))) if one else 0
     exchanged = turned(other, np.full(count, bool(turn)))
     found = np.ones(count, dtype=bool)
@@ -73,7 +73,7 @@ def _alike(one: Columns, other: Columns, names: Sequence[str], turn: int) -> npt
 
 
 def _close(one_n: npt.NDArray[np.generic], other_n: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
-    """[n] whether two columns of labels agree, which one may have had from a file in fp32."""
+    """[n] whether two columns of labels agree; one of them may come from a file in fp32."""
     return np.isclose(one_n, other_n, rtol=1e-6, atol=1e-9, equal_nan=True)
 
 
@@ -84,5 +84,5 @@ def _refuse(one: Columns, other: Columns, differ: npt.NDArray[np.bool_]) -> None
             raise ValueError(
                 f"the labels differ: {name} of pair {one['pair_id'][row]} is {one[name][row]:g} in one and "
                 f"{other[name][row]:g} in the other ({int(differ.sum())} of {len(differ)} shared pairs): "
-                "evaluate both with one labelling"
+                "evaluate both with the same labels"
             )

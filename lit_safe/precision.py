@@ -1,13 +1,13 @@
-"""In which type each number of a run is held and computed; docs/precision.md says why.
+"""The dtypes in which values are stored and computed. docs/precision.md gives the reasons.
 
-- weights that train, and the optimizer's moments: fp32, whatever the checkpoint's type
-- weights that do not train (reference, base of an adapter, trunk): the checkpoint's type, which may be bf16
-- products and attention: bf16 under ``trainer.precision: bf16-mixed``, else the type of the weights
+- trainable weights and the optimizer's moments: fp32, for every checkpoint dtype
+- frozen weights (reference, base of an adapter, trunk): the checkpoint's dtype, which may be bf16
+- matrix products and attention: bf16 with ``trainer.precision: bf16-mixed``, else the dtype of the weights
 - log-probs, log-ratios, losses, gradients: fp32
 - multiplier, limits, costs, rewards: fp32 or fp64
 - means and standard errors: fp64
 
-This module imports torch and nothing of ours, so that every part may use it.
+This module imports no other module of this project, so every part can use it.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import torch
 from torch import Tensor, nn
 
 TrainableDtype = Literal["float32", "bfloat16"]
-"""In which type trained weights are held; ``bfloat16`` is for optimizers that round stochastically or keep masters."""
+"""Dtype of trainable weights. ``bfloat16`` is for optimizers with stochastic rounding or fp32 master weights."""
 
 TRAINER_PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 
 
 def check_trainer_precision(precision: str) -> None:
-    """Refuse what would lose weights' steps, labels or the multiplier.
+    """Refuse precisions in which weight updates, labels or the multiplier lose accuracy.
 
-    ``bf16-true`` and ``16-true`` cast weights, multiplier and labels. ``16-mixed`` scales the loss, so that clipping
-    and the check for finite gradients would see scaled ones.
+    ``bf16-true`` and ``16-true`` cast weights, multiplier and labels. ``16-mixed`` scales the loss, so clipping and the
+    check for finite gradients would see scaled gradients.
 
     Raises:
-        ValueError: If ``trainer.precision`` is none of ``TRAINER_PRECISIONS``.
+        ValueError: If ``trainer.precision`` is not in ``TRAINER_PRECISIONS``.
     """
     if precision not in TRAINER_PRECISIONS:
         raise ValueError(
@@ -42,7 +42,7 @@ def check_trainer_precision(precision: str) -> None:
 
 
 def hold(parameters: Iterable[nn.Parameter], dtype: TrainableDtype) -> None:
-    """Hold what trains in ``dtype``, in place; fp64 stays fp64 where fp32 is asked for, and frozen weights stay."""
+    """Cast trainable weights to ``dtype``, in place. fp64 weights stay fp64 for fp32; frozen weights are unchanged."""
     wanted: torch.dtype = getattr(torch, dtype)
     for parameter in parameters:
         if parameter.requires_grad:
@@ -51,32 +51,32 @@ def hold(parameters: Iterable[nn.Parameter], dtype: TrainableDtype) -> None:
 
 
 def check_trainable(parameters: Iterable[tuple[str, Tensor]], allowed: str) -> None:
-    """Refuse trained weights below fp32 that nobody asked for.
+    """Refuse trainable weights below fp32, unless the user configured their dtype.
 
     Args:
-        parameters: Names and weights, frozen ones among them.
-        allowed: The type below fp32 that was asked for by name, or ``float32``.
+        parameters: Names and weights; may include frozen weights.
+        allowed: The dtype that the user configured, ``float32`` if none.
 
     Raises:
-        ValueError: Naming the first such weight.
+        ValueError: If a weight is refused. The message names the first one.
     """
     for name, weight in parameters:
         kind = str(weight.dtype).removeprefix("torch.")
         if weight.requires_grad and weight.dtype.itemsize < 4 and kind != allowed:
             raise ValueError(
-                f"{name} trains in {kind}, where steps of usual size round to nothing: hold it in float32, or ask for "
+                f"{name} trains in {kind}, where steps of usual size round to nothing: hold it in float32, or set "
                 f"trainable_dtype: {kind} with an optimizer that rounds stochastically"
             )
 
 
 def run_precision(module: Any, device: torch.device | None = None) -> AbstractContextManager[Any]:
-    """The precision that the trainer of ``module`` gives to training steps; nothing where there is no trainer.
+    """A context with the precision of the trainer's training steps. Without a trainer it does nothing.
 
     Args:
-        module: A LightningModule, or anything else.
-        device: Where it runs, if that may be another kind of device than the trainer's.
+        module: A LightningModule or any other object.
+        device: The device on which the module runs, if its type may differ from the trainer's.
     """
-    trainer = getattr(module, "_trainer", None)  # the public name raises where there is none
+    trainer = getattr(module, "_trainer", None)  # the public attribute raises if there is no trainer
     if trainer is None:
         return nullcontext()
     plugin = trainer.precision_plugin
@@ -87,7 +87,7 @@ def run_precision(module: Any, device: torch.device | None = None) -> AbstractCo
 
 
 def compute_dtype(device: torch.device) -> str:
-    """The type in which products are made now: autocast's, or ``weights`` for that of the weights."""
+    """Current dtype of matrix products: autocast's, or ``weights`` for the dtype of the weights."""
     kind = device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return str(torch.get_autocast_dtype(kind)).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""The one way to run models outside a training step, which training cannot notice."""
+"""Runs models outside training steps without affecting training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,18 +13,18 @@ from lit_safe.rng import isolated
 
 @contextmanager
 def quiet(module: object, seed: int, *others: object) -> Iterator[torch.device]:
-    """The run's precision, no gradient, evaluation mode, random numbers of its own; all put back afterwards.
+    """A block without gradient, in evaluation mode, with its own random numbers. Everything is restored afterwards.
 
-    What is compared with training's own log-probs is computed as they are: where ``module`` belongs to a trainer, under
-    the trainer's autocast. Every rank enters it, and an error on one of them ends all (``lit_safe.ranks``).
+    If ``module`` belongs to a trainer, the trainer's autocast is used, so log-probs are comparable with those of
+    training. All ranks must enter the block. An error on one rank ends it on all ranks (``lit_safe.ranks``).
 
     Args:
-        module: A LightningModule, or anything with a ``pair``; a cost function where there is no policy.
-        seed: Of the block's random numbers, usually ``hash64`` of what the block is for.
-        others: What else runs in the block and may be in training mode, such as a cost function.
+        module: A LightningModule, an object with a ``pair``, or a cost function if there is no policy.
+        seed: Seed of the block's random numbers, usually ``hash64`` of the block's purpose.
+        others: Other objects that run in the block and may be in training mode, such as a cost function.
 
     Yields:
-        The device of the policy, the CPU where there is none.
+        The device of the policy; the CPU if there is none.
     """
     networks = [network for thing in (module, *others) for network in _networks(thing)]
     training = {part: part.training for network in networks for part in network.modules()}
@@ -39,7 +39,7 @@ def quiet(module: object, seed: int, *others: object) -> Iterator[torch.device]:
 
 
 def device_of(module: object) -> torch.device:
-    """Where the policy of ``module`` lies, or the module itself; the CPU for what has no weights."""
+    """The device of the policy of ``module``, or of the module itself; the CPU if it has no weights."""
     for network in _networks(getattr(module, "pair", module)):
         for parameter in network.parameters():
             return parameter.device

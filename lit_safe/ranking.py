@@ -1,4 +1,4 @@
-"""How well scores rank: the area under the ROC curve with an error that knows of clusters.
+"""The area under the ROC curve (AUC) with a clustered standard error.
 
 Letters: n samples, P positive ones, N negative ones, G clusters.
 """
@@ -13,19 +13,19 @@ from lit_safe.statistics import Estimate, effective
 
 
 def clustered_auc(score_n: npt.ArrayLike, positive_n: npt.ArrayLike, cluster_n: npt.ArrayLike) -> Estimate:
-    """The chance that a positive sample scores above a negative one (ties count one half), with its clustered error.
+    """AUC: the probability that a positive sample scores above a negative one (ties count 0.5), with clustered error.
 
     The error is that of DeLong et al. 1988 (Biometrics 44, 837-845) with placements summed within clusters, as in
     Obuchowski 1997 (Biometrics 53, 567-578), with one G / (G - 1) correction. The interval is that of a share with this
-    error, so that it has width at 0 and 1.
+    error, so it has a width greater than 0 even if the AUC is 0 or 1.
 
     Args:
-        score_n: Any scale.
-        positive_n: bool.
-        cluster_n: Ids; samples of one id may depend on each other in any way.
+        score_n: Scores on any scale.
+        positive_n: Whether each sample is positive, bool.
+        cluster_n: Cluster ids. Samples with the same id may depend on each other in any way.
 
     Returns:
-        NaN where one of the classes is empty.
+        The estimate; NaN if there are no positive or no negative samples.
 
     Raises:
         ValueError: If the lengths differ or a score is NaN.
@@ -54,7 +54,7 @@ def clustered_auc(score_n: npt.ArrayLike, positive_n: npt.ArrayLike, cluster_n: 
 
 
 def _placement(score: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The share of ``others`` below each score, ties one half; NaN where there are no others."""
+    """The share of ``others`` below each score; ties count 0.5. NaN if there are no others."""
     ranked = np.sort(others)
     below = np.searchsorted(ranked, score, "left") + np.searchsorted(ranked, score, "right")
     return below / (2 * len(ranked)) if len(ranked) else np.zeros(0)

@@ -1,4 +1,4 @@
-"""The reference's log-probs of all training responses, scored once before the first step, or once for many runs."""
+"""Caches the reference's log-probs of all training responses, for one run or several."""
 
 import hashlib
 import itertools
@@ -28,20 +28,20 @@ log = logging.getLogger(__name__)
 
 
 class ReferenceCache:
-    """Log-probs by what a sequence holds: its tokens and which of them are scored.
+    """Maps a sequence (its tokens, and which of them are scored) to its log-prob under the reference.
 
-    A response that stands in several pairs is scored once. Held in host memory, about 150 bytes a response.
+    A response that occurs in several pairs is scored once. The cache is in host memory, about 150 bytes per response.
     """
 
     def __init__(self) -> None:
         self._known: dict[int, float] = {}
 
     def load(self, path: Path) -> None:
-        """Know what an earlier run has stored, if it has.
+        """Load the log-probs that an earlier run stored, if there are any.
 
         Raises:
-            ValueError: If the file is damaged; names it. It is not made anew by itself: a run that is resumed must go
-                on with the log-probs that it trained on, and others may be using the file.
+            ValueError: If the file is damaged. The message names it. The file is not recreated automatically, because
+                a resumed run must use the log-probs that it was trained with, and other runs may use the file.
         """
         with failing_together():
             self._known.update(_read(path))
@@ -49,26 +49,26 @@ class ReferenceCache:
             log.info("reference log-probs of %s responses found in %s", f"{len(self):,}", path)
 
     def save(self, path: Path) -> None:
-        """Store what is new, all or nothing, and know from then on what the file holds; every rank calls it.
+        """Add new log-probs to the file, atomically, then use the file's content. All ranks must call this.
 
-        What the file holds already is never replaced, and wins over what was scored here: log-probs carry the rounding
-        of the batch that they were scored in, and a run must resume on those it trained on, and like others beside it.
+        Log-probs that are already in the file are kept and replace those scored here. Their rounding depends on the
+        batch in which they were scored. A resumed run, and other runs that use the file, must get the same values.
         """
         with failing_together():
             if rank_and_world()[0] == 0:
                 stored = _read(path)
                 if self._known.keys() - stored.keys():
                     with _alone(path):
-                        stored = _read(path)  # others may have written while this run scored, or waited
+                        stored = _read(path)  # other runs may have written to it meanwhile
                         _write(path, {**self._known, **stored})
                 self._known.update(stored)
             self._known = of_first_rank(self._known)
 
     def fill(self, module: Aligned, batches: Iterable[PackedBatch]) -> None:
-        """Score every sequence of ``batches`` that is new; each rank brings as many batches of as many pairs.
+        """Score all new sequences of ``batches``. All ranks must have equally many batches and pairs.
 
         Raises:
-            FloatingPointError: If the reference gives a log-prob that is not finite; names the pair.
+            FloatingPointError: If a log-prob is not finite. The message names the pair.
         """
         with quiet(module, seed=0) as device:
             for batch in progress(batches, "reference log-probs, batch"):
@@ -84,7 +84,7 @@ class ReferenceCache:
                         pair = int(batch.pair_id[wrong[0] // 2])
                         raise FloatingPointError(f"the reference gives a response of pair {pair} no finite log-prob")
                     self._known.update(zip(new, logp_N.tolist(), strict=True))
-                # to every rank: later epochs deal the pairs out anew
+                # to every rank, because later epochs distribute the pairs differently
                 logp_N = torch.tensor([self._known[key] for key in keys], dtype=torch.float64)
                 rows_N2 = gather(torch.stack([torch.tensor(keys), logp_N.view(torch.int64)], dim=1), device)
                 self._known.update(
@@ -92,9 +92,9 @@ class ReferenceCache:
                 )
 
     def attach(self, batch: PackedBatch) -> PackedBatch:
-        """The batch with its reference log-probs, or as it is where one of them is not known.
+        """The batch with its reference log-probs, or unchanged if one of them is unknown.
 
-        Reads the batch's ids on the host, so it is called before a batch goes to its device.
+        Reads the batch's ids on the host, so call it before the batch is moved to its device.
         """
         known = [self._known.get(key) for key in _keys(batch.sequences)]
         if None in known:
@@ -103,7 +103,7 @@ class ReferenceCache:
         return batch._replace(reference_logp=Pair(logp_N[0::2], logp_N[1::2]))
 
     def __len__(self) -> int:
-        """How many different responses are known."""
+        """Number of distinct responses in the cache."""
         return len(self._known)
 
 
@@ -138,14 +138,14 @@ def _digest(key_n: npt.NDArray[np.int64], logp_n: npt.NDArray[np.float64]) -> np
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """No other process is in here for the same file; a lock that its process leaves behind is free again."""
+    """Hold an exclusive lock for the file. The lock of a process that ended is released automatically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.stem}.lock")):
         yield
 
 
 def _keys(sequences: PackedSequences) -> list[int]:
-    """[N] hashes of tokens and targets."""
+    """[N] hashes of the tokens and targets of each sequence."""
     bounds = sequences.cu_seqlens.tolist()
     rows = torch.stack([sequences.input_ids, sequences.target], dim=1).cpu().numpy()
     return [

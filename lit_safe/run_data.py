@@ -1,4 +1,4 @@
-"""What a run asks of a data module, and what an object lacks of a protocol."""
+"""The protocols of data modules, and a check of which members an object lacks."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ if TYPE_CHECKING:
 
 
 class RunData(Protocol):
-    """What a run asks of any LightningDataModule of ours, beside Lightning's own loaders.
+    """The members that every data module must have, besides Lightning's loaders.
 
-    A loader's item is the list of one optimizer step's micro-batches. All but ``connect`` is there after ``setup``.
+    An item of the training loader is the list of one optimizer step's micro-batches. All members except ``connect`` are
+    available after ``setup``.
     """
 
     seed: int
 
     def connect(self, model: Any) -> None:
-        """Take the tokenizer of ``model``; called once, before ``setup``."""
+        """Use the tokenizer of ``model``. Called once, before ``setup``."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -30,15 +31,15 @@ class RunData(Protocol):
 
     @property
     def report(self) -> dict[str, Any]:
-        """What became of the rows, as JSON."""
+        """How many rows were read, kept and dropped, and why, as JSON values."""
 
     @property
     def report_lines(self) -> list[str]:
-        """The same for people, a few lines."""
+        """The report as a few lines of text."""
 
     @property
     def licences(self) -> dict[str, str]:
-        """The licence of each source, by its name."""
+        """The licence of each source, by source name."""
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -46,7 +47,7 @@ class RunData(Protocol):
 
     @property
     def largest_micro_batch(self) -> tuple[int, int]:
-        """A bound on the tokens of a training forward pass, padding included, and on how many of them are scored."""
+        """Upper bounds on the tokens (with padding) and on the scored tokens of a training forward pass."""
 
     def prompts(self, split: Any) -> Sequence[Prompt]:
         """The prompts of a split (train, val, dual or certify), each once."""
@@ -56,7 +57,7 @@ class RunData(Protocol):
 
 
 class PreferenceRunData(RunData, Protocol):
-    """What preference training asks of its data module as well."""
+    """The further members that preference training needs."""
 
     @property
     def constraints(self) -> tuple[str, ...]:
@@ -64,34 +65,34 @@ class PreferenceRunData(RunData, Protocol):
 
     @property
     def responses_from(self) -> set[ResponsesFrom]:
-        """Who wrote the responses of the dual split."""
+        """The origins of the dual split's responses."""
 
     def require(self, needs: Sequence[Need]) -> None:
         """Check that every pair has the labels that an objective needs.
 
         Raises:
-            ValueError: A label is missing; names its row and column.
+            ValueError: If a label is missing. The message names its row and column.
         """
 
     def select(self, keeps: Callable[[Annotation], Tensor]) -> None:
-        """Train on the pairs alone whose labels ``keeps`` accepts (:meth:`Selective.keeps`).
+        """Train only on pairs whose labels ``keeps`` accepts (:meth:`Selective.keeps`).
 
         Raises:
-            ValueError: No training pair is left.
+            ValueError: If no training pair is left.
         """
 
     def pairs(self, split: Any) -> Sequence[Any]:
-        """The labelled pairs of a split as texts."""
+        """The labelled pairs of a split as text."""
 
     def batches_of(self, split: Any, most: int | None = None) -> Iterable[PackedBatch]:
-        """This rank's share of a split's pairs, or of ``most`` of them; every rank has as many batches."""
+        """This rank's part of a split's pairs, of at most ``most`` pairs. All ranks have equally many batches."""
 
     def dual_pairs(self) -> Iterable[PackedBatch]:
-        """The same of the dual split."""
+        """This rank's part of the dual split's pairs."""
 
 
 def missing_members(thing: object, protocol: type) -> list[str]:
-    """Names that ``protocol`` asks for and ``thing`` lacks. Reads no property, since a property may not be ready."""
+    """Members of ``protocol`` that ``thing`` lacks. Properties are not read, because they may not be ready."""
     asked: dict[str, None] = {}
     for base in protocol.__mro__:
         if getattr(base, "_is_protocol", False):

@@ -1,10 +1,10 @@
-"""What ``--seed_everything`` means: a number, ``true`` for one that is drawn, ``false`` for none."""
+"""The seed from ``--seed_everything``: a number, ``true`` for a random one, ``false`` for none."""
 
 import os
 import secrets
 
 DRAWN = "LIT_SAFE_DRAWN_SEED"
-"""Environment variable by which the further ranks that Lightning starts learn the drawn number."""
+"""Environment variable that passes the random seed to the ranks that Lightning starts."""
 
 
 class RunSeed:
@@ -14,12 +14,13 @@ class RunSeed:
         self._drawn: int | None = None
 
     def __call__(self, typed: bool | int) -> int:
-        """The number that ``typed`` stands for; the same one at each call.
+        """The seed for the value ``typed``. Every call returns the same seed.
 
-        ``false`` leaves the libraries' own random states alone. Our draws are functions of a seed, which is 0 then.
+        ``false`` does not seed the libraries' random states. The draws of this project always need a seed, which is 0
+        then.
 
         Raises:
-            ValueError: For ``true`` if other programs start the ranks, as each rank would draw a number of its own.
+            ValueError: For ``true`` if another program starts the ranks, because each rank would draw its own seed.
         """
         if typed is False:
             return 0

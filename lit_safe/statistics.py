@@ -1,9 +1,9 @@
-"""Means, ratios and differences of measurements that come in clusters: two pairs of one prompt are not independent.
+"""Means, ratios and differences of clustered measurements: pairs of the same prompt are not independent.
 
-The errors are the cluster-robust ones of Liang & Zeger 1986 (Biometrika 73, 13-22) with the G / (G - 1) correction of
-Cameron & Miller 2015 (J. Human Resources 50, 317-372, section II.B), which evaluations of language models need as much
-(Miller 2024, arXiv:2411.00640, sections 2.2 and 4). Intervals of shares are those of ``lit_safe.intervals``, of means
-and ratios those of ``lit_safe.bootstrap``.
+Standard errors are cluster-robust (Liang & Zeger 1986, Biometrika 73, 13-22) with the G / (G - 1) correction of
+Cameron & Miller 2015 (J. Human Resources 50, 317-372, section II.B). Miller 2024 (arXiv:2411.00640, sections 2.2 and 4)
+recommends them for evaluations of language models. Intervals of shares are from ``lit_safe.intervals``, intervals of
+means and ratios from ``lit_safe.bootstrap``.
 
 Letters: n samples, G clusters.
 """
@@ -26,7 +26,8 @@ TOO_FEW = "too few prompts to say"
 class Estimate(NamedTuple):
     """A mean with its standard error, from ``count`` samples in ``clusters``.
 
-    ``stderr`` is NaN with fewer than two clusters, which say nothing of how clusters differ; ``mean`` of nothing.
+    ``stderr`` is NaN with fewer than two clusters, because the variation between clusters is unknown then. ``mean`` is
+    NaN without samples.
     """
 
     mean: float
@@ -37,17 +38,17 @@ class Estimate(NamedTuple):
 
     @property
     def interval(self) -> Bounds:
-        """The 95 % interval; NaN where clusters do not vary, or are too few to say how they do."""
+        """The 95 % interval. NaN if clusters do not vary, or are too few to estimate their variation."""
         return self.bounds
 
     def __str__(self) -> str:
-        """``mean [low, high]`` with three decimals; n/a for what is not known."""
+        """``mean [low, high]`` with three decimals. Unknown values are n/a."""
         mean, low, high = ("n/a" if math.isnan(end) else f"{end:.3f}" for end in (self.mean, *self.interval))
         return f"{mean} [{low}, {high}]"
 
     @property
     def verdict(self) -> str:
-        """Of a difference, in words that claim no more than its interval does."""
+        """The sign of a difference in words, as far as its interval supports it."""
         low, high = self.interval
         if self.clusters < 2 or math.isnan(self.stderr):
             return TOO_FEW
@@ -63,22 +64,22 @@ class Estimate(NamedTuple):
 
 
 NOTHING = Estimate(math.nan, math.nan, 0, 0)
-"""Of no sample."""
+"""The estimate without samples."""
 
 
 def clustered_mean(
     value_n: npt.ArrayLike, cluster_n: npt.ArrayLike, weight_n: npt.ArrayLike | None = None, *, share: bool = False
 ) -> Estimate:
-    """The (weighted) mean of samples with its standard error, clustered.
+    """The (weighted) mean of samples with its clustered standard error.
 
-    A ratio of sums, such as KL over tokens, is the mean of the samples' own ratios weighted by their denominators; its
-    error is then the delta method's.
+    For a ratio of sums, such as KL over tokens, pass each sample's ratio as value and its denominator as weight. The
+    error is then that of the delta method.
 
     Args:
-        value_n: Samples; those that are NaN or of weight 0 are left out.
-        cluster_n: Ids; samples of one id may depend on each other in any way.
-        weight_n: >= 0, of any scale; equal where absent.
-        share: The values lie in [0, 1]; the interval is that of a share.
+        value_n: Samples. Those that are NaN or have weight 0 are left out.
+        cluster_n: Cluster ids. Samples with the same id may depend on each other in any way.
+        weight_n: Weights >= 0, on any scale. All are equal if not given.
+        share: Whether the values are in [0, 1] and the interval is that of a share.
 
     Raises:
         ValueError: If the lengths differ, a weight is negative or NaN, or a share is not in [0, 1].
@@ -111,15 +112,16 @@ def paired_difference(
 ) -> Estimate:
     """The difference of two (weighted) means over the same samples, ``after - before``, with its clustered error.
 
-    What a sample adds to both means cancels, so that the error is usually far below that of two separate means.
+    Variation that both measurements of a sample share cancels, so the error is usually much smaller than that of two
+    separate means.
 
     Args:
-        after_n: Samples; those that are NaN on either side, or of weight 0 on both, are left out of both.
-        before_n: The same samples, measured the other way.
-        cluster_n: Ids, one for each sample.
+        after_n: Samples. Those that are NaN in one of the two, or have weight 0 in both, are left out of both.
+        before_n: The same samples, measured before.
+        cluster_n: Cluster ids, one per sample.
         after_weight_n: As in ``clustered_mean``.
         before_weight_n: As in ``clustered_mean``.
-        share: Both are shares of equal weights; the interval is that of a paired difference of shares.
+        share: Whether both are shares with equal weights and the interval is that of a paired difference of shares.
 
     Raises:
         ValueError: As in ``clustered_mean``, or if shares have weights.
@@ -142,7 +144,7 @@ def paired_difference(
         bounds = _paired_share(after_n - before_n, index_n)
     else:
         parts: Parts = ((after.deviation_G, after.size_G), (before.deviation_G, before.size_G))
-        if np.array_equal(after_weight_n, before_weight_n):  # one ratio, that of the differences
+        if np.array_equal(after_weight_n, before_weight_n):  # then the difference is itself one ratio
             parts = ((after.deviation_G - before.deviation_G, after.size_G),)
         least = min(effective(one.size_G) for one in (after, before))
         scale = float(max(np.abs(after_n).max(), np.abs(before_n).max()))
@@ -163,7 +165,7 @@ def _paired_share(difference_n: Floats, index_n: Int64s) -> Bounds:
 
 
 class _Ratio(NamedTuple):
-    """A weighted mean, and what each cluster adds to its parts: deviations from the mean and weights, [G] both."""
+    """A weighted mean, and each cluster's sums [G] of weighted deviations from it and of weights."""
 
     mean: float
     deviation_G: Floats
@@ -181,7 +183,7 @@ def _ratio(value_n: Floats, index_n: Int64s, weight_n: Floats) -> _Ratio:
 
 
 def effective(size_G: Floats) -> float:
-    """Clusters of one size that tell as much (Kish 1965, section 8.2): (sum m)^2 / sum m^2."""
+    """Effective number of clusters, for cluster sizes m: (sum m)^2 / sum m^2 (Kish 1965, section 8.2)."""
     return float(size_G.sum() ** 2 / np.square(size_G).sum())
 
 
@@ -198,7 +200,7 @@ def _samples(
 
 
 def _index(cluster_n: npt.NDArray[Any]) -> Int64s:
-    """Clusters by number: 0 to G - 1."""
+    """The clusters as numbers from 0 to G - 1."""
     return np.unique(cluster_n, return_inverse=True)[1].astype(np.int64)
 
 

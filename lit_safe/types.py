@@ -1,9 +1,9 @@
-"""The words that every part speaks: what crosses between data, models, objectives and callbacks.
+"""Shared types: the values that data, models, objectives and callbacks exchange.
 
 Letters: B pairs, N sequences (2B for pairs), T packed tokens, C cost constraints, V vocabulary. Log-probabilities are
-in nats and fp32. A cost is in the units of its annotator and **> 0 is unsafe**; a reward is in Bradley-Terry nats.
+in nats and fp32. A cost is in the units of its annotator; **> 0 is unsafe**. A reward is in Bradley-Terry nats.
 
-This module imports torch and nothing of ours, so that it is cheap to import everywhere.
+This module imports no other module of this project, so every part can import it cheaply.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORE = -100  # the target of a position that is not scored
+IGNORE = -100  # target of a position that is not scored
 
 Need = Literal["reward", "cost", "flags"]
-"""A label an objective cannot do without: ``reward`` and ``cost`` by value, ``flags`` the sign of the cost alone."""
+"""A label that an objective requires: the value of ``reward`` or ``cost``, or only the cost's sign (``flags``)."""
 
 ResponsesFrom = Literal["reference", "model", "people", "unknown"]
-"""Who wrote a source's responses: the reference policy itself, another model, people, or nobody says."""
+"""Who wrote a source's responses: the reference policy, another model, people, or unknown."""
 
 
 class Pair(NamedTuple):
@@ -35,15 +35,15 @@ class Pair(NamedTuple):
 
     @property
     def margin(self) -> Tensor:
-        """``chosen - rejected``, of the shape of a side."""
+        """``chosen - rejected``, with the shape of a side."""
         return self.chosen - self.rejected
 
 
 class Annotation(NamedTuple):
-    """What is known of both responses before training. NaN where a label is absent.
+    """The labels of both responses. A missing label is NaN.
 
     ``draw`` [B] in [0, 1) decides sampled labels (``labels="sampled"``). It is a hash of the run's seed and the pair.
-    Training replaces it when the multiplier moves (``lit_safe/label_draws.py``).
+    Training replaces it when the multiplier changes (``lit_safe/label_draws.py``).
     """
 
     reward: Pair
@@ -52,14 +52,14 @@ class Annotation(NamedTuple):
 
     @property
     def unsafe(self) -> Pair:
-        """[B] bool: h = 1[any cost > 0]. A NaN cost counts as safe here; ``fit`` refuses it where it matters."""
+        """[B] bool: h = 1[any cost > 0]. A NaN cost counts as safe here; ``fit`` refuses NaN costs that it needs."""
         return Pair(*((c > 0).any(-1) if c.ndim == 2 else c > 0 for c in self.cost))
 
 
 class PackedSequences(NamedTuple):
-    """N token sequences laid end to end, without padding.
+    """N concatenated token sequences, without padding.
 
-    ``target`` is already shifted: ``target[t]`` is the token that position t predicts, IGNORE where the next token is
+    ``target`` is already shifted: ``target[t]`` is the token that position t predicts, or IGNORE if the next token is
     not part of a response. ``cu_seqlens`` [N+1] int32 holds the sequence boundaries, 0 first and T last.
     """
 
@@ -70,44 +70,44 @@ class PackedSequences(NamedTuple):
 
 
 class PackedBatch(NamedTuple):
-    """B preference pairs. Sequence 2i is the chosen response of pair i, sequence 2i + 1 the rejected one."""
+    """B preference pairs. Sequence 2i is the chosen response of pair i, sequence 2i + 1 the rejected response."""
 
     sequences: PackedSequences
     label: Annotation
-    pair_id: Tensor  # [B] int64, a hash of the pair's texts, whichever is chosen
-    prompt_id: Tensor  # [B] int64, a hash of the prompt: the cluster of standard errors
+    pair_id: Tensor  # [B] int64, a hash of the pair's texts in either order
+    prompt_id: Tensor  # [B] int64, a hash of the prompt; standard errors are clustered by it
     response_length: Pair  # [B] int64 each: scored tokens, the stop token included
-    present: Tensor  # [B] bool: False for a filler row, which counts for nothing anywhere
-    pairs_in_step: Tensor  # [] int64: true pairs in this optimizer step over all micro-batches and ranks
-    reference_logp: Pair | None = None  # [B] nats each, where the reference was scored beforehand
+    present: Tensor  # [B] bool: False for a filler row, which is ignored everywhere
+    pairs_in_step: Tensor  # [] int64: pairs (without fillers) in this optimizer step, over all micro-batches and ranks
+    reference_logp: Pair | None = None  # [B] nats each, if precomputed
 
 
 class SequenceBatch(NamedTuple):
-    """N single sequences for supervised fine-tuning; the fields mean what they mean in PackedBatch."""
+    """N single sequences for supervised fine-tuning. The fields have the same meaning as in PackedBatch."""
 
     sequences: PackedSequences
     row_id: Tensor  # [N] int64
     prompt_id: Tensor  # [N] int64
     present: Tensor  # [N] bool
-    tokens_in_step: Tensor  # [] int64: scored tokens in this optimizer step over all micro-batches and ranks
+    tokens_in_step: Tensor  # [] int64: scored tokens in this optimizer step, over all micro-batches and ranks
 
 
 class Scored(NamedTuple):
-    """What an objective says of each pair: ``loss`` [B] nats, ``weight`` [B] (0 drops the pair)."""
+    """An objective's result for each pair: ``loss`` [B] in nats and ``weight`` [B] (0 drops the pair)."""
 
     loss: Tensor
     weight: Tensor
 
 
 class SequenceLogp(NamedTuple):
-    """[N] summed response log-probabilities in nats: of the policy (with gradient) and of the reference (without)."""
+    """[N] response log-probabilities (sums, nats) under the policy (with gradient) and the reference (without)."""
 
     policy: Tensor
     reference: Tensor
 
 
 class SequenceStats(NamedTuple):
-    """[N] sums over response positions of what a pass over both models tells, in nats, without gradient."""
+    """Sums over response positions from a forward pass of both models: [N] each, in nats, without gradient."""
 
     policy_logp: Tensor
     reference_logp: Tensor
@@ -116,7 +116,7 @@ class SequenceStats(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """One prompt to answer: its id (a hash of it), its token ids as rendered, and its plain text."""
+    """A prompt to answer: its id (a hash of the prompt), its rendered token ids, and its plain text."""
 
     prompt_id: int
     ids: tuple[int, ...]
@@ -124,7 +124,7 @@ class Prompt(NamedTuple):
 
 
 class ScoredResponse(NamedTuple):
-    """A response to a prompt as text, with its costs (C of them)."""
+    """A response to a prompt as text, with its C costs."""
 
     prompt: str
     response: str
@@ -134,10 +134,11 @@ class ScoredResponse(NamedTuple):
 class CostEstimate(NamedTuple):
     """E[cost] under the current policy: ``mean`` and ``stderr`` [] or [C] in cost units, from ``count`` samples.
 
-    ``unsafe`` [] is the share of samples with any cost > 0; ``effective`` the effective sample size. ``also`` holds
-    what else the pass measured, by logged name; ``samples`` a few of the scored texts, for people to read; ``clusters``
-    the prompts that errors are clustered by, None where samples are independent; ``bounds`` [2] or [2, C] what E[cost]
-    lies above and below with 95 % each, NaN where too little is known, None where Student's t of ``stderr`` does.
+    ``unsafe`` [] is the share of samples with any cost > 0. ``effective`` is the effective sample size. ``also`` has
+    further measurements by logged name. ``samples`` are a few of the scored texts, for people to read. ``clusters`` is
+    the number of prompts by which errors are clustered, None if samples are independent. ``bounds`` [2] or [2, C] are a
+    lower and an upper one-sided 95 % bound on E[cost]: NaN if there are too few data, None to use Student's t with
+    ``stderr``.
     """
 
     mean: Tensor
@@ -153,45 +154,45 @@ class CostEstimate(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """A pairwise loss. Pure: no logging, no reduction, no device code, no random source."""
+    """A pairwise loss. It is a pure function: no logging, no reduction, no device code, no random numbers."""
 
     @property
     def beta(self) -> float:
-        """What turns a log-ratio into an implicit reward: ``reward = beta * logratio``."""
+        """Factor from a log-ratio to an implicit reward: ``reward = beta * logratio``."""
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """All labels that the loss reads. Every command checks that the data have them."""
+        """All labels that the loss uses. Every command checks that the data have them."""
 
     @property
     def reads_multiplier(self) -> bool:
-        """Whether the loss depends on ``multiplier``. A dual step is refused where it does not."""
+        """Whether the loss depends on ``multiplier``. If not, a dual step is refused."""
 
     def __call__(self, logratio: Pair, label: Annotation, multiplier: Tensor) -> Scored:
-        """Score B pairs from their log-ratios [B] in nats; ``multiplier`` is [] for one constraint, [C] for C > 1."""
+        """Score B pairs by their log-ratios [B] in nats. ``multiplier`` is [] for one constraint, [C] for C > 1."""
 
 
 @runtime_checkable
 class Selective(Protocol):
-    """An objective that trains on some pairs alone: the others leave the training data before steps are made."""
+    """An objective that trains on a subset of the pairs. The others are removed before steps are formed."""
 
     def keeps(self, label: Annotation) -> Tensor:
-        """[B] bool, a function of the labels alone: False exactly where the weight is 0 for every policy."""
+        """[B] bool, computed only from the labels: False exactly where the weight is 0 for every policy."""
 
 
 @runtime_checkable
 class CostFunction(Protocol):
-    """Scores text: one cost in declared units for each response, > 0 is unsafe."""
+    """Scores text: one cost per response, in declared units; > 0 is unsafe."""
 
-    # jsonargparse takes a protocol whose __call__ returns a class for a factory of that class's instances, and then
-    # refuses every implementation in a YAML: so the annotation is Any, and not the Tensor that it is
+    # the annotation is Any instead of Tensor: if __call__ of a protocol returns a class, jsonargparse treats the
+    # protocol as a factory of that class and refuses every implementation in a YAML
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Any:
-        """Costs, a Tensor [n] or [n, C], of ``n`` responses to ``n`` prompts."""
+        """The costs of ``n`` responses to ``n`` prompts, a Tensor [n] or [n, C]."""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a report has to name of a model: counts are parameters, ``source`` where it came from."""
+    """Facts about a model for reports. Counts are numbers of parameters; ``source`` is where the model came from."""
 
     source: str
     reference: str
@@ -200,45 +201,45 @@ class ModelFacts:
     dtype: str
     backend: str
     licence: str = "unknown"
-    own_reference: bool = True  # an untouched policy is its own reference: margins at step 0 are 0
+    own_reference: bool = True  # the untrained policy equals its reference, so margins at step 0 are 0
 
 
 class ModelLimits(NamedTuple):
-    """What a model can read: ids below ``vocabulary``, sequences of at most ``positions`` (None is any length)."""
+    """Limits of a model's input: ids < ``vocabulary``, at most ``positions`` tokens (None is any length)."""
 
     vocabulary: int
     positions: int | None
 
 
 class MemoryEstimate(NamedTuple):
-    """Bytes of a training step. The first four are exact for AdamW in the weights' own dtype, the next two rough."""
+    """Bytes of a training step. The first four are exact for AdamW in the weights' dtype, the next two approximate."""
 
     weights: int
-    reference: int  # what is not shared with the policy
+    reference: int  # weights that are not shared with the policy
     gradients: int
-    optimizer: int  # two moments for each trainable number
-    activations: int  # of the layers that gradients flow through
+    optimizer: int  # two moments per trainable parameter
+    activations: int  # of the layers with gradients
     logits: int
-    buckets: int = 0  # copies of the gradients that several ranks send each other
+    buckets: int = 0  # copies of the gradients that ranks exchange
 
     @property
     def total(self) -> int:
-        """Their sum: the peak to expect."""
+        """The sum: the expected peak."""
         return sum(self)
 
 
 @runtime_checkable
 class PairModel(Protocol):
-    """The policy and its reference, as a LightningModule sees them. Implementations are ``torch.nn.Module``s.
+    """The policy and its reference: the interface for a LightningModule. Implementations are ``torch.nn.Module``s.
 
-    Constructors do no I/O; ``load`` does it once and may be called again freely.
+    Constructors do no I/O. ``load`` does it on the first call; further calls do nothing.
     """
 
     def load(self) -> None:
-        """Build or read both models. Idempotent."""
+        """Build or read both models. Further calls do nothing."""
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer that belongs to the policy."""
+        """The policy's tokenizer."""
 
     def policy_logp(self, sequences: PackedSequences) -> Tensor:
         """[N] summed response log-probs of the policy, fp32 nats, with gradient where enabled."""
@@ -247,43 +248,44 @@ class PairModel(Protocol):
         """[N] summed response log-probs of the reference, fp32 nats, never with gradient."""
 
     def reference_digest(self) -> str:
-        """A hash of all that the reference's log-probs depend on but rounding: its weights and its configuration."""
+        """A hash of the reference's weights and configuration, which determine its log-probs up to rounding."""
 
     def both_logp(self, sequences: PackedSequences) -> SequenceLogp:
-        """What ``policy_logp`` and ``reference_logp`` give, which may take less together than one after the other."""
+        """The results of ``policy_logp`` and ``reference_logp``. One combined call may be cheaper than two."""
 
     def sequence_stats(self, sequences: PackedSequences) -> SequenceStats:
-        """Response log-probs under both, KL and entropy, from one pass of each model, never with gradient."""
+        """Response log-probs under both models, KL and entropy, from one pass of each model. Never with gradient."""
 
     def support_logratio(self, sequences: PackedSequences, floor: float) -> Tensor:
-        """[N] sums over response positions of min(0, log of policy / reference) of the mass of plausible tokens.
+        """[N] sums over response positions of min(0, log(policy mass / reference mass)) of plausible tokens.
 
-        Those are the tokens to which the reference gives at least ``floor``. Nats, with gradient where enabled.
+        A token is plausible if the reference gives it a probability of at least ``floor``. The mass is the total
+        probability of these tokens. In nats, with gradient where enabled.
         """
 
     def generate(
         self, prompts: Sequence[Sequence[int]], uniforms: Tensor, temperature: float = 1.0, reference: bool = False
     ) -> list[list[int]]:
-        """Sample a response to each prompt; ``uniforms`` [n, max_new_tokens] in [0, 1) is all the randomness.
+        """Sample a response to each prompt. All random numbers are in ``uniforms`` [n, max_new_tokens], in [0, 1).
 
-        A response ends with its stop token where it reached one within ``max_new_tokens``. ``reference`` lets the
-        reference answer instead of the policy.
+        A response ends with its stop token, or after ``max_new_tokens`` tokens. With ``reference``, the reference
+        answers instead of the policy.
         """
 
     def stop_at(self, ids: Iterable[int]) -> None:
-        """End responses at these tokens too, which the data's chat template puts after an answer; kept in the state."""
+        """Add tokens that end a response, e.g. those that the data's chat template appends. Saved in the state."""
 
     def stop_tokens(self) -> frozenset[int]:
-        """Every token that ends a response: ``stop_at``'s, the generation config's, the tokenizer's end of sequence.
+        """All tokens that end a response: from ``stop_at``, the generation config and the tokenizer's end of sequence.
 
-        A response is complete if one of them is its last token.
+        A response is complete if its last token is one of them.
         """
 
     def facts(self) -> ModelFacts:
-        """What a report names of this pair."""
+        """The facts about this pair for reports."""
 
     def memory_estimate(self, tokens: int, scored: int) -> MemoryEstimate:
-        """Bytes of a training step with ``tokens`` in a micro-batch, ``scored`` of them in responses."""
+        """Bytes of a training step with ``tokens`` tokens in a micro-batch, ``scored`` of them in responses."""
 
     def save_pretrained(self, folder: str, *, adapter_only: bool = False) -> None:
-        """Write the policy as a Hugging Face folder (safetensors), merged, or its adapter alone."""
+        """Write the policy as a Hugging Face folder (safetensors): merged, or only its adapter."""
