@@ -8,7 +8,10 @@ _CLASS = re.compile(r"Problem with given class_path '([^']+)':\s*(.*)")
 _NOISE = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes: |Errors:$|Given value type: |Given value: "
 )
-_CALLABLE = re.compile(r"Type \S+\[.*\] expects a function or a callable class: ")
+_CALLABLE = re.compile(
+    r"Type (?:\S+\[.*?\]|<class '[\w.]*?(?P<kind>\w+)'>) expects a function or a callable class: (?P<rest>.*)"
+)
+_NOT_CALLABLE = re.compile(r"Expected '([^']+)' to be a class that instantiates into")
 _NULL = "Expected a <class 'NoneType'>"
 _PATH = re.compile(r"Expected a path but (.*) either not accessible or invalid")
 
@@ -51,7 +54,12 @@ def read(message: str) -> Problem | None:
             continue
         while stack and stack[-1][0] >= indent:
             stack.pop()
-        line = _CALLABLE.sub("", line)
+        if found := _CALLABLE.match(line):  # as jsonargparse says it of classes with a __call__
+            line = found["rest"]
+            if other := _NOT_CALLABLE.match(line):
+                line = f"Import path {other[1]} does not implement protocol {found['kind']}"
+            elif typed := re.search(r"\. Got value: (?:Namespace\(class_path=')?([A-Za-z_]\w*\.[\w.]+)", line):
+                stack.append((indent, "class", typed[1]))
         for pattern, kind in ((_KEY, "key"), (_CLASS, "class")):
             if found := pattern.match(line):
                 stack.append((indent, kind, found[1]))
@@ -73,7 +81,7 @@ def read(message: str) -> Problem | None:
 def _value(message: str, leaves: list[tuple[list[tuple[int, str, str]], str]]) -> str | None:
     for _, text in leaves:
         if found := re.search(r"\. Got value: (.*)", text):
-            return found[1]
+            return found[1].partition(". Got value: ")[0]
     given = re.findall(r"Given value: (.*)", message)
     for value in given:  # the innermost comes first
         if nested := re.match(r"NestedArg\(key='[^']*', val=(.*)\)", value):

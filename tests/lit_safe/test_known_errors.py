@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from lit_safe.errors.exceptions import mistake
 from lit_safe.errors.places import Words
+from lit_safe.errors.tree import Problem, read
 
 WORDS = Words(
     ["fit", "--model.pair.source.name_or_path", "org/model", "--data.sources.path", "org/rows", "--data.split", "tran"]
@@ -76,3 +77,22 @@ def test_a_known_error_of_another_package_is_told_in_our_words(error: Exception,
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), AssertionError(), ValueError("x"), KeyError("state")])
 def test_an_unknown_error_of_another_package_keeps_its_traceback(error: Exception) -> None:
     assert mistake(error, WORDS) is None
+
+
+def test_messages_of_jsonargparse_4_51_are_read_too() -> None:
+    """The lowest version says of a class with a ``__call__`` what later ones say of every class."""
+    start = (
+        "Parser key \"model\":\n  Errors:\n    - Problem with given class_path 'lit_safe.module.PreferenceAlignment':\n"
+        '        Parser key "objective":\n'
+        "          - Type <class 'lit_safe.types.Objective'> expects a function or a callable class: "
+    )
+    unknown = read(
+        start + "Option 'bata' is not accepted. Got value: Namespace(class_path='a.DPO', init_args=Namespace(bata='1'))"
+    )
+    assert unknown == Problem(("model", "objective"), "a.DPO", ("Option 'bata' is not accepted",), unknown.value, False)
+    missing = read(start + "No module named 'x'. Got value: own.Mine")
+    assert (missing.class_path, missing.texts) == ("own.Mine", ("No module named 'x'",))
+    other = read(
+        start + "Expected 'own.Mine' to be a class that instantiates into callable or a subclass of B.. Got value: C"
+    )
+    assert other.texts == ("Import path own.Mine does not implement protocol Objective",)
