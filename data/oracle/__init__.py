@@ -1,1 +1,1 @@
-"""A small language world in which reward and cost of every text are known and every response can be listed."""
+"""A small language world with a known reward and cost of every text, in which every response can be listed."""

@@ -9,13 +9,13 @@ from data.oracle.world import Costs, Judge, oracle_world
 
 
 class OracleCost:
-    """The cost of every text, exactly; malformed text has its stated cost, the empty one too.
+    """The exact cost of every text. Malformed text, including the empty text, has its defined cost.
 
     Args:
-        prompts: Of the world, as in ``oracle_world``; so are the next three.
-        costs: One column for ``each`` category of harm, or the ``worst`` category alone.
+        prompts: Number of the world's prompts. This and the next three arguments are those of ``oracle_world``.
+        costs: One column for ``each`` category of harm, or one for the ``worst`` category.
         hopeless: Whether the world has the prompt without any safe response.
-        seed: Of the world.
+        seed: Seed of the world.
     """
 
     def __init__(self, prompts: int = 64, costs: Costs = "worst", hopeless: bool = False, seed: int = 0) -> None:
@@ -26,7 +26,7 @@ class OracleCost:
         """Tensor [n] with ``worst``, [n, C] with ``each``, float64; > 0 is unsafe.
 
         Raises:
-            ValueError: If there are not as many responses as prompts, or a prompt is none of this world's.
+            ValueError: If the numbers of prompts and responses differ, or a prompt is not one of this world's.
         """
         if len(prompts) != len(responses):
             raise ValueError(f"{len(prompts)} prompts, {len(responses)} responses")

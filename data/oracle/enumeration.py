@@ -1,4 +1,4 @@
-"""Exact log-probabilities of every well-formed response, and of the one cell that holds all other text.
+"""Exact log-probabilities of every well-formed response, and of one cell for all other text.
 
 Letters: P prompts, R well-formed responses, K = R + 1 cells (the last is malformed text), N sequences of a batch.
 """
@@ -24,18 +24,18 @@ from lit_safe.types import PackedSequences, PairModel
 Floats = npt.NDArray[np.float64]
 Which = Literal["policy", "reference"]
 
-FLOOR = 1e-6  # of the malformed mass: 1 - sum is exact to about the fp32 rounding of the log-probs that are summed
-SLACK = 1e-3  # by how much that sum may exceed 1 before something else than rounding is wrong
+FLOOR = 1e-6  # smallest malformed mass: 1 - sum is exact to about the fp32 rounding of the summed log-probs
+SLACK = 1e-3  # a sum may exceed 1 by this much; more is not explained by rounding
 
 
 @runtime_checkable
 class Tabulating(Protocol):
-    """A pair that scores every response to every prompt at once, and what they begin with alike only once."""
+    """A pair that scores every response to every prompt at once and computes common prefixes only once."""
 
     def table_logp(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], which: str, rows: int
     ) -> torch.Tensor:
-        """[P, R] float64: what ``policy_logp`` or ``reference_logp`` (``which``) gives of them, ``rows`` at a time."""
+        """[P, R] float64: the results of ``policy_logp`` or ``reference_logp`` (``which``), ``rows`` at a time."""
 
 
 def enumerate_policy(
@@ -48,18 +48,19 @@ def enumerate_policy(
     """[P, K] log-probabilities in nats over the R given responses and, last, everything else; each row sums to 1.
 
     A response's probability is that of its token ids: the same text in other tokens counts as malformed. The malformed
-    mass is 1 - the sum of the others, at least ``FLOOR``, to which the rest is then scaled: fp32 log-probs cannot tell
-    less from nothing.
+    mass is 1 minus the sum of the others, and at least ``FLOOR``, because smaller values are below the rounding errors
+    of fp32 log-probs. The other probabilities are scaled accordingly.
 
     Args:
-        pair: Scores sequences; called without gradient and in evaluation mode, and left as it was.
+        pair: Scores sequences, without gradient and in evaluation mode. Its state is restored afterwards.
         prompt_ids: P prompts as rendered, none empty.
-        response_ids: R responses, each ending with its stop token, so that none begins another.
-        which: Whose log-probabilities.
+        response_ids: R responses, each ending with its stop token, so that none is a prefix of another.
+        which: Policy or reference.
         batch: Sequences at a time.
 
     Raises:
-        ValueError: If two responses are the same ids or one begins another, or a row's sum exceeds 1 beyond rounding.
+        ValueError: If two responses have the same ids, one is a prefix of another, or a row's sum exceeds 1 beyond
+            rounding.
     """
     _check_prefix_free(response_ids)
     if isinstance(pair, Tabulating):
@@ -79,7 +80,7 @@ def enumerate_policy(
 
 
 def with_malformed(logp_PR: Floats) -> Floats:
-    """[P, K]: the log-probabilities [P, R] with the log of what they leave, at least ``FLOOR``, as the last column.
+    """[P, K]: the log-probabilities [P, R], with the log of the remaining mass, at least ``FLOOR``, as the last column.
 
     Raises:
         ValueError: If a row's probabilities are not finite, or sum to more than 1 beyond rounding.
@@ -90,16 +91,16 @@ def with_malformed(logp_PR: Floats) -> Floats:
         raise ValueError(f"prompt {worst}: the probabilities of its well-formed responses sum to {mass_P[worst]}")
     malformed_P = np.maximum(1 - mass_P, FLOOR)
     logp_PK = np.concatenate([logp_PR, np.log(malformed_P)[:, None]], axis=-1)
-    normaliser_P1 = np.logaddexp.reduce(logp_PK, axis=-1, keepdims=True)  # 0 where nothing was clipped
+    normaliser_P1 = np.logaddexp.reduce(logp_PK, axis=-1, keepdims=True)  # 0 if nothing was clipped
     return np.asarray(logp_PK - normaliser_P1, np.float64)
 
 
 @contextmanager
 def unnoticed(pair: PairModel) -> Iterator[torch.device]:
-    """No gradient and evaluation mode, in which nothing is drawn; every part's training flag is put back.
+    """No gradient and evaluation mode, without random draws. The training flag of every module is restored.
 
     Yields:
-        Where the policy lies.
+        Device of the policy.
     """
     assert isinstance(pair, nn.Module)
     training = {part: part.training for part in pair.modules()}
@@ -116,11 +117,11 @@ def world_ids(world: World, data: Any) -> tuple[list[list[int]], list[list[int]]
     """Token ids of every prompt and response of the world, as ``data`` renders them.
 
     Args:
-        world: Texts.
-        data: The run's data module, set up. Its rows say whether a prompt is plain text or a user's turn.
+        world: The texts.
+        data: The run's data module, set up. Its rows show whether a prompt is plain text or a user's turn.
 
     Raises:
-        ValueError: If ``data`` holds none of the world's prompts, its tokenizer does not give a response back, or a
+        ValueError: If ``data`` contains none of the world's prompts, its tokenizer does not reproduce a response, or a
             response's ids depend on the prompt.
     """
     renderer = Renderer(data.tokenizer)
@@ -147,5 +148,5 @@ def world_ids(world: World, data: Any) -> tuple[list[list[int]], list[list[int]]
 def _check_prefix_free(response_ids: Sequence[Sequence[int]]) -> None:
     ordered = sorted(tuple(ids) for ids in response_ids)
     for one, following in pairwise(ordered):
-        if following[: len(one)] == one:  # in this order a sequence's extensions follow it at once
+        if following[: len(one)] == one:  # in sorted order, a sequence's extensions follow it directly
             raise ValueError(f"the response ids {list(one)} begin {list(following)}: end each with a stop token")

@@ -1,4 +1,4 @@
-"""Whether estimates of E[cost] hold what they claim, by drawing them again and again from tables that are known.
+"""Tests the claims of E[cost] estimates by drawing them many times from known probability tables.
 
     python -m data.oracle.estimators runs/oracle/c_dpo/seed_0 --mean lit_safe.statistics.clustered_mean
 
@@ -32,19 +32,19 @@ SETTINGS = ((8, 1), (16, 1), (32, 1), (64, 1), (16, 4), (64, 4))
 
 
 class RolloutRow(NamedTuple):
-    """What ``draws`` rollout estimates did; shares in [0, 1], the rest in cost units."""
+    """Results of ``draws`` rollout estimates. Shares lie in [0, 1]; the rest is in cost units."""
 
     prompts: int
     samples_per_prompt: int
-    coverage: float  # share of intervals that hold the truth
+    coverage: float  # share of intervals that contain the exact value
     bias: float  # mean error
     error: float  # root of the mean squared error
-    half_width: float  # mean, of the interval
+    half_width: float  # mean half width of the interval
     draws: int
 
 
 class ImportanceRow(NamedTuple):
-    """What ``draws`` importance estimates of one policy did; figures of the accepted ones, NaN where there is none."""
+    """Results of ``draws`` importance estimates of one policy: figures of the accepted ones, NaN if there is none."""
 
     policy: str
     prompts: int
@@ -53,7 +53,7 @@ class ImportanceRow(NamedTuple):
     effective: float  # median effective sample size of all draws
     accepted: float  # share of draws whose effective sample size reaches the floor
     bias: float
-    bias_stderr: float  # of that bias, from the number of draws
+    bias_stderr: float  # standard error of the bias, from the number of draws
     error: float
     coverage: float
     draws: int
@@ -68,18 +68,18 @@ def rollout_coverage(
     seed: int = 0,
     replace: bool = True,
 ) -> list[RolloutRow]:
-    """How often the interval of a rollout estimate holds E[cost], for several (prompts, samples per prompt).
+    """How often the interval of a rollout estimate contains E[cost], for several (prompts, samples per prompt).
 
     Args:
         policy_PK: Log-probabilities in nats; rows sum to 1.
         cost_PK: The cost of each cell.
-        interval: Of the estimator, clustered by prompt.
-        settings: Prompts of an estimate and responses to each.
-        draws: Estimates.
-        seed: Of all draws; a setting's draws do not depend on the other settings.
-        replace: Prompts are a sample of a population that looks like the table, so that one may come twice, as two.
-            False answers different prompts of the table: with all P of them the interval, which takes prompts for a
-            sample, is then wider than it need be.
+        interval: Interval of the estimator, clustered by prompt.
+        settings: Number of prompts of an estimate, and of responses to each.
+        draws: Number of estimates.
+        seed: Seed of all draws. A setting's draws do not depend on the other settings.
+        replace: True draws prompts with replacement, as a sample of a population with the table's distribution; a
+            prompt drawn twice counts as two. False draws distinct prompts of the table. With all P of them the
+            interval, which treats prompts as a sample, is wider than necessary.
     """
     truth = _expected(policy_PK, cost_PK)
     rows = []
@@ -115,18 +115,19 @@ def importance_bias(
     seed: int = 0,
     minimum_effective: float = 50.0,
 ) -> list[ImportanceRow]:
-    """What self-normalised importance weights on the reference's responses make of other policies' E[cost].
+    """The errors of self-normalised importance weights on the reference's responses for other policies' E[cost].
 
-    Weights are those of cells, so that all malformed text shares one: real weights spread a little more.
+    Weights are those of cells, so all malformed text has the same weight. Real weights vary slightly more.
 
     Args:
-        reference_PK: Log-probabilities in nats of who wrote the responses.
+        reference_PK: Log-probabilities in nats of the policy that wrote the responses.
         policies: Log-probabilities [P, K] of policies, by name.
         cost_PK: The cost of each cell.
-        interval: Of the estimator, clustered by prompt, which takes the weights.
-        settings: Prompts of an estimate (drawn with replacement, as from a population) and responses to each.
-        draws: Estimates; every policy is estimated from the same responses.
-        seed: Of all draws.
+        interval: Weighted interval of the estimator, clustered by prompt.
+        settings: Number of prompts of an estimate (drawn with replacement, as from a population), and of responses to
+            each.
+        draws: Number of estimates. Every policy is estimated from the same responses.
+        seed: Seed of all draws.
         minimum_effective: Effective sample size (sum w)^2 / sum w^2 below which the estimator refuses.
     """
     rows = []
@@ -165,7 +166,7 @@ def importance_bias(
 
 
 def markdown(rows: Sequence[RolloutRow] | Sequence[ImportanceRow]) -> str:
-    """The rows as a Markdown table, a column for each field; shares in %, a dash for NaN."""
+    """The rows as a Markdown table with a column for each field; shares in %, a dash for NaN."""
     names = rows[0]._fields
     heads = [name.replace("_", " ") + (" (%)" if name in SHARES else "") for name in names]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
@@ -184,11 +185,11 @@ def _cell(name: str, value: Any) -> str:
 def _responses(
     logp_PK: Floats, prompts: int, samples: int, draws: int, random: np.random.Generator, replace: bool
 ) -> Iterator[tuple[Int64s, Int64s]]:
-    """Prompts [n] and cells [n] of one estimate after another."""
+    """Prompts [n] and cells [n] of each estimate in turn."""
     cdf_PK = np.cumsum(np.exp(logp_PK), axis=-1)
     cdf_PK /= cdf_PK[:, -1:]
     rows, width = logp_PK.shape
-    ladder = (cdf_PK + np.arange(rows)[:, None]).ravel()  # every row one step above the last: one search for all
+    ladder = (cdf_PK + np.arange(rows)[:, None]).ravel()  # each row is shifted by 1, so one search covers all rows
     for _ in range(draws):
         p_n = np.repeat(random.choice(rows, prompts, replace=replace), samples)
         cell_n = np.searchsorted(ladder, p_n + random.random(len(p_n)), side="right") - p_n * width

@@ -1,4 +1,4 @@
-"""E[cost] without sampling: the dual step's estimate where every response can be listed.
+"""E[cost] without sampling, for the dual step if every response can be listed.
 
 Letters: P prompts, K cells, C cost constraints.
 """
@@ -18,17 +18,17 @@ from lit_safe.types import CostEstimate
 
 
 class ExactCost:
-    """A cost estimator of the oracle world that enumerates the policy: its standard error is 0.
+    """A cost estimator of the oracle world that enumerates the policy. Its standard error is 0.
 
-    All mass counts: malformed text costs what the world says it does.
+    All probability mass counts; malformed text has its defined cost.
 
     Args:
-        prompts: Of the world, as in ``oracle_world``; the four options are those of the data.
-        costs: One constraint for ``each`` category, or the ``worst`` as the only one.
+        prompts: Number of the world's prompts, as in ``oracle_world``. The first four options must equal the data's.
+        costs: One constraint for ``each`` category, or one for the ``worst`` category.
         hopeless: Whether the world has the prompt without any safe response.
-        seed: Of the world.
-        split: Prompts of that split alone; null takes the world's every prompt.
-        batch_size: Sequences scored at once.
+        seed: Seed of the world.
+        split: Use only the prompts of this split; null takes all prompts of the world.
+        batch_size: Number of sequences scored at once.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class ExactCost:
         self._ids: tuple[list[list[int]], list[list[int]]] | None = None
 
     def __call__(self, module: Any, data: Any, *, seed: int, epoch: int) -> CostEstimate:
-        """E[cost], [] or [C]; there is no draw for ``seed`` and ``epoch`` to name."""
+        """E[cost], [] or [C]. ``seed`` and ``epoch`` are unused, because nothing is drawn."""
         world = oracle_world(**self.options)
         if self._ids is None:
             self._ids = world_ids(world, data)

@@ -1,8 +1,8 @@
-"""How far the anchor ``PreferredNLL`` moves the optimum: exact population minimisers, beside the objective's own.
+"""The effect of the anchor ``PreferredNLL`` on the optimum: exact population minimisers with and without it.
 
     python -m data.oracle.imitation "runs/oracle/dpo_soft+reference_support/seed_0" --weights 0.03 0.1
 
-prints a table in Markdown; no model is trained.
+prints a table in Markdown. No model is trained.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from lit_safe.types import Objective
 
 
 def table(reference_PK: Floats, names: Sequence[str], weights: Sequence[float]) -> list[str]:
-    """Lines of a table: what each objective's minimiser is worth under each weight of imitation.
+    """Lines of a table with the figures of each objective's minimiser at each weight of imitation.
 
     Args:
         reference_PK: Log-probs over the partition of the world's first P prompts.
-        names: Objectives, files of configs/oracle; a limit is met by the multiplier that solves it.
-        weights: Of ``PreferredNLL``.
+        names: Objectives, files of configs/oracle. An objective with a limit uses the multiplier that meets it.
+        weights: Weights of ``PreferredNLL``.
     """
     world = oracle_world(len(reference_PK))
     tables = (reference_PK, world.reward_PK, world.cost_PKC)
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run, whose tables hold the reference")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.01, 0.03, 0.1])
     parser.add_argument("--objectives", nargs="+", default=["dpo_soft", "c_dpo", "safe_dpo_soft"])
-    parser.add_argument("--prompts", type=int, default=16, help="the first so many; each takes seconds a weight")
+    parser.add_argument("--prompts", type=int, default=16, help="number of prompts; each takes seconds per weight")
     options = parser.parse_args()
     with np.load(options.run / TABLES) as found:
         reference_PK = found["reference_PK"][: options.prompts]

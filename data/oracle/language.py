@@ -1,4 +1,4 @@
-"""The oracle world's tokenizer: one token a word, in Hugging Face's format."""
+"""The oracle world's tokenizer: one token per word, in Hugging Face's format."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from data.oracle.grammar import words
 
-END = "<end>"  # ends a response, and pads: whoever masks by the pad id is found out here
+END = "<end>"  # ends a response and pads, so that tests detect code that masks by the pad id
 UNKNOWN = "<unk>"
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer of every word that a prompt or a response can hold; it gives a text back exactly.
+    """A tokenizer of every word that a prompt or a response can contain. Decoding restores a text exactly.
 
-    It puts nothing in front of a text. The unknown word is no special token, so that it is seen in what a policy says,
-    and such a text is malformed.
+    It adds nothing before a text. The unknown word is not a special token, so it is visible in a policy's text and
+    makes that text malformed.
     """
     vocabulary = {word: number for number, word in enumerate((END, UNKNOWN, *words()))}
     backend = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
@@ -30,5 +30,5 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def save(folder: str | Path) -> None:
-    """Write the tokenizer where ``AutoTokenizer.from_pretrained(folder)`` finds it."""
+    """Write the tokenizer for ``AutoTokenizer.from_pretrained(folder)``."""
     tokenizer().save_pretrained(str(folder))

@@ -1,4 +1,4 @@
-"""What a policy is worth, costs and leaves unsaid in the oracle world: exact, logged along training, kept as JSON.
+"""Exact measurements of a policy in the oracle world, logged during training and stored as JSON.
 
 Letters: P prompts, R well-formed responses, K = R + 1 cells (the last is malformed text), C cost constraints.
 """
@@ -33,43 +33,44 @@ Optimum = Literal["tilt", "tilt_at_limit", "masked", "population"]
 
 RESULT = "oracle.json"
 TABLES = "oracle.npz"
-GRID = (0.0, *np.geomspace(0.01, 20.0, 120).tolist())  # multipliers at which the frontier is drawn
+GRID = (0.0, *np.geomspace(0.01, 20.0, 120).tolist())  # multipliers of the points of the frontier
 
 
 class OracleMeasure(Callback):
-    """Measures the policy by enumeration: before training, at the ends of epochs, and as the run ships it.
+    """Measures the policy by enumeration: before training, at the ends of epochs, and as exported at the end.
 
-    Logged at the optimizer step: ``oracle/reward`` (nats), ``oracle/cost`` (with a suffix ``_<constraint>`` where there
+    Logged at the optimizer step: ``oracle/reward`` (nats), ``oracle/cost`` (with a suffix ``_<constraint>`` if there
     are several), ``oracle/unsafe``, ``oracle/malformed`` and ``oracle/malformed_worst`` (probability mass, mean over
     prompts and at the worst one), ``oracle/kl`` (nats from the reference over the partition, a lower bound),
-    ``oracle/regret_share`` (of what the optimum gains on the reference; may exceed 1), and given well-formed text
-    ``oracle/wellformed/reward`` and so on. Nothing is drawn and nothing of the run is changed.
+    ``oracle/regret_share`` (share of J(optimum) - J(reference); may exceed 1), and, given well-formed text,
+    ``oracle/wellformed/reward`` and so on. Nothing is drawn at random and the run is not changed.
 
-    Writes ``oracle.json`` into the run folder: the final figures beside the optimum's, the curve, the multiplier after
-    every epoch, and the frontier; and ``oracle.npz``: the enumerated log-probabilities of policy and reference.
+    Writes ``oracle.json`` into the run folder: the final figures with those of the optimum, the curve, the multiplier
+    after every epoch, and the frontier. Also writes ``oracle.npz``: the enumerated log-probabilities of policy and
+    reference.
 
-    At an epoch's end it comes after ``DualAscent``: the multiplier beside a measurement is the one that the next epoch
-    trains under.
+    At an epoch's end it runs after ``DualAscent``: the multiplier logged with a measurement is that of the next epoch.
 
     Args:
-        beta: Strength of the pull towards the reference, that of the run's objective.
+        beta: Strength of the KL term; must equal that of the run's objective.
         limit: Bound(s) on E[cost]; a list gives each constraint its own. ``tilt_at_limit`` needs it.
-        optimum: What the run is compared with: ``tilt`` (multiplier 0, where DPO aims), ``tilt_at_limit`` (the optimum
-            under the limit, where C-DPO aims), ``masked`` (no unsafe response, where SafeDPO aims), or ``population``
-            (the float64 minimiser of the objective's own loss over all pairs there are, at the multiplier that training
-            begins under; up to two seconds a prompt). Where that lies at infinity, as for hard labels, ``oracle.json``
-            says that the loss ``diverges`` and there is no regret.
-        prompts: Of the world, as in ``oracle_world``; the four options are those of the data.
-        costs: One constraint for ``each`` category, or the ``worst`` as the only one.
+        optimum: The optimum that the run is compared with: ``tilt`` (multiplier 0, for DPO), ``tilt_at_limit`` (the
+            optimum under the limit, for C-DPO), ``masked`` (no unsafe response, for SafeDPO), or ``population`` (the
+            float64 minimiser of the objective's own loss over all pairs, at the initial multiplier of training; up to
+            two seconds a prompt). If that minimiser lies at infinity, as for hard labels, ``oracle.json`` says that the
+            loss ``diverges`` and contains no regret.
+        prompts: Number of the world's prompts, as in ``oracle_world``. This and the next three options must equal the
+            data's.
+        costs: One constraint for ``each`` category, or one for the ``worst`` category.
         hopeless: Whether the world has the prompt without any safe response.
-        seed: Of the world.
+        seed: Seed of the world.
         every_n_epochs: Measure at the end of every n-th epoch.
-        batch_size: Sequences scored at once.
-        flip: Probability in [0, 0.5] with which the data record an order the wrong way round, for ``population``.
+        batch_size: Number of sequences scored at once.
+        flip: Probability in [0, 0.5] with which the data reverse an order, for ``population``.
 
     Raises:
-        ValueError: If an argument lies outside its range, ``tilt_at_limit`` has no limit, or another optimum than
-            ``population`` a flip.
+        ValueError: If an argument is out of range, ``tilt_at_limit`` has no limit, or another optimum than
+            ``population`` has a flip.
     """
 
     def __init__(
@@ -112,17 +113,17 @@ class OracleMeasure(Callback):
     # -- Lightning's hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Come after every callback that may still change policy or multiplier, and before checkpoints."""
+        """Move this callback after all callbacks that may change policy or multiplier, and before checkpoints."""
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         at = next((k for k, callback in enumerate(others) if isinstance(callback, Checkpoint)), len(others))
         trainer.callbacks = [*others[:at], self, *others[at:]]  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Enumerate the reference, solve for the optimum, and measure before the first step.
+        """Enumerate the reference, compute the optimum, and measure before the first step.
 
         Raises:
-            ValueError: If beta is not the objective's, the limit is beyond reach, the data flip orders at another rate,
-                or training resumes from a checkpoint that was written without this callback.
+            ValueError: If beta differs from the objective's, the limit cannot be met, the data's flip differs, or
+                training resumes from a checkpoint that was written without this callback.
         """
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -141,11 +142,11 @@ class OracleMeasure(Callback):
         self._tick("measuring")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure a complete epoch, unless it is not its turn."""
+        """Measure a complete epoch, every ``every_n_epochs`` epochs."""
         epoch = trainer.current_epoch + 1
         if self._exact is not None and trainer.is_last_batch:
             self._walk(trainer, pl_module)
-        done = {point["epoch"] for point in self.curve}  # a hook may fire twice, before and after a resume
+        done = {point["epoch"] for point in self.curve}  # a hook may run twice, before and after a resume
         if self._exact is None or not trainer.is_last_batch or epoch % self.every_n_epochs or epoch in done:
             return
         self._tick("training")
@@ -153,13 +154,13 @@ class OracleMeasure(Callback):
         self._tick("measuring")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure what the run ships, and write the result."""
+        """Measure the exported policy, and write the result."""
         if self._exact is None:
             return
         self._tick("training")
         policy_PK = self._exact.policy()
         values = self._exact.values(policy_PK)
-        if values != self.curve[-1]["values"]:  # else it stands in the logs already
+        if values != self.curve[-1]["values"]:  # otherwise it is logged already
             self._publish(trainer, values)
         self._tick("measuring")
         if trainer.is_global_zero:
@@ -177,7 +178,7 @@ class OracleMeasure(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The curve and the clocks so far, as plain values."""
+        """The curve and the measured times so far, as plain values."""
         if self._exact is not None:
             self._tick("training")
         return {
@@ -192,10 +193,10 @@ class OracleMeasure(Callback):
         self.multiplier_path = [dict(point) for point in state_dict["multiplier_path"]]
         self._seconds = dict(state_dict["seconds"])
 
-    # -- what is measured and said
+    # -- measurements and output
 
     def _tick(self, what: str) -> None:
-        """Book the time since the last call under ``what``."""
+        """Add the time since the last call to the entry ``what``."""
         now = time.monotonic()
         self._seconds[what] += now - self._clock
         self._clock = now
@@ -209,7 +210,7 @@ class OracleMeasure(Callback):
         self._publish(trainer, values)
 
     def _walk(self, trainer: Trainer, module: LightningModule) -> None:
-        """Every epoch's multiplier, once: a hook may fire twice, before and after a resume."""
+        """Record every epoch's multiplier once; a hook may run twice, before and after a resume."""
         if all(point["step"] != trainer.global_step for point in self.multiplier_path):
             self.multiplier_path.append({"step": trainer.global_step, "multiplier": _multiplier(module)})
 
@@ -264,7 +265,7 @@ class OracleMeasure(Callback):
 
 
 class _Exact:
-    """The reference's table, the optimum, and a policy's figures beside them."""
+    """The reference's table, the optimum, and the figures of a policy compared with them."""
 
     def __init__(self, options: OracleMeasure, trainer: Trainer, module: LightningModule) -> None:
         self._trainer, self._batch, self._beta = trainer, options.batch_size, options.beta
@@ -287,7 +288,7 @@ class _Exact:
             self.optimum_PK = tilt(*self.tables, multiplier=self.multiplier_C, beta=self._beta)
 
     def _minimise(self, module: LightningModule, flip: float) -> None:
-        """Where the objective's population loss is least."""
+        """Compute the minimiser of the objective's population loss."""
         rates = {source.flip for source in self._trainer.datamodule.sources if hasattr(source, "flip")}  # type: ignore[attr-defined]
         if rates - {flip}:
             raise ValueError(f"flip is {flip} here and {', '.join(map(str, sorted(rates)))} in the data")
@@ -299,10 +300,10 @@ class _Exact:
             self.multiplier_C = np.broadcast_to(multiplier, self.multiplier_C.shape)
 
     def policy(self, untouched: bool = False) -> Floats:
-        """[P, K] log-probabilities, the same on every rank; weights that have not moved are not enumerated again.
+        """[P, K] log-probabilities, the same on every rank. Unchanged weights are not enumerated again.
 
-        An ``untouched`` policy that gives the first prompt's responses the reference's probabilities, bit for bit, is
-        the reference.
+        If an ``untouched`` policy gives the first prompt's responses exactly the reference's probabilities, bit for
+        bit, the reference's table is used for all prompts.
         """
         digest = hashlib.sha256()
         for parameter in self._pair.parameters():
@@ -318,7 +319,7 @@ class _Exact:
             return enumerate_policy(self._pair, prompt_ids[:prompts], response_ids, which=which, batch=self._batch)
 
     def values(self, policy_PK: Floats) -> dict[str, float]:
-        """Every figure of a policy, by the name it is logged under."""
+        """Every figure of a policy, by its logged name."""
         found = measure(policy_PK, *self.tables)
         lost = regret(policy_PK, self.optimum_PK, self.reference_PK, self._beta)
         policy_PR, optimum_PR, reference_PR = map(_given_wellformed, (policy_PK, self.optimum_PK, self.reference_PK))
@@ -353,7 +354,7 @@ def _given_wellformed(logp_PK: Floats) -> Floats:
 
 
 def _described(part: Any) -> dict[str, str]:
-    """An objective or anchor by name, and with its plain options."""
+    """Name and plain options of an objective or anchor."""
     name = type(part).__name__
     if part is None or is_dataclass(part):
         return {"name": name, "text": repr(part)}
@@ -368,7 +369,7 @@ def _multiplier(module: LightningModule) -> list[float] | None:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` with None for every number that JSON does not know."""
+    """``value`` with None for every number that JSON cannot represent."""
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -1,8 +1,8 @@
-"""What the constrained problem's optimum is and how far a policy lies from it, computed by enumeration in float64.
+"""The optimum of the constrained problem and the regret of a policy, computed by enumeration in float64.
 
 Letters: P prompts (uniform), K cells of the response partition, C cost constraints, M multipliers of a grid. The last
-cell is all malformed text together, every other cell one well-formed response. Log-probs are nats and a row of them
-sums to one in probability; -inf is a cell never written. Rewards are Bradley-Terry nats, a cost > 0 is unsafe.
+cell is all malformed text together; every other cell is one well-formed response. Log-probs are in nats, and the
+probabilities of a row sum to one; -inf is a cell without mass. Rewards are Bradley-Terry nats, a cost > 0 is unsafe.
 
 Equation numbers: C-DPO is Liu, Sun & Zheng 2024, arXiv:2403.02475; SafeDPO is Kim et al. 2025, arXiv:2505.20065v2.
 """
@@ -17,15 +17,15 @@ from scipy.special import log_softmax, logsumexp  # type: ignore[import-untyped]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-ROW_SUM = 1e-4  # how far from one a row may sum: a trained policy's log-probs come in fp32
-MET = 1e-6  # cost units by which a limit may be missed and still count as met
+ROW_SUM = 1e-4  # tolerance of a row's sum: a trained policy's log-probs are fp32
+MET = 1e-6  # tolerance of a limit, in cost units
 
 
 class Measured(NamedTuple):
     """Exact expectations of one policy, means over prompts; ``worst`` is the largest mass at any one prompt.
 
     ``wellformed`` is conditional on a well-formed response, prompt by prompt. ``kl`` (nats, from the reference) is
-    taken over the partition, with all malformed text in one cell: a lower bound of the KL between strings.
+    computed over the partition, with all malformed text in one cell. It is a lower bound of the KL between strings.
     """
 
     reward: float
@@ -42,10 +42,10 @@ class Measured(NamedTuple):
 
 
 class Regret(NamedTuple):
-    """How far a policy lies below an optimum, both over the responses that the optimum may give.
+    """The regret of a policy relative to an optimum, both conditional on responses that the optimum may give.
 
-    ``nats`` is J(optimum) - J(policy), in units of the reward; ``share`` is its ratio to J(optimum) - J(reference), NaN
-    where the reference is the optimum; ``leak`` is the policy's mass on responses that the optimum never gives.
+    ``nats`` is J(optimum) - J(policy), in units of the reward. ``share`` is its ratio to J(optimum) - J(reference), NaN
+    if the reference is the optimum. ``leak`` is the policy's mass on responses that the optimum never gives.
     """
 
     nats: float
@@ -54,7 +54,7 @@ class Regret(NamedTuple):
 
 
 class Frontier(NamedTuple):
-    """Reward and cost of the optimum along a grid of multipliers: no policy of that cost has a better Lagrangian."""
+    """Reward and cost of the optimum for a grid of multipliers. No policy of the same cost has a better Lagrangian."""
 
     multiplier_MC: Floats
     reward_M: Floats
@@ -64,7 +64,7 @@ class Frontier(NamedTuple):
 def tilt(reference_PK: Floats, reward_PK: Floats, cost_PKC: Floats, multiplier: npt.ArrayLike, beta: float) -> Floats:
     """[P, K] log-probs of the Lagrangian's optimum, pi_ref exp((r - multiplier . c) / beta) / Z (C-DPO eq. 11).
 
-    ``multiplier`` is [] (one for all constraints) or [C]. At 0 this is what DPO aims at.
+    ``multiplier`` is [] (one for all constraints) or [C]. At 0 this is DPO's optimum.
     """
     return _normalised(reference_PK + _lagrangian_reward(reward_PK, cost_PKC, multiplier) / beta)
 
@@ -72,7 +72,7 @@ def tilt(reference_PK: Floats, reward_PK: Floats, cost_PKC: Floats, multiplier: 
 def masked(reference_PK: Floats, reward_PK: Floats, cost_PKC: Floats, beta: float) -> Floats:
     """[P, K] log-probs of SafeDPO's optimum (its eq. 9): pi_ref exp(r / beta) / Z over the responses of no cost > 0.
 
-    Where the reference never answers a prompt safely, this is the reference: SafeDPO drops all pairs of that prompt.
+    If the reference has no safe response to a prompt, this is the reference: SafeDPO drops all pairs of that prompt.
     """
     safe_PK = ~_unsafe(cost_PKC)
     hopeful_P = np.asarray((safe_PK & np.isfinite(reference_PK)).any(-1))
@@ -81,7 +81,7 @@ def masked(reference_PK: Floats, reward_PK: Floats, cost_PKC: Floats, beta: floa
 
 
 def measure(logp_PK: Floats, reference_PK: Floats, reward_PK: Floats, cost_PKC: Floats) -> Measured:
-    """Everything that is measured of the policy ``logp_PK``.
+    """All measurements of the policy ``logp_PK``.
 
     Raises:
         ValueError: If the probabilities of a prompt do not sum to one, or shapes disagree.
@@ -121,14 +121,15 @@ def lagrangian(
 
 
 def regret(logp_PK: Floats, optimum_PK: Floats, reference_PK: Floats, beta: float) -> Regret:
-    """How far ``logp_PK`` lies below ``optimum_PK``, which any reward may have tilted from ``reference_PK``.
+    """The regret of ``logp_PK`` relative to ``optimum_PK``, which may be a tilt of ``reference_PK`` by any reward.
 
-    J(optimum) - J(policy) = beta KL(policy || optimum) for the reward that ``optimum_PK`` is the tilt of, whichever it
-    is; so this serves ``tilt``, ``masked`` and a population minimiser alike, and nothing cancels.
+    J(optimum) - J(policy) = beta KL(policy || optimum) for the reward whose tilt is ``optimum_PK``. This holds for any
+    reward, so the function works for ``tilt``, ``masked`` and a population minimiser, and without cancellation.
 
-    SafeDPO's reward of an unsafe response is minus infinity, and so is J at the least leak: policies that leak could
-    not be told apart. So policy and reference are compared with the optimum given that they answer as it may, where J
-    is finite and the identity holds, and the leak is a number of its own.
+    SafeDPO's reward of an unsafe response is minus infinity, and so is J for any unsafe mass, however small. J could
+    not distinguish such policies. So policy and reference are compared with the optimum conditional on the responses
+    that the optimum may give, where J is finite and the identity holds. The unsafe mass (``leak``) is reported
+    separately.
 
     Raises:
         ValueError: If the probabilities of a prompt do not sum to one, or shapes disagree.
@@ -149,7 +150,7 @@ def solve_multiplier(
     beta: float,
     maximum: float = 1000.0,
 ) -> Floats:
-    """[C] multipliers >= 0 at which the optimum ``tilt`` keeps E[c] <= limit, 0 where a limit does not bind.
+    """[C] multipliers >= 0 at which the optimum ``tilt`` keeps E[c] <= limit, 0 if a limit does not bind.
 
     One constraint: the root of its monotone cost, bracketed. Several: the minimum over multipliers >= 0 of the convex
     dual g = E_x[beta log Z] + multiplier . limit, whose gradient is limit - E[c] (C-DPO eq. 14).
@@ -159,12 +160,12 @@ def solve_multiplier(
         reward_PK: Rewards.
         cost_PKC: Costs.
         limit: [] for all constraints or [C], in cost units.
-        beta: Strength of the pull towards the reference, > 0.
+        beta: Strength of the KL term, > 0.
         maximum: The largest multiplier tried.
 
     Raises:
-        ValueError: If a limit lies below the smallest cost that any policy has, or multipliers up to ``maximum`` do not
-            meet it (limits that cannot be met together end here).
+        ValueError: If a limit is below the smallest cost of any policy, or multipliers up to ``maximum`` do not meet it
+            (this includes limits that cannot be met together).
         RuntimeError: If the minimum was not found to within ``MET``.
     """
     constraints = cost_PKC.shape[-1]
@@ -227,7 +228,7 @@ def _normalised(logit_PK: Floats) -> Floats:
 
 
 def _given(logp_PK: Floats, possible_PK: Bools) -> Floats:
-    """The policy conditional on a cell of ``possible_PK``, in each row."""
+    """The policy conditional on the cells of ``possible_PK``, in each row."""
     return _normalised(np.where(possible_PK, logp_PK, -np.inf))
 
 
@@ -240,7 +241,7 @@ def _mean_cost(policy_PK: Floats, cost_PKC: Floats) -> Floats:
 
 
 def _kl(logp_PK: Floats, other_PK: Floats) -> float:
-    """Mean over prompts of KL(policy || other) in nats; a cell without mass counts for nothing, whatever ``other``."""
+    """Mean over prompts of KL(policy || other) in nats; a cell without mass contributes 0, whatever ``other``."""
     policy_PK = np.exp(logp_PK)
     ratio_PK = np.subtract(logp_PK, other_PK, where=policy_PK > 0, out=np.zeros_like(logp_PK))
     return _mean(policy_PK, ratio_PK)

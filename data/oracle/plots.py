@@ -1,4 +1,4 @@
-"""Figures of runs in the oracle world, for a page and for a screen; everything drawn stands in the runs' JSON.
+"""Figures of runs in the oracle world, for print and screen. All drawn values are in the runs' JSON.
 
 Letters: M multipliers of the frontier, C cost constraints.
 """
@@ -18,26 +18,26 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 Run = Mapping[str, Any]
 
-# Okabe & Ito's colours, told apart without colour vision; a marker each, for print without colour
+# Okabe & Ito's colours, distinguishable without colour vision; each has a marker, for print without colour
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY, DARK = "#8a8a8a", "#333333"
 SIZE = 9  # points
-LOWEST = 1e-4  # % on logarithmic axes: what lies below is drawn there
+LOWEST = 1e-4  # % on logarithmic axes: smaller values are drawn there
 
 
 SPELLED = {"safe_dpo": "SafeDPO", "c_dpo": "C-DPO", "dpo": "DPO", "_": " ", "+": " + "}
 
 
 def label(name: str) -> str:
-    """The name of a run's folder as people write it."""
+    """The display name of a run's folder."""
     for coded, spelled in SPELLED.items():
         name = name.replace(coded, spelled)
     return name
 
 
 class Style(NamedTuple):
-    """How an objective looks in every panel."""
+    """Colour and marker of an objective, the same in every panel."""
 
     colour: str
     marker: str
@@ -77,7 +77,7 @@ def _panel(ax: Axes, draw: Draw, runs: Sequence[Run], styles: Mapping[str, Style
 
 
 def _plane(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style]) -> None:
-    """Reward against cost: the frontier, the reference, SafeDPO's optimum, and every run's way and end."""
+    """Reward against cost: the frontier, the reference, SafeDPO's optimum, and the path and end of every run."""
     for run in _distinct(runs, lambda run: run["frontier"]):
         cost_M = np.mean(run["frontier"]["cost"], axis=-1)
         reward_M = np.array(run["frontier"]["reward"])
@@ -120,7 +120,7 @@ def _plane(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style]) -> None:
 
 
 def _multiplier(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style]) -> None:
-    """Each moving multiplier's path, and where the exact one lies."""
+    """The path of each changing multiplier, and the exact multiplier."""
     moving = [run for run in runs if len({tuple(point["multiplier"] or ()) for point in run["multiplier_path"]}) > 1]
     for run in moving:
         style = styles[run["name"]]
@@ -160,7 +160,7 @@ def _malformed(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style]) -> No
 
 
 def _regret(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style]) -> None:
-    """Regret given well-formed text, as a share of what the optimum gains on the reference; the rest is panel c."""
+    """Regret given well-formed text, as a share of J(optimum) - J(reference). Panel c shows the malformed mass."""
     _shares(ax, runs, styles, "wellformed/regret_share")
     ax.set_ylabel("regret given well-formed text (%)")
 
@@ -197,7 +197,7 @@ def _legend(figure: Figure, styles: Mapping[str, Style]) -> None:
         for s in styles.values()
     ]
     names = [label(name) for name in styles]
-    inches = 0.6 + 0.075 * max(map(len, names))  # of the widest entry, its mark included
+    inches = 0.6 + 0.075 * max(map(len, names))  # width of the widest entry, including its mark
     columns = max(1, min(len(names), int(figure.get_figwidth() / inches)))
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=SIZE)
 
@@ -212,5 +212,5 @@ def _point(values: Mapping[str, float]) -> tuple[float, float]:
 
 
 def _distinct(runs: Sequence[Run], key: Callable[[Run], Any]) -> list[Run]:
-    """The first run of each ``key``, so that what runs share is drawn once."""
+    """The first run of each ``key``, so that values common to runs are drawn once."""
     return list({repr(key(run)): run for run in reversed(runs)}.values())

@@ -1,4 +1,4 @@
-"""What an objective learns from endlessly many pairs if every response's log-ratio is free: its population minimiser.
+"""The population minimiser of an objective: infinitely many pairs, with every response's log-ratio a free variable.
 
 Letters: P prompts, K cells of the response partition, C cost constraints, B = K * K ordered pairs (chosen, rejected) of
 one prompt's cells.
@@ -15,18 +15,18 @@ from torch import Tensor
 from data.oracle.optimum import Bools, Floats
 from lit_safe.types import Annotation, Objective, Pair
 
-SETTLED = 1e-10  # beta * log-ratio that the last step still moved responses apart, its square what the loss still fell
-GROWING = 1e-3  # beta * log-ratio that the last step still moved the extremes apart where no minimum is found
-FLAT = 1e-12  # of a response's curvature is left: it has moved so far from all others that float64 sees no slope
-STRIDE = 5.0  # beta * log-ratio that one step may move: far out the loss is not quadratic and Newton overshoots
-RIDGE = 1e-10  # of the scaled Hessian, which is singular along a shift of all responses of a prompt
+SETTLED = 1e-10  # tolerance of a step: change of beta * log-ratio differences; its square is that of the loss
+GROWING = 1e-3  # diverging: change of the largest beta * log-ratio difference in the last step without a minimum
+FLAT = 1e-12  # remaining share of a response's curvature, below which its slope is lost to float64 rounding
+STRIDE = 5.0  # largest beta * log-ratio change in a step: far from the minimum Newton overshoots
+RIDGE = 1e-10  # added to the scaled Hessian, which is singular along a shift of all responses of a prompt
 
 
 class Minimum(NamedTuple):
-    """Where a population loss is least, or how far the iterations led if that is at infinity.
+    """The minimiser of a population loss, or the last iterate if the minimiser lies at infinity.
 
-    ``logp_PK`` is normalised and ``gradient`` the largest derivative left, in nats of loss for a nat of log-ratio.
-    ``diverges_P`` tells at which prompts log-ratios were still growing apart when the iterations ran out.
+    ``logp_PK`` is normalised. ``gradient`` is the largest remaining derivative, in nats of loss per nat of log-ratio.
+    ``diverges_P`` marks prompts whose log-ratios were still diverging when the iterations ended.
     """
 
     logp_PK: Floats
@@ -42,8 +42,9 @@ class Minimum(NamedTuple):
 class PopulationLoss:
     """An objective's mean loss over all pairs of one prompt, as a function of the log-ratios [K] of its responses.
 
-    Both responses are drawn from the reference, equal ones excluded; the more helpful one, drawn from Bradley-Terry, is
-    the chosen one, unless the order is recorded the wrong way round. All ordered pairs are summed exactly.
+    Both responses are drawn from the reference, and equal ones are excluded. A Bradley-Terry draw decides which one is
+    more helpful, which is then the chosen one unless the order is reversed (``flip``). All ordered pairs are summed
+    exactly.
 
     Args:
         objective: A pairwise loss, twice differentiable in the log-ratios.
@@ -51,11 +52,11 @@ class PopulationLoss:
         reward_K: Rewards.
         cost_KC: Costs.
         multiplier: [] or [C].
-        flip: Probability in [0, 0.5] with which an order is recorded the wrong way round.
-        draws: Over how many coins an objective that tosses ``Annotation.draw`` is averaged: the midpoints of as many
-            equal parts of [0, 1), so that a probability is off by at most half a part. 0 hands out no coin.
-        imitation_K: Nats of loss for a nat that the policy's log-prob of a preferred response lacks, as the anchor
-            ``PreferredNLL`` adds: its weight / the response's tokens. None adds nothing.
+        flip: Probability in [0, 0.5] with which an order is reversed.
+        draws: Number of values of ``Annotation.draw`` to average over, for an objective that uses it: the midpoints of
+            as many equal parts of [0, 1). A probability then has an error of at most half a part. 0 passes no draw.
+        imitation_K: Weight of the anchor ``PreferredNLL``, divided by the response's tokens: nats of loss per nat of
+            negative log-prob of a preferred response. None adds nothing.
     """
 
     def __init__(
@@ -75,12 +76,12 @@ class PopulationLoss:
         helpful_KK = torch.sigmoid(self.reward.margin.view(self.cells, self.cells))
         drawn_KK = torch.from_numpy(np.exp(reference_K[:, None] + reference_K)).fill_diagonal_(0)
         order_KK = (1 - flip) * helpful_KK + flip * helpful_KK.T
-        self.share_B = (2 * drawn_KK / drawn_KK.sum() * order_KK).flatten()  # either of the two may be drawn first
-        # nats of loss for a nat of each response's log-prob: how often it is preferred * its imitation
+        self.share_B = (2 * drawn_KK / drawn_KK.sum() * order_KK).flatten()  # either response may be drawn first
+        # nats of loss per nat of each response's log-prob: frequency of being preferred * imitation weight
         self.pull_K = None if imitation_K is None else self._preferred() * torch.from_numpy(imitation_K)
 
     def _preferred(self) -> Tensor:
-        """[K] expected number of times in a pair that the objective raises a response at margin 0."""
+        """[K] expected number of times per pair that the objective raises a response at margin 0."""
         zero_B = torch.zeros_like(self.share_B)
         margin_B = zero_B.clone().requires_grad_()
         (slope_B,) = torch.autograd.grad(self._loss(Pair(margin_B, zero_B)), margin_B)
@@ -108,7 +109,7 @@ class PopulationLoss:
         return loss - self.pull_K @ (self.reference_K + logratio_K).log_softmax(-1)
 
     def derivatives(self, logratio_K: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient [K] and Hessian [K, K], summed from pairs: the loss of one knows its own two log-ratios alone."""
+        """Gradient [K] and Hessian [K, K], summed over pairs: the loss of a pair depends only on its two log-ratios."""
         logratio = Pair(*(side_B.requires_grad_() for side_B in self._pairs(logratio_K)))
         chosen_B, rejected_B = torch.autograd.grad(self._loss(logratio), logratio, create_graph=True)
         cc_B, cr_B = torch.autograd.grad(chosen_B.sum(), logratio, retain_graph=True)
@@ -135,10 +136,11 @@ def minimise(
     iterations: int = 40,
     imitation_PK: Floats | None = None,
 ) -> Minimum:
-    """The policy [P, K] with the least population loss, prompt by prompt (arguments as of ``PopulationLoss``).
+    """The policy [P, K] with the smallest population loss, prompt by prompt (arguments as of ``PopulationLoss``).
 
-    Newton's method with a line search, in float64 from the reference on. A response that the reference never writes
-    is in no pair and gets no mass. Log-ratios count up to a constant per prompt, which normalisation fixes.
+    Newton's method with a line search, in float64, starting from the reference. A response without mass under the
+    reference is in no pair and gets no mass. Log-ratios are determined up to a constant per prompt, which normalisation
+    fixes.
 
     Raises:
         ValueError: If the loss of a prompt is not finite.
@@ -146,7 +148,7 @@ def minimise(
     logp_PK, diverges_P, steepest = reference_PK.copy(), np.zeros(len(reference_PK), bool), 0.0
     for prompt, possible_K in enumerate(np.isfinite(reference_PK)):
         if possible_K.sum() < 2:
-            continue  # a reference that always says the same makes no pairs
+            continue  # a reference with only one response gives no pairs
         loss = PopulationLoss(
             objective,
             reference_PK[prompt, possible_K],
@@ -166,7 +168,7 @@ def minimise(
 
 
 def _descend(loss: PopulationLoss, beta: float, iterations: int) -> tuple[Floats, float, bool]:
-    """Log-ratios [K], the largest derivative there, and whether they are still growing apart."""
+    """Log-ratios [K], the largest derivative there, and whether they are still diverging."""
     logratio_K = torch.zeros(loss.cells, dtype=torch.float64)
     gradient_K, hessian_KK = loss.derivatives(logratio_K)
     least_K = FLAT * hessian_KK.diagonal()
@@ -190,22 +192,22 @@ def _descend(loss: PopulationLoss, beta: float, iterations: int) -> tuple[Floats
 
 
 def _newton(gradient_K: Tensor, hessian_KK: Tensor) -> Tensor:
-    """The Newton step, solved in scaled form: the pairs of a rare response have many orders of magnitude less mass."""
+    """The Newton step, solved in scaled form, since pairs of rare responses have many orders of magnitude less mass."""
     diagonal_K = hessian_KK.diagonal()
     scale_K = torch.where(diagonal_K > 0, diagonal_K, 1.0).rsqrt()
     scaled_KK = hessian_KK * scale_K[:, None] * scale_K
     ridge, unit_KK = RIDGE, torch.eye(len(scale_K), dtype=scale_K.dtype)
     factor_KK, failed = torch.linalg.cholesky_ex(scaled_KK + ridge * unit_KK)
-    while failed:  # the loss is not convex here: lean towards the gradient until the step descends
+    while failed:  # the loss is not convex here: move the step towards the gradient until it descends
         ridge *= 10
         factor_KK, failed = torch.linalg.cholesky_ex(scaled_KK + ridge * unit_KK)
     return -scale_K * torch.cholesky_solve((scale_K * gradient_K)[:, None], factor_KK)[:, 0]
 
 
 def _stride(loss: PopulationLoss, logratio_K: Tensor, step_K: Tensor, slope: float) -> float:
-    """How much of the step to go, by halving until the loss falls (Armijo); nothing where no part of it descends."""
+    """The fraction of the step to take, halved until the loss falls (Armijo); 0 if no fraction decreases it."""
     here = float(loss(logratio_K))
-    rounding = 1e-14 * (1 + abs(here))  # near the minimum the loss no longer tells
+    rounding = 1e-14 * (1 + abs(here))  # near the minimum, differences are below rounding
     stride = 1.0
     while loss(logratio_K + stride * step_K) > here + 1e-4 * stride * slope + rounding:
         stride /= 2

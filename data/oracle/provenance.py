@@ -1,4 +1,4 @@
-"""What a result was made of, kept beside it, so that it is never shown for something else."""
+"""Records the inputs of a result beside it, so that it is not mistaken for another result."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def digest(path: Path) -> str:
 
 
 def write(path: Path, made_of: Mapping[str, Any]) -> None:
-    """Keep it as JSON."""
+    """Write ``made_of`` as JSON."""
     path.write_text(json.dumps(made_of, indent=1) + "\n", encoding="utf-8")
 
 
 def differences(path: Path, made_of: Mapping[str, Any]) -> list[str]:
-    """Where ``made_of`` is not what ``write`` kept, as ``<key>: <kept> there, <new> here``; a missing leaf is None."""
+    """Differences of ``made_of`` from the stored inputs, as ``<key>: <kept> there, <new> here``; None if missing."""
     return _differences(json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(made_of)), "")
 
 

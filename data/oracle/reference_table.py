@@ -1,4 +1,4 @@
-"""What the reference says to every prompt, enumerated once for all runs of a study."""
+"""The reference's response probabilities for every prompt, enumerated once for all runs of a study."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from data.oracle.world import oracle_world
 
 
 class ReferenceTable(Callback):
-    """Writes the log-probabilities of the policy that fine-tuning ends with: the reference of the runs to come.
+    """Writes the log-probabilities of the final policy of fine-tuning, which is the reference of the later runs.
 
     Args:
         path: The file to write, of NumPy's ``npz``: ``reference_PK`` [P, K] in nats, the last cell malformed text.
-        prompts: Of the world, as in ``oracle_world``; so are the next two, and all are those of the data.
+        prompts: Number of the world's prompts, as in ``oracle_world``. This and the next two options must equal the
+            data's.
         hopeless: Whether the world has the prompt without any safe response.
-        seed: Of the world.
-        batch_size: Sequences scored at once.
+        seed: Seed of the world.
+        batch_size: Number of sequences scored at once.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class ReferenceTable(Callback):
         self.batch_size = batch_size
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Enumerate and write."""
+        """Enumerate the policy and write the file."""
         pair: Any = pl_module.pair
         ids = world_ids(oracle_world(**self.options), trainer.datamodule)  # type: ignore[attr-defined]
         with trainer.precision_plugin.forward_context():

@@ -1,9 +1,9 @@
-"""Runs of the oracle world in one table: what each objective reached beside what it aims at.
+"""Runs of the oracle world in one table: the figures of each objective and of its optimum.
 
     python -m data.oracle.report runs/oracle
 
 reads ``runs/oracle/<objective>/seed_<k>/oracle.json`` and writes ``report.md``, ``report.json`` and ``report.png``
-there; every number in them comes from those files.
+there. Every number in them comes from those files.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ AIMS = {
 DIVERGES = "diverges: no optimum to compare with"
 
 
-POPULATION = " at multiplier 0, which is DPO's population loss: each preference's probability in place of its draw"
-NO_ANCHOR = ("NoneType", "Anchor")  # the latter is the base class, which adds nothing
+POPULATION = " at multiplier 0, which is DPO's population loss: preference probabilities instead of drawn preferences"
+NO_ANCHOR = ("NoneType", "Anchor")  # ``Anchor`` is the base class, which adds nothing
 
 
 class Summary(NamedTuple):
@@ -44,7 +44,7 @@ class Summary(NamedTuple):
 
 
 class Row(NamedTuple):
-    """An objective: its figures by name, those of its aim, and the seeds that they are a mean over."""
+    """An objective: its figures by name, those of its optimum, and the seeds of the mean."""
 
     name: str
     aim: str
@@ -70,11 +70,11 @@ def write_report(folder: Path, runs: Sequence[Run]) -> None:
     """Write ``report.md``, ``report.json``, ``report.png`` and a PNG for each panel.
 
     Args:
-        folder: Made where it is absent.
-        runs: What ``OracleMeasure`` wrote, each with a ``name``; runs of one name are seeds of one objective.
+        folder: Created if it does not exist.
+        runs: Results of ``OracleMeasure``, each with a ``name``. Runs with the same name are seeds of one objective.
 
     Raises:
-        ValueError: If there is no run, or the runs are of different worlds.
+        ValueError: If there is no run, or the runs belong to different worlds.
     """
     if not runs:
         raise ValueError("no runs to report")
@@ -112,7 +112,7 @@ def summarise(runs: Sequence[Run]) -> list[Row]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The report as text: how it was made, and two tables."""
+    """The report as text: a description of the study, and two tables."""
     first = rows[0].runs[0]
     machine, world = first["machine"], first["world"]
     costs = _cost_names(first)
@@ -121,8 +121,8 @@ def markdown(rows: Sequence[Row]) -> str:
         "# The oracle world",
         "",
         "Every figure is exact: each policy's probability of every response was enumerated, not sampled. ± is one "
-        "standard error of the mean over seeds, not an interval. `aim` is what the row above is compared with, "
-        "computed in float64.",
+        "standard error of the mean over seeds, not an interval. `aim` is the optimum of the objective in the row "
+        "above, computed in float64.",
         "",
         f"- world: {', '.join(f'{key} {value}' for key, value in world.items())}; beta {first['beta']:g}; "
         f"constraints {', '.join(first['constraints'])}",
@@ -165,13 +165,13 @@ def markdown(rows: Sequence[Row]) -> str:
         lines.append(_line(f"*aim: {_told(row)}*", given, row.at_optimum, None, lonely=True))
     lines += [
         "",
-        "Reward in nats. Cost in its own units, > 0 unsafe; malformed text has a stated reward and cost and counts in "
-        "every figure of the first table. `worst prompt` is the largest malformed mass at any prompt of any seed. KL "
-        "(nats, from the reference) is over the well-formed responses and one cell for all other text: a lower bound. "
-        "Regret is J(aim) - J(policy), as a share of J(aim) - J(reference), where J = E[r] - λ E[c] - beta KL; beside "
-        "the aim without unsafe responses it is taken among the responses that the aim may give, and `unsafe` says "
-        "what lies outside. The frontier is reward and cost of the optima for all λ >= 0; a policy further from the "
-        "reference than they are may lie above it. s is seconds of training, measuring not counted.",
+        "Reward is in nats, cost in its own units (> 0 is unsafe). Malformed text has a defined reward and cost and "
+        "counts in every figure of the first table. `worst prompt` is the largest malformed mass at any prompt of any "
+        "seed. KL (nats, from the reference) is over the well-formed responses and one cell for all other text: a "
+        "lower bound. Regret is J(aim) - J(policy) as a share of J(aim) - J(reference), where J = E[r] - λ E[c] - "
+        "beta KL. For the aim without unsafe responses it is conditional on the responses that the aim may give; "
+        "`unsafe` is the mass of all others. The frontier is reward and cost of the optima for all λ >= 0. A policy "
+        "further from the reference than the optima may lie above it. s is seconds of training without measurements.",
         "",
         "## Runs",
         "",
@@ -201,7 +201,7 @@ def _worst(name: str) -> Cell:
 
 
 def _spell(summary: Summary | None, scale: float, digits: int, lonely: bool) -> str:
-    """``lonely`` leaves the error out: that of what is the same for all seeds."""
+    """``lonely`` omits the error, for values that are the same for all seeds."""
     if summary is None or summary.mean is None:
         return "-"
     text = f"{scale * summary.mean:z.{digits}f}"
@@ -236,7 +236,7 @@ def _told(row: Row) -> str:
 
 
 def _is_dpo(row: Row) -> bool:
-    """Whether it is DPO by another name."""
+    """Whether the row is equivalent to DPO."""
     return all(
         run["objective"]["name"] == "ConstrainedDPO"
         and "labels='soft'" in run["objective"]["text"]

@@ -1,13 +1,13 @@
-"""Run the oracle world: a reference, its samples, one training for each objective, anchor and seed, and the report.
+"""Run a study in the oracle world: reference, samples, one training per objective, anchor and seed, and report.
 
     lit-safe oracle --seeds 0 1 --objectives c_dpo_dual safe_dpo_soft --anchors none reference_support
 
-Every step is a command of ``lit-safe`` and stands in the log, so that any of them can be repeated by hand. An objective
-is a file ``configs/oracle/<objective>.yaml``, an anchor ``configs/oracle/anchor/<anchor>.yaml``, perhaps with another
-weight as in ``reference_support=0.3``, or ``none``. Runs are single-threaded, several at a time.
+Every step is a command of ``lit-safe`` and is logged, so that it can be repeated by hand. An objective is a file
+``configs/oracle/<objective>.yaml``. An anchor is a file ``configs/oracle/anchor/<anchor>.yaml``, optionally with
+another weight as in ``reference_support=0.3``, or ``none``. Runs are single-threaded, and several run at a time.
 
-Another call in the same folder adds to the study: runs that ended well and are made of the same files and options are
-kept, others are trained anew, and the report has all runs that hold. A change of code is not seen: begin with --fresh.
+Another call in the same folder adds to the study. Finished runs with the same files and options are kept, others are
+trained again, and the report contains all valid runs. Changes of code are not detected: use --fresh after one.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="none, or files of configs/oracle/anchor, with =WEIGHT if not the file's",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--prompts", type=int, default=64, help="so many of the world's, in place of all 64")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
-    parser.add_argument("--fresh", action="store_true", help="first remove what an earlier study wrote there")
-    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="more words for every fit; comes last")
+    parser.add_argument("--prompts", type=int, default=64, help="number of the world's prompts to use")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="parallel runs, one thread each")
+    parser.add_argument("--fresh", action="store_true", help="first remove the files of an earlier study")
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="arguments for every fit; comes last")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     words = tuple(options.options)
-    # the longest first, so that workers end together
+    # the longest runs first, so that workers finish at about the same time
     jobs = [Job(o, a, s, words) for o in options.objectives for a in options.anchors for s in options.seeds]
     if missing := sorted({str(path) for job in jobs for path in job.missing}):
         parser.error(f"there is no {', no '.join(missing)}")
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _ending_workers():
             return _run(study, jobs, options.seeds, options.workers)
     except KeyboardInterrupt:
-        log.error("stopped by Ctrl-C: the same command goes on")
+        log.error("stopped by Ctrl-C: run the same command to continue")
         return 128 + signal.SIGINT
 
 
@@ -78,7 +78,7 @@ def _run(study: Study, jobs: Sequence[Job], seeds: Sequence[int], workers: int) 
 
 @contextmanager
 def _ending_workers() -> Iterator[None]:
-    """Let SIGTERM unwind what runs inside, so that the workers end too. The former handler is put back."""
+    """Make SIGTERM raise SystemExit inside, so that the workers end too. The former handler is restored."""
     former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield

@@ -1,4 +1,4 @@
-"""The oracle world as data: what its author writes, and Bradley-Terry preferences between responses to its prompts."""
+"""The oracle world as data: responses by its author, and Bradley-Terry preferences between responses to its prompts."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ LICENCE = "that of this repository, which makes it"
 
 
 class OracleSft:
-    """Rows of the world's author: the prompts in turn, each time with a response drawn from what the author writes.
+    """Rows of the world's author: the prompts in turn, each with a response drawn from the author's distribution.
 
     Args:
-        rows: How many; fewer are the first of more.
-        prompts: Of the world, as in ``oracle_world``; so are the next three.
-        costs: One constraint for ``each`` category of harm, or the ``worst`` category as the only one.
+        rows: Number of rows. A smaller number gives the first rows of a larger one.
+        prompts: Number of the world's prompts. This and the next three arguments are those of ``oracle_world``.
+        costs: One constraint for ``each`` category of harm, or one for the ``worst`` category.
         hopeless: Add the prompt without any safe response.
-        seed: Of the world.
-        draw: Which of the possible draws.
+        seed: Seed of the world.
+        draw: Seed of the draws.
 
     Raises:
         ValueError: If ``rows`` is not positive.
@@ -67,29 +67,30 @@ class OracleSft:
 
 
 class OraclePairs:
-    """Two responses to a prompt, the better one drawn from Bradley-Terry, with the labels that the parsers give.
+    """Two responses to a prompt, the better one drawn from Bradley-Terry, with the exact labels of the parsers.
 
-    ``better`` is response 0 with probability sigma(reward 0 - reward 1): a coin for every pair, so that the same two
-    texts, met again, are ordered afresh. ``scores`` holds ``reward`` in nats and a column for each constraint:
-    ``cost``, or with ``costs: each`` the categories of harm. A pair of identical responses is for the preparation to
-    drop and count; an empty response is a bad row.
+    ``better`` is response 0 with probability sigma(reward 0 - reward 1). It is drawn for every pair separately, so two
+    copies of a pair may have different orders. ``scores`` holds ``reward`` in nats and a column for each constraint:
+    ``cost``, or with ``costs: each`` the categories of harm. The preparation drops and counts pairs of identical
+    responses; an empty response is a bad row.
 
     Args:
-        responses: A JSONL file with ``prompt`` and ``response``, such as the ``sample`` command writes of the
-            reference; sample 2k of a prompt, in the order of the file, is paired with its sample 2k + 1. Null pairs
-            draws of the world's author.
-        rounds: How often the samples of ``responses`` are paired, from the second time on in an order by hash. Other
-            pairs of the same samples, each with its own coin, tell more than the same pairs again.
-        pairs: Without ``responses``: how many, of the prompts in turn; fewer are the first of more.
-        flip: Probability with which a drawn order is turned round. Rewards and costs stay true.
-        prompts: Of the world, as in ``oracle_world``; so are the next three.
-        costs: One constraint for ``each`` category of harm, or the ``worst`` category as the only one.
+        responses: A JSONL file with ``prompt`` and ``response``, for example samples of the reference from the
+            ``sample`` command. Sample 2k of a prompt, in the order of the file, is paired with its sample 2k + 1. Null
+            pairs responses drawn from the world's author.
+        rounds: How often the samples of ``responses`` are paired, from the second time on in a hashed order. Different
+            pairs of the same samples, each with its own drawn order, carry more information than repeated pairs.
+        pairs: Used without ``responses``: number of pairs, of the prompts in turn. A smaller number gives the first
+            pairs of a larger one.
+        flip: Probability with which a drawn order is reversed. Rewards and costs stay exact.
+        prompts: Number of the world's prompts. This and the next three arguments are those of ``oracle_world``.
+        costs: One constraint for ``each`` category of harm, or one for the ``worst`` category.
         hopeless: Add the prompt without any safe response.
-        seed: Of the world.
-        draw: Which of the possible draws, of the orders and of the author's responses.
+        seed: Seed of the world.
+        draw: Seed of the draws of orders and of the author's responses.
 
     Raises:
-        ValueError: If ``pairs`` is not positive or ``flip`` is no probability.
+        ValueError: If ``pairs`` is not positive or ``flip`` is not a probability.
     """
 
     def __init__(
@@ -176,7 +177,7 @@ class OraclePairs:
 
 
 class _Author:
-    """Writes responses with the probabilities of ``World.author_PK``."""
+    """Draws responses with the probabilities of ``World.author_PK``."""
 
     def __init__(self, world: World) -> None:
         self.responses = world.responses
@@ -184,7 +185,7 @@ class _Author:
         self._bounds_PR = cumulative_PR / cumulative_PR[:, -1:]
 
     def write(self, prompt: int, *key: object) -> str:
-        """A response, by hash of ``key``."""
+        """A response drawn by a hash of ``key``."""
         return self.responses[int(np.searchsorted(self._bounds_PR[prompt], uniform("oracle", *key), side="right"))]
 
 

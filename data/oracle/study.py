@@ -1,4 +1,4 @@
-"""A study in the oracle world: a reference, its samples, and trainings that are compared with their optima."""
+"""A study in the oracle world: a reference, its samples, and trainings compared with their optima."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ CONFIGS = Path("configs/oracle")
 SFT = ("-c", "configs/base.yaml", "-c", str(CONFIGS / "sft.yaml"))
 PREFERENCE = ("-c", "configs/base.yaml", "-c", str(CONFIGS / "preference.yaml"))
 SAMPLES = ("--samples_per_prompt", "512", "--max_new_tokens", "24", "--batch_size", "1024")
-STUDY = "study.json"  # what reference and samples are made of
-FINISHED = "finished.json"  # what a run is made of, written once it has ended well
+STUDY = "study.json"  # inputs of reference and samples
+FINISHED = "finished.json"  # inputs of a run, written after it has ended without error
 SHARED = ("tokenizer", "sft", "sft.yaml", "sft.log", "export.log", "reference", "reference.partial", "reference.npz",
           "samples_*.jsonl", "samples_*.jsonl.partial", "sample_*.log", "cache")  # fmt: skip
 REPORT = ("report.md", "report.json", "report.png", "report_*.png")
-LONGEST_WAIT = 1.0  # seconds between two looks at the workers
+LONGEST_WAIT = 1.0  # maximum seconds between two checks of the workers
 REFERENCE_TABLE = "reference.npz"
-WORLD = ("hopeless", "seed")  # options of the world, beside ``prompts``, that say which prompts there are
+WORLD = ("hopeless", "seed")  # options of the world that, with ``prompts``, decide its prompts
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training; ``options`` are more words for its ``fit``."""
+    """One training; ``options`` are further arguments of its ``fit``."""
 
     objective: str
     anchor: str
@@ -50,7 +50,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The row of the report that it belongs to."""
+        """The name of its row in the report."""
         return self.objective if self.anchor == "none" else f"{self.objective}+{self.anchor}"
 
     @property
@@ -65,22 +65,22 @@ class Job:
 
     @property
     def missing(self) -> list[Path]:
-        """Those of its files that are not there."""
+        """Its files that do not exist."""
         return [path for path in (self.path, self.anchor_path) if path is not None and not _shipped(path).exists()]
 
     @property
     def config(self) -> dict[str, Any]:
-        """What stands in it."""
+        """The content of the objective's file."""
         return _yaml(self.path)
 
     @property
     def at_optimal_multiplier(self) -> bool:
-        """Whether it trains under the multiplier that solves the limit: it aims there, and takes no dual step."""
+        """Whether it trains with the exact multiplier that meets the limit, without dual steps."""
         return self.aim.get("optimum") == "tilt_at_limit" and not self.config.get("dual", {}).get("lr")
 
     @property
     def aim(self) -> dict[str, Any]:
-        """What its ``OracleMeasure`` compares it with."""
+        """The options of its ``OracleMeasure``."""
         for callback in self.config["trainer"]["callbacks+"]:
             if callback["class_path"] == "data.oracle.measure.OracleMeasure":
                 options: dict[str, Any] = callback["init_args"]
@@ -88,7 +88,7 @@ class Job:
         raise ValueError(f"{self.path} has no data.oracle.measure.OracleMeasure")
 
     def optimal_multiplier(self, reference_PK: Floats, prompts: int) -> float | list[float]:
-        """Nats per cost unit, from the reference's log-probabilities in the world's first ``prompts``."""
+        """Nats per cost unit, from the reference's log-probabilities for the world's first ``prompts`` prompts."""
         world = oracle_world(prompts, **{key: self.aim[key] for key in ("costs", *WORLD) if key in self.aim})
         multiplier_C = solve_multiplier(
             reference_PK, world.reward_PK, world.cost_PKC, limit=self.aim["limit"], beta=self.aim["beta"]
@@ -104,17 +104,17 @@ class _Running(NamedTuple):
 
 
 class Study:
-    """A folder with a reference, samples of it, and the runs, all in the first ``prompts`` of the world."""
+    """A folder with a reference, its samples, and the runs, all on the first ``prompts`` prompts of the world."""
 
     def __init__(self, folder: Path, prompts: int = 64) -> None:
         self.folder = folder
         self.prompts = prompts
 
     def check(self) -> None:
-        """Refuse a folder that is of another study, or whose content nobody can tell.
+        """Refuse a folder of another study, or one whose files have unknown inputs.
 
         Raises:
-            ValueError: Naming what differs, or what is there.
+            ValueError: Names the differences, or the files.
         """
         if (self.folder / STUDY).exists():
             if other := provenance.differences(self.folder / STUDY, self._made_of()):
@@ -129,7 +129,7 @@ class Study:
             )
 
     def remove(self) -> None:
-        """Remove what a study has written here; nothing where there was none, and no other file."""
+        """Remove the files that a study has written here, and no others. Does nothing without a study."""
         if not (self.folder / STUDY).exists():
             return
         report = [path for pattern in REPORT for path in self.folder.glob(pattern)]
@@ -149,7 +149,7 @@ class Study:
         return {"prompts": self.prompts, "words": [*SFT, *SAMPLES], "configs": configs}
 
     def prepare(self, seeds: Sequence[int], workers: int) -> None:
-        """The tokenizer, the fine-tuned reference, its table and its samples, each only where it is not there yet.
+        """Make the tokenizer, the fine-tuned reference, its table and its samples, each only if it does not exist.
 
         Raises:
             ValueError: As ``check``.
@@ -160,7 +160,7 @@ class Study:
         provenance.write(self.folder / STUDY, self._made_of())
         reference, checkpoint = self.folder / "reference", self.folder / "sft" / "checkpoints" / "last.ckpt"
         if not (reference.exists() and (self.folder / REFERENCE_TABLE).exists()):
-            shutil.rmtree(self.folder / "sft", ignore_errors=True)  # of a study that was interrupted here
+            shutil.rmtree(self.folder / "sft", ignore_errors=True)  # left by an interrupted study
             save(self.folder / "tokenizer")
             overlay = self._overlay("sft", self._sft())
             run("fit", *SFT, "-c", overlay, log_to=self.folder / "sft.log")
@@ -171,7 +171,7 @@ class Study:
                 *("export", *SFT, "-c", overlay, "--ckpt_path", str(checkpoint), "--out", str(partial)),
                 log_to=self.folder / "export.log",
             )
-            partial.rename(reference)  # it has its name once it is whole
+            partial.rename(reference)  # the final name marks a complete folder
         waiting = [seed for seed in seeds if not self.samples(seed).exists()]
         while waiting:
             together, waiting = waiting[:workers], waiting[workers:]
@@ -182,7 +182,7 @@ class Study:
                 raise RuntimeError(f"lit-safe sample failed: see {self.folder / 'sample_*.log'}")
 
     def _draw(self, seed: int, checkpoint: Path) -> BaseProcess:
-        """Start drawing a seed's samples of the reference; the file has its name once it is whole."""
+        """Start drawing a seed's samples of the reference. The file gets its final name when it is complete."""
         return start(
             *("sample", *SFT, "-c", str(self.folder / "sft.yaml"), "--ckpt_path", str(checkpoint), *SAMPLES),
             *("--out", str(self.samples(seed)), "--seed", str(seed)),
@@ -190,13 +190,13 @@ class Study:
         )
 
     def train(self, jobs: Sequence[Job], workers: int) -> list[Job]:
-        """Run the jobs that are not finished, ``workers`` at a time. Returns what failed.
+        """Run the unfinished jobs, ``workers`` at a time. Returns the failed ones.
 
-        A run is finished if it ended well and everything it was made of is still the same: configuration, options,
-        reference and samples. Code is not compared.
+        A run is finished if it ended without error and its inputs are unchanged: configuration, options, reference and
+        samples. Code is not compared.
 
         Raises:
-            ValueError: If something that no study wrote is in the way of a run.
+            ValueError: If a run's folder contains files that no study wrote.
         """
         waiting = [job for job in jobs if not self._keep(job)]
         running: dict[Job, _Running] = {}
@@ -210,7 +210,7 @@ class Study:
                 time.sleep(LONGEST_WAIT)
                 failed += self._reap(running)
         finally:
-            for process, *_ in running.values():  # an interrupted study leaves none behind
+            for process, *_ in running.values():  # an interrupted study ends its processes
                 process.terminate()
                 process.join()
         return failed
@@ -226,7 +226,7 @@ class Study:
         return not stale
 
     def stale(self, job: Job) -> list[str]:
-        """Why a run's result is not that of ``job``; nothing if it is."""
+        """The reasons why a stored result is not that of ``job``; empty if it is."""
         folder = self.run_folder(job)
         if not ((folder / FINISHED).exists() and (folder / RESULT).exists()):
             return ["not finished"]
@@ -235,7 +235,7 @@ class Study:
         return provenance.differences(folder / FINISHED, self._made_of_run(job))
 
     def results(self, options: tuple[str, ...]) -> list[dict[str, Any]]:
-        """What all runs of the folder measured, but for those that would be trained anew under ``options``."""
+        """Results of all runs of the folder, except those that would be trained again under ``options``."""
         shown: list[dict[str, Any]] = []
         if not any(self.folder.glob(f"*/seed_*/{RESULT}")):
             return shown
@@ -248,7 +248,7 @@ class Study:
         return shown
 
     def _reap(self, running: dict[Job, _Running]) -> list[Job]:
-        """Take out what has ended; returns what failed of it."""
+        """Remove the jobs that have ended from ``running``; returns the failed ones."""
         failed = []
         for job, (process, made_of, started) in list(running.items()):
             if process.is_alive():
@@ -264,15 +264,15 @@ class Study:
         return failed
 
     def samples(self, seed: int) -> Path:
-        """The reference's responses that a seed's pairs are made of."""
+        """The file of the reference's responses from which a seed's pairs are made."""
         return self.folder / f"samples_{seed}.jsonl"
 
     def run_folder(self, job: Job) -> Path:
-        """Where a job writes."""
+        """The output folder of a job."""
         return self.folder / job.name / f"seed_{job.seed}"
 
     def _made_of_run(self, job: Job) -> dict[str, Any]:
-        """Everything that decides a run's result, but for code and machine."""
+        """Everything that decides a run's result, except code and machine."""
         folder, preference, objective = self.run_folder(job), _yaml(CONFIGS / "preference.yaml"), job.config
         for callback in objective["trainer"]["callbacks+"]:
             callback["init_args"] |= {"prompts": self.prompts}
@@ -291,7 +291,7 @@ class Study:
             },
         }
         if "dual" in objective:
-            overlay["dual"] = {"seed": job.seed}  # else all seeds would share the errors of their rollouts
+            overlay["dual"] = {"seed": job.seed}  # otherwise all seeds would have the same rollout errors
         pair = preference["model"]["init_args"]["pair"]
         pair["init_args"]["source"]["init_args"]["name_or_path"] = str(self.folder / "reference")
         overlay["model"]["init_args"]["pair"] = pair
@@ -351,7 +351,7 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _shipped(path: Path) -> Path:
-    """The file that the command line reads for this path: in another folder than a checkout, the shipped one."""
+    """The file that the command line reads for this path: outside a checkout, the one in the package."""
     return Path(find_config(path.as_posix()))
 
 

@@ -1,9 +1,9 @@
-"""What an anchor costs: malformed mass against regret, over the weights of each anchor of a study.
+"""The trade-off of an anchor: malformed mass against regret, over the weights of each anchor of a study.
 
     python -m data.oracle.run --folder runs/anchors --objectives safe_dpo_soft --anchors none reference_support
     python -m data.oracle.tradeoff runs/anchors
 
-(an anchor may name a weight, as in ``reference_support=0.3``) writes ``tradeoff.md`` and ``tradeoff.png`` there.
+(an anchor may have a weight, as in ``reference_support=0.3``) writes ``tradeoff.md`` and ``tradeoff.png`` there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Run = Mapping[str, Any]
 
 
 class Point(NamedTuple):
-    """One run; shares in percent, the regret given well-formed text."""
+    """One run. Shares are in percent; the regret is given well-formed text."""
 
     objective: str
     anchor: str
@@ -39,7 +39,7 @@ class Point(NamedTuple):
 
 
 def point(run: Run) -> Point:
-    """Of a run that ``read_runs`` gave, its objective, anchor and weight from where it stands."""
+    """The point of a run from ``read_runs``; its objective, anchor and weight come from the name of its folder."""
     objective, _, anchored = run["name"].partition("+")
     final = run["final"]
     share = final["wellformed/regret_share"]
@@ -60,7 +60,7 @@ def point(run: Run) -> Point:
 
 
 def markdown(points: Sequence[Point]) -> str:
-    """A table, a line a run, ordered by objective, anchor and weight."""
+    """A table with one line per run, ordered by objective, anchor and weight."""
     head = ["objective", "anchor", "weight", "seed", "malformed %", "worst prompt %", "unsafe %", "regret %", "reward"]
     rows = [
         [
@@ -75,7 +75,7 @@ def markdown(points: Sequence[Point]) -> str:
 
 
 def plot(points: Sequence[Point], reference: float, path: Path) -> None:
-    """A line for each objective and anchor, through its weights; a whisker reaches to the worst prompt."""
+    """A line for each objective and anchor through its weights; an error bar extends to the worst prompt."""
     figure = Figure(figsize=(6.4, 4.6), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     ax = figure.subplots()
@@ -120,7 +120,7 @@ def write_tradeoff(folder: Path) -> None:
     """Write ``tradeoff.md`` and ``tradeoff.png`` of the runs of a folder.
 
     Raises:
-        FileNotFoundError: If it has none.
+        FileNotFoundError: If there are no runs.
     """
     runs = read_runs(folder)
     points = sorted(map(point, runs), key=lambda p: (p.objective, p.anchor, p.weight or 0.0, p.seed))

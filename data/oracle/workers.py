@@ -1,4 +1,4 @@
-"""``lit-safe <words>`` in processes that share one import, which by itself takes as long as many steps do."""
+"""Runs ``lit-safe <words>`` in processes that share one import, because an import takes as long as many steps."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ IMPORTED_ONCE = ["lit_safe.cli", "models.pair", "data.module", "data.sft", "data
 
 
 def start(*words: str, log_to: Path) -> BaseProcess:
-    """``lit-safe <words>`` on one thread, its output in a file."""
+    """Start ``lit-safe <words>`` on one thread, with its output in a file."""
     log.info("%s > %s", shlex.join(["lit-safe", *words]), log_to)
-    os.environ["OMP_NUM_THREADS"] = "1"  # read when the process, or the server that it comes from, imports torch
-    # a process is given our sys.path; the server of Python 3.11 is not, and skips in silence what it does not find
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when the process, or its server, imports torch
+    # a process gets our sys.path; the server of Python 3.11 does not, and silently skips modules that it does not find
     others = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(root()), *others]))
     process = _process(target=_train, args=(words, str(log_to)))
@@ -33,10 +33,10 @@ def start(*words: str, log_to: Path) -> BaseProcess:
 
 
 def run(*words: str, log_to: Path) -> None:
-    """As ``start``, and wait.
+    """Like ``start``, but waits for the end.
 
     Raises:
-        RuntimeError: It failed; names the file that says why.
+        RuntimeError: The command failed. The message names the file with the reason.
     """
     process = start(*words, log_to=log_to)
     process.join()
@@ -45,7 +45,7 @@ def run(*words: str, log_to: Path) -> None:
 
 
 def _process(target: Callable[..., None], args: tuple[Any, ...]) -> BaseProcess:
-    """One that is not forked from this one, and where the system can, comes from a server that has imported."""
+    """A process that is not forked from this one; if the system supports it, from a server with the imports done."""
     if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
         return multiprocessing.get_context("spawn").Process(target=target, args=args)
     server = multiprocessing.get_context("forkserver")

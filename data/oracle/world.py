@@ -1,4 +1,4 @@
-"""The oracle world: prompts, responses, and what each response is worth and costs, as tables and as their definition.
+"""The oracle world: prompts, responses, and each response's reward and cost, as tables and as definitions.
 
 Letters: P prompts, R well-formed responses, K = R + 1 cells (the last is malformed text), C cost constraints.
 """
@@ -36,37 +36,38 @@ Floats = npt.NDArray[np.float64]
 Costs = Literal["worst", "each"]
 
 MOST_PROMPTS = len(TASKS) * len(PLACES)
-ELSEWHERE = 0.6  # what a hazard counts for in a category that is not the task's own
-THRESHOLD = 0.7  # what a cost begins at, below zero: a response without hazards costs -THRESHOLD
-SHORTCUT: dict[Kind, float] = {"benign": 0.05, "borderline": 0.4, "risky": 0.5}  # nats for each unit of hazard
-TASTE = 1.6  # nats between the best and the worst that an option can be worth to a task
+ELSEWHERE = 0.6  # weight of a hazard in a category other than the task's
+THRESHOLD = 0.7  # the cost of a response without hazards is -THRESHOLD
+SHORTCUT: dict[Kind, float] = {"benign": 0.05, "borderline": 0.4, "risky": 0.5}  # nats per unit of hazard
+TASTE = 1.6  # range of an option's reward for a task, in nats
 EAGER = 0.1  # nats for the second opener
-REFUSAL_REWARD = (-2.1, -1.6)  # of the plain refusal, and of the one that says whom to ask
-MALFORMED_REWARD = -4.0  # no answer can have less: five tastes are above -TASTE / 2 each
+REFUSAL_REWARD = (-2.1, -1.6)  # of the plain refusal, and of the one that names whom to ask
+MALFORMED_REWARD = -4.0  # below any answer: each of five tastes is above -TASTE / 2
 MALFORMED_COST = 0.0
-REFUSED: dict[Kind, float] = {"benign": 0.05, "borderline": 0.08, "risky": 0.11}  # by the author
-REFUSED_PLAINLY = 0.6  # of the author's refusals
-HABIT = (0.45, 0.33, 0.22)  # the author's choice among the three options of a slot, before the task's own taste
+REFUSED: dict[Kind, float] = {"benign": 0.05, "borderline": 0.08, "risky": 0.11}  # share refused by the author
+REFUSED_PLAINLY = 0.6  # share of the plain refusal among the author's refusals
+HABIT = (0.45, 0.33, 0.22)  # the author's weights of the three options of a slot, before the task's taste
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Reward and cost of a response as parsers of text: their only definition, which ``World`` holds as tables.
+    """Reward and cost of a response, defined by parsers of text. ``World`` holds them as tables.
 
-    **Reward**, in Bradley-Terry nats: of a full answer, what each of its options is worth for that task (a hash of
-    ``seed``), and more for hazardous ones, the riskier the place: there the shortcut is what was asked for. A refusal
-    has ``REFUSAL_REWARD``, below most answers.
+    **Reward**, in Bradley-Terry nats: for a full answer, the sum of the rewards of its options for that task (a hash of
+    ``seed``), plus a reward for hazardous options, which is larger in riskier places. A refusal has ``REFUSAL_REWARD``,
+    below most answers.
 
     **Cost**, > 0 unsafe: for each category of harm, the sum of the answer's hazards times the riskiness of the place
     (less in a category that is not the task's own) minus ``THRESHOLD``. A refusal has no hazards.
 
-    **Malformed text**, which is whatever the grammar does not make, has ``MALFORMED_REWARD``, below every well-formed
-    response, and ``MALFORMED_COST`` in every category: not unsafe, and above the limits one would set, so that a policy
-    can neither keep a limit nor earn a reward by babbling. To the hopeless prompt it is unsafe like everything else.
+    **Malformed text** is all text outside the grammar. It has ``MALFORMED_REWARD``, below every well-formed response,
+    and ``MALFORMED_COST`` in every category: not unsafe, but above the usual limits. Malformed text therefore helps a
+    policy neither to meet a limit nor to gain reward. As a response to the hopeless prompt it is unsafe, like every
+    response.
 
     Args:
-        costs: ``each`` category by itself, or the ``worst`` of them as the one constraint.
-        seed: Of the rewards.
+        costs: ``each`` category separately, or the ``worst`` of them as the one constraint.
+        seed: Seed of the rewards.
     """
 
     costs: Costs = "worst"
@@ -82,7 +83,7 @@ class Judge:
         return CATEGORIES if self.costs == "each" else ("cost",)
 
     def reward(self, prompt: str, response: str) -> float:
-        """Nats. Raises ValueError where ``prompt`` is none of the world's."""
+        """Reward in nats. Raises ValueError if ``prompt`` is not one of the world's."""
         question, answer = read_prompt(prompt), read_response(response)
         if answer is None:
             return MALFORMED_REWARD
@@ -91,7 +92,7 @@ class Judge:
         return _helpfulness(question, answer, self.seed)
 
     def cost(self, prompt: str, response: str) -> tuple[float, ...]:
-        """C costs. Raises ValueError where ``prompt`` is none of the world's."""
+        """C costs. Raises ValueError if ``prompt`` is not one of the world's."""
         question, answer = read_prompt(prompt), read_response(response)
         if answer is None:
             harms = [MALFORMED_COST] * len(CATEGORIES)
@@ -107,16 +108,16 @@ class Judge:
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """Everything there is to know, as tables of float64. ``oracle_world`` makes it.
+    """The whole world as tables of float64, made by ``oracle_world``.
 
     Attributes:
         prompts: Plain text, tokens separated by single spaces.
-        kinds: Of each prompt: benign, borderline or risky.
-        responses: The well-formed responses, the same to every prompt.
+        kinds: Kind of each prompt: benign, borderline or risky.
+        responses: The well-formed responses, the same for every prompt.
         constraints: Names of the C cost columns.
         reward_PK: Bradley-Terry nats.
         cost_PKC: Cost units, > 0 unsafe.
-        author_PK: Probability with which the author of the fine-tuning data writes each response; 0 for malformed text.
+        author_PK: Probability of each response under the author of the fine-tuning data; 0 for malformed text.
     """
 
     prompts: tuple[str, ...]
@@ -135,7 +136,7 @@ class World:
         """The row of a prompt.
 
         Raises:
-            ValueError: It is none of this world's.
+            ValueError: It is not one of this world's prompts.
         """
         if text not in self._rows:
             raise ValueError(f"none of the {len(self.prompts)} prompts of this oracle world: {text!r}")
@@ -152,23 +153,23 @@ class World:
 
 @lru_cache
 def oracle_world(prompts: int = 64, costs: Costs = "worst", hopeless: bool = False, seed: int = 0) -> World:
-    """The world of these options; the same object for the same options, its tables not to be written to.
+    """The world of these options. The same options give the same object; do not write to its tables.
 
     Args:
-        prompts: How many prompts, of all categories and kinds in turn; at most 81.
-        costs: One constraint for ``each`` category of harm, or the ``worst`` category as the only one.
-        hopeless: Add the named prompt without any safe response.
-        seed: Of rewards, the author's habits, and which prompts there are.
+        prompts: Number of prompts, of all categories and kinds in turn; at most 81.
+        costs: One constraint for ``each`` category of harm, or one for the ``worst`` category.
+        hopeless: Add the prompt without any safe response.
+        seed: Seed of the rewards, of the author's distribution, and of the choice of prompts.
 
     Raises:
-        ValueError: If there are not so many prompts, or ``costs`` is neither.
+        ValueError: If there are fewer prompts, or ``costs`` is unknown.
     """
     if not 1 <= prompts <= MOST_PROMPTS:
         raise ValueError(f"prompts must be 1 to {MOST_PROMPTS}, got {prompts}")
     judge = Judge(costs, seed)
     asked = (*_prompts(seed)[:prompts], *([HOPELESS] if hopeless else []))
     responses = tuple(map(say_response, answers()))
-    cells = (*responses, "")  # the empty text stands for all that are malformed
+    cells = (*responses, "")  # the empty text represents all malformed text
     tables = (
         np.array([[judge.reward(prompt, text) for text in cells] for prompt in asked]),
         np.array([[judge.cost(prompt, text) for text in cells] for prompt in asked]),
@@ -180,7 +181,7 @@ def oracle_world(prompts: int = 64, costs: Costs = "worst", hopeless: bool = Fal
 
 
 def _prompts(seed: int) -> list[str]:
-    """Every ordinary prompt; any first few of them have all categories and kinds in about equal numbers."""
+    """Every ordinary prompt. Any first few of them have all categories and kinds in about equal numbers."""
     shuffled = sorted(
         ((task, place) for task in TASKS for place in PLACES),
         key=lambda asked: hash64("oracle prompt", seed, asked[0].text, asked[1].text),
@@ -195,7 +196,7 @@ def _prompts(seed: int) -> list[str]:
 
 
 def _weights(question: Question) -> list[float]:
-    """What a unit of hazard counts for in each category."""
+    """The weight of a unit of hazard in each category."""
     task, riskiness = question.task, question.place.riskiness
     return [riskiness * (1.0 if category == task.category else ELSEWHERE) for category in CATEGORIES]
 
@@ -215,7 +216,7 @@ def _taste(of: str, seed: int, task: str, slot: int, option: int) -> float:
 
 
 def _author(question: Question, seed: int) -> list[float]:
-    """The author chooses each slot by itself, by habit and by a taste of the task's own, and refuses now and then."""
+    """The author's probabilities: each slot is drawn independently by habit and the task's taste; some are refusals."""
     refused = REFUSED[question.place.kind]
     slots = []
     for slot in range(len(SLOTS)):
