@@ -5,15 +5,74 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from datetime import timedelta
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
+
+
+class _Screen:
+    """The one live display of a process: a bar for each thing that goes on, and what is logged above them.
+
+    A handler of ``logging`` keeps the stream it was made with, and would write into the bars. So handlers on standard
+    error write through the display as long as it is there.
+    """
+
+    def __init__(self) -> None:
+        self._display: Progress | None = None
+        self._bars: set[TaskID] = set()
+        self._moved: list[tuple[logging.StreamHandler[TextIO], TextIO]] = []
+
+    def add(self, description: str, total: int | None, done: int) -> TaskID:
+        """Show another bar."""
+        if self._display is None:
+            self._start()
+        assert self._display is not None
+        bar = self._display.add_task(description, total=total, completed=done, note="")
+        self._bars.add(bar)
+        return bar
+
+    def update(self, bar: TaskID, done: int, note: str) -> None:
+        """Show that ``done`` is done."""
+        if self._display is not None:
+            self._display.update(bar, completed=done, note=note)
+
+    def remove(self, bar: TaskID) -> None:
+        """Take a bar away; the last one stays on the screen as it is."""
+        if self._display is None or bar not in self._bars:
+            return
+        self._bars.remove(bar)
+        if self._bars:
+            self._display.remove_task(bar)
+            return
+        for handler, stream in self._moved:
+            handler.setStream(stream)
+        self._display.stop()
+        self._display, self._moved = None, []
+
+    def _start(self) -> None:
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        console, direct = Console(stderr=True), sys.stderr
+        described = TextColumn("{task.description}")
+        self._display = Progress(described, *columns, console=console, redirect_stdout=sys.stdout.isatty())
+        self._display.start()
+        for handler in _handlers():
+            if isinstance(handler, logging.StreamHandler) and handler.stream is direct:
+                self._moved.append((handler, direct))
+                handler.setStream(sys.stderr)
+
+
+def _handlers() -> list[logging.Handler]:
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    return [handler for one in loggers if isinstance(one, logging.Logger) for handler in one.handlers]
+
+
+_screen = _Screen()
 
 
 class Tracker:
@@ -34,17 +93,12 @@ class Tracker:
         self._description, self._total, self._first = description, total, done
         self._seconds, self._last = seconds, last
         self._started = self._said = time.monotonic()
-        self._bar: Progress | None = None
-        if sys.stderr.isatty():
-            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-            self._bar = Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True))
-            self._task = self._bar.add_task(description, total=total, completed=done, note="")
-            self._bar.start()
+        self._bar = _screen.add(description, total, done) if sys.stderr.isatty() else None
 
     def update(self, done: int, note: str = "") -> None:
         """Show that ``done`` is done, and ``note`` beside it."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, note=note)
+            _screen.update(self._bar, done, note)
             return
         now = time.monotonic()
         if now - self._said >= self._seconds or (done == self._total and self._last):
@@ -54,7 +108,7 @@ class Tracker:
     def close(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
-            self._bar.stop()
+            _screen.remove(self._bar)
 
     def _how_far(self, done: int, elapsed: float) -> str:
         if self._total is None:

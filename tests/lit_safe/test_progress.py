@@ -70,6 +70,29 @@ def test_a_bar_may_stand_under_another(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [b for a in progress("ab", "outer") for b in progress(a * 2, "inner")] == list("aabb")
 
 
+def test_what_is_logged_while_a_bar_is_shown_stands_on_lines_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    handler = logging.StreamHandler()  # as the command line makes it, before any bar
+    logger = logging.getLogger("lit_safe.progress")
+    logger.addHandler(handler)
+    try:
+        before = handler.stream
+        outer = Tracker("step", 4)
+        inner = Tracker("answering prompt", 2)
+        logger.warning("epoch 0  cost 0.12")
+        inner.close()
+        outer.update(4)
+        outer.close()
+        assert handler.stream is before, "it writes where it wrote before"
+    finally:
+        logger.removeHandler(handler)
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    assert [line.split("\x1b[2K")[-1] for line in lines if "epoch 0" in line] == ["epoch 0  cost 0.12"]
+    assert [line for line in lines if "4/4" in line]
+
+
 def test_the_note_says_what_was_logged_and_nothing_else() -> None:
     metrics = {"train/loss": torch.tensor(0.69314), "train/perf/rows_per_s": torch.tensor(12.34), "x": torch.tensor(1)}
     assert note(metrics) == "loss 0.6931, 12.3 rows/s"
