@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_safe.averaging import IterateAverage
 from lit_safe.callbacks.run_checkpoint import RunCheckpoint
 from lit_safe.costs import Checkable, CostEstimator
-from lit_safe.dual_curves import constraints, named, publish, show, suffixes
+from lit_safe.dual_curves import constraints, named, publish, publish_multiplier, show, suffixes
 from lit_safe.errors.message import SettingError
 from lit_safe.frozen_policy import FrozenPolicyWarning as FrozenPolicyWarning
 from lit_safe.frozen_policy import complete_epochs, warn_of_frozen_policy
@@ -24,6 +24,7 @@ from lit_safe.limits import Standing, standing
 from lit_safe.module import PreferenceAlignment
 from lit_safe.multiplier import BoundWatch, agree, dual_step
 from lit_safe.schedules import Constant, Schedule
+from lit_safe.screen.dual_line import dual_lines
 from lit_safe.types import CostEstimate
 
 log = logging.getLogger(__name__)
@@ -193,7 +194,7 @@ class DualAscent(Callback):
         if self.steps:
             warn_of_frozen_policy(trainer, module, lambda epoch: self._moves(trainer, epoch), self.every_n_epochs)
         if trainer.global_step == 0:
-            _publish_multiplier(trainer, module)
+            publish_multiplier(trainer, module)
         if trainer.current_epoch > 0 and trainer.is_last_batch:
             # Lightning counts an epoch as done whose checkpoint was written after its last batch but before its end,
             # and never ends it on resume; the policy is still the one it left
@@ -256,7 +257,7 @@ class DualAscent(Callback):
             self.average.add(_iterate(module))  # a policy with the multiplier that it was trained under
         if self.estimator is None or not self._estimates_at(epoch):
             module.dual_epoch.fill_(epoch)
-            _publish_multiplier(trainer, module)
+            publish_multiplier(trainer, module)
             return
         estimate = self._estimate(trainer, module, self.estimator, epoch)
         before = module.multiplier.detach().to("cpu", copy=True)
@@ -272,6 +273,10 @@ class DualAscent(Callback):
             cost, limit = estimate.mean.double(), self.limit
             self.bounds.see(suffixes(trainer, before), before, module.multiplier.cpu(), cost, limit, self.maximum)
         publish(trainer, {**self._measured(trainer, module, estimate), **named("dual/lr", lr, trainer)})
+        if trainer.is_global_zero:
+            reads = module.objective.reads_multiplier
+            for line in dual_lines(self.standing, estimate, before, module.multiplier.cpu(), reads):
+                log.info("%s", line)
         show(trainer, estimate.samples[: self.show_samples])
 
     def _measured(self, trainer: Trainer, module: PreferenceAlignment, estimate: CostEstimate) -> dict[str, float]:
@@ -323,12 +328,6 @@ class DualAscent(Callback):
     def _idle(self, module: LightningModule) -> bool:
         """Whether there is nothing to do: a module without a multiplier, and nobody asked for one to be moved."""
         return not self.steps and self.estimator is None and not isinstance(module, PreferenceAlignment)
-
-
-def _publish_multiplier(trainer: Trainer, module: PreferenceAlignment) -> None:
-    """Log the multiplier, unless the objective does not read it."""
-    if module.objective.reads_multiplier:
-        publish(trainer, named("dual/multiplier", module.multiplier, trainer))
 
 
 def _aligned(module: LightningModule) -> PreferenceAlignment:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from textwrap import indent
+from typing import TYPE_CHECKING
 
 import torch
 from lightning import Trainer
@@ -9,6 +10,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from lit_safe.types import ScoredResponse
+
+if TYPE_CHECKING:
+    from lit_safe.module import PreferenceAlignment
 
 CODE = " " * 4  # Markdown shows a text so indented as it stands
 
@@ -18,6 +22,12 @@ def publish(trainer: Trainer, values: Mapping[str, float]) -> None:
     for logger in trainer.loggers:
         logger.log_metrics(dict(values), step=trainer.global_step)
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+
+
+def publish_multiplier(trainer: Trainer, module: "PreferenceAlignment") -> None:
+    """Log the multiplier, unless the objective does not read it."""
+    if module.objective.reads_multiplier:
+        publish(trainer, named("dual/multiplier", module.multiplier, trainer))
 
 
 def suffixes(trainer: Trainer, value: Tensor) -> list[str]:

@@ -38,6 +38,11 @@ class Standing(NamedTuple):
         return self._bounds(1.0)
 
     @property
+    def both_bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Bounds below and above E[cost], one-sided, 95 % each."""
+        return self._bounds(-1.0), self.upper
+
+    @property
     def verdicts(self) -> tuple[Verdict, ...]:
         """``met`` if the upper bound is within the limit, ``not met`` if the lower bound exceeds it."""
         bounds = zip(self._bounds(-1.0), self.upper, self.limit, strict=True)

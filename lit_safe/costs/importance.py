@@ -8,7 +8,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from lit_safe.costs import Aligned, HeldOut
-from lit_safe.costs.mean import mean_cost
+from lit_safe.costs.mean import mean_cost, unsafe_interval
 from lit_safe.hashing import hash64
 from lit_safe.quiet import quiet
 from lit_safe.ranks import gather, rank_and_world
@@ -67,6 +67,7 @@ class ImportanceCost:
         mean, stderr, bounds = mean_cost(cost, weight_n, prompt_n)
         unsafe_n = (cost > 0).reshape(len(cost), -1).any(-1)
         return CostEstimate(mean, stderr, len(weight_n), (weight_n * unsafe_n).sum(), effective,
+                            unsafe_interval(unsafe_n, weight_n, prompt_n),
                             clusters=len(prompt_n.unique()), bounds=bounds)  # fmt: skip
 
     @staticmethod

@@ -40,3 +40,9 @@ def mean_cost(cost: Tensor, weight_n: Tensor, prompt_n: Tensor) -> MeanCost:
     rows = [(c.mean, c.stderr if c.stderr > 1e-12 * abs(c.mean) else math.nan, *c.interval) for c in columns]
     mean, stderr, *bounds = torch.tensor(rows, dtype=torch.float64).T.reshape(4, *cost.shape[1:])
     return MeanCost(mean, stderr, torch.stack(bounds))
+
+
+def unsafe_interval(unsafe_n: Tensor, weight_n: Tensor, prompt_n: Tensor) -> dict[str, float]:
+    """The 95 % interval of the share of unsafe responses [n], clustered by prompt, under the names that are logged."""
+    low, high = clustered_mean(unsafe_n.double(), prompt_n, weight_n, share=True).interval
+    return {"dual/unsafe_low": low, "dual/unsafe_high": high}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_safe.answers import Answers, Rows, answers
 from lit_safe.costs import Aligned, HeldOut
-from lit_safe.costs.mean import mean_cost
+from lit_safe.costs.mean import mean_cost, unsafe_interval
 from lit_safe.costs.scoring import check_finite, name_of, score
 from lit_safe.hashing import hash64, uniforms
 from lit_safe.quiet import quiet
@@ -123,6 +123,7 @@ class RolloutCost:
                 "drift/entropy_per_token": entropy / max(1, seen),
                 "drift/reference_logp_per_token": logp / max(1, seen),
                 "drift/tokens_per_response": tokens / len(jobs),
+                **unsafe_interval(unsafe_n, one_n, prompt_n),
             },
             tuple(samples[:SHOWN]),
             len(chosen),
