@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from data.pack import annotation, pack_pairs
 from data.preparation import Order, prepare
@@ -141,9 +140,6 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
                 f"unsafe), so nothing would train; chosen/rejected of all pairs: {self._strata()}. Name sources with "
                 "safe responses, or check the annotator's threshold"
             )
-        if len(kept) < len(train):
-            left = len(train) - len(kept)
-            rank_zero_info(f"data: the objective leaves out {left:,} of {len(train):,} training pairs by their labels")
         self._train = kept
 
     def pairs(self, split: Split) -> list[TextPair]:

@@ -269,14 +269,14 @@ class DualAscent(Callback):
             module.multiplier.copy_(after)
         module.dual_epoch.fill_(epoch)
         self.standing = standing(constraints(trainer), self.limit, estimate, epoch)
-        if self.steps and trainer.is_global_zero:
-            cost, limit = estimate.mean.double(), self.limit
-            self.bounds.see(suffixes(trainer, before), before, module.multiplier.cpu(), cost, limit, self.maximum)
-        publish(trainer, {**self._measured(trainer, module, estimate), **named("dual/lr", lr, trainer)})
         if trainer.is_global_zero:
             reads = module.objective.reads_multiplier
             for line in dual_lines(self.standing, estimate, before, module.multiplier.cpu(), reads):
                 log.info("%s", line)
+        if self.steps and trainer.is_global_zero:
+            cost, limit = estimate.mean.double(), self.limit
+            self.bounds.see(suffixes(trainer, before), before, module.multiplier.cpu(), cost, limit, self.maximum)
+        publish(trainer, {**self._measured(trainer, module, estimate), **named("dual/lr", lr, trainer)})
         show(trainer, estimate.samples[: self.show_samples])
 
     def _measured(self, trainer: Trainer, module: PreferenceAlignment, estimate: CostEstimate) -> dict[str, float]:

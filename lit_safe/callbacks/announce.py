@@ -1,39 +1,56 @@
 """What a run says before it starts and after it ends."""
 
 import logging
-from typing import Any
+import time
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lit_safe.callbacks.before_after import BeforeAfter
+from lit_safe.module import PreferenceAlignment
+from lit_safe.report.tensorboard import add_text
+from lit_safe.screen.closing import closing
+from lit_safe.screen.opening import opening
+from lit_safe.screen.outcome import log_hparams
 from lit_safe.stepping import StepModule
 
 log = logging.getLogger(__name__)
 
 
 class Announce(Callback):
-    """Says what is about to happen (model, reference, rows, steps, memory), and where the results are."""
+    """Says what will run before the first step, and what came out after the last: at most 15 lines each.
 
-    @rank_zero_only
+    TensorBoard gets both as texts.
+    """
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._multiplier: list[float] = []  # when training began or went on
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The opening lines."""
+        """Say what will run."""
+        self._started = time.monotonic()
+        if isinstance(pl_module, PreferenceAlignment):
+            self._multiplier = pl_module.multiplier.reshape(-1).tolist()
+        if not trainer.is_global_zero:
+            return
         assert isinstance(pl_module, StepModule)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        facts = pl_module.pair.facts()
-        log.info("model      %s: %.1f M parameters, %.1f M train, %s (licence: %s)", facts.source,
-                 facts.parameters / 1e6, facts.trainable / 1e6, facts.dtype, facts.licence)  # fmt: skip
-        log.info("reference  %s", facts.reference)
-        objective = getattr(pl_module, "objective", None)
-        if objective is not None:
-            log.info("objective  %r", objective)
-        tokens, scored = data.largest_micro_batch
-        log.info("steps      %s in %s epochs, a micro-batch of at most %d tokens (%d scored)",
-                 trainer.estimated_stepping_batches, trainer.max_epochs, tokens, scored)  # fmt: skip
-        estimate = pl_module.pair.memory_estimate(tokens, scored)
-        parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in estimate._asdict().items())
-        log.info("memory     about %.1f GiB at most (%s)", estimate.total / 2**30, parts)
+        _say(trainer, "run", opening(trainer, pl_module), new=trainer.global_step == 0)
 
-    @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Where the results are."""
-        log.info("results in %s (tensorboard --logdir %s)", trainer.default_root_dir, trainer.default_root_dir)
+        """Say what came out."""
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, StepModule)
+        reports = [c.report for c in trainer.callbacks if isinstance(c, BeforeAfter)]  # type: ignore[attr-defined]
+        report = next(iter(reports), None)
+        if report is None:  # else it is logged with the report
+            log_hparams(trainer, pl_module, None)
+        seconds = time.monotonic() - self._started
+        _say(trainer, "outcome", closing(trainer, pl_module, report, seconds, self._multiplier))
+
+
+def _say(trainer: Trainer, tag: str, lines: list[str], *, new: bool = True) -> None:
+    for line in lines:
+        log.info("%s", line)
+    if new:
+        add_text(trainer, tag, "\n".join(lines))

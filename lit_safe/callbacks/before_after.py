@@ -16,7 +16,9 @@ from lit_safe.dual import DualAscent
 from lit_safe.evaluation import Evaluation, evaluate
 from lit_safe.module import PreferenceAlignment
 from lit_safe.ranks import failing_together, of_first_rank
-from lit_safe.report.contents import Work, contents, log_hparams, say, write
+from lit_safe.report.contents import FIGURE, PAGE, Work, contents, write
+from lit_safe.report.tensorboard import add_picture
+from lit_safe.screen.outcome import log_hparams
 from lit_safe.types import CostFunction, PackedBatch
 
 log = logging.getLogger(__name__)
@@ -77,6 +79,7 @@ class BeforeAfter(Callback):
         self._start: dict[str, Any] = {}  # what was there before the first step
         self._work: Work = {"seconds": 0.0, "tokens": 0, "pairs": 0, "peak_gib": None}
         self.failed: str | None = None
+        self.report: dict[str, Any] | None = None  # the report.json of a run that has ended, on the first rank
         self._fitted = False
         self._step_started = 0.0
 
@@ -169,8 +172,10 @@ class BeforeAfter(Callback):
         report = contents(trainer, module, (before, after), self._work, start, self.cost, sampling, self.notes, dual)
         folder = Path(trainer.default_root_dir)
         write(folder, report, before, after)
-        log_hparams(trainer, report)
-        say(report, folder)
+        self.report = report
+        add_picture(trainer, "report", folder / FIGURE)
+        log_hparams(trainer, module, report)
+        log.info("report: %s", folder / PAGE)
 
     def _fit(self, trainer: Trainer) -> None:
         if not self.fit_cost or self._fitted:

@@ -1,7 +1,6 @@
 """What a run's report holds, and its files: first the numbers, then the pages that are drawn from them."""
 
 import json
-import logging
 import math
 import os
 import shlex
@@ -16,19 +15,15 @@ import lightning
 import torch
 import transformers
 from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_safe.dual import DualAscent
 from lit_safe.evaluation import Evaluation, differences
 from lit_safe.evaluation_settings import evaluation_settings
-from lit_safe.limits import sentence
 from lit_safe.module import PreferenceAlignment
 from lit_safe.report.markdown import markdown
 from lit_safe.report.plots import plot_run
 from lit_safe.report.tables import REPORT, estimate_to_json, write_json, write_tables
 from lit_safe.types import CostFunction
-
-log = logging.getLogger(__name__)
 
 PAGE, FIGURE = "report.md", "report.png"
 
@@ -137,27 +132,6 @@ def draw(folder: Path, report: Mapping[str, Any]) -> None:
     partial.write_text(markdown(report), encoding="utf-8")
     os.replace(partial, folder / PAGE)
     plot_run(report, folder / "metrics.csv", folder / FIGURE)
-
-
-def log_hparams(trainer: Trainer, report: Mapping[str, Any]) -> None:
-    """One entry in TensorBoard's table of runs."""
-    scalars = {f"after/{name}": entry["after"]["mean"] for name, entry in report["metrics"].items()}
-    hparams = {"objective": report["objective"]["text"], "model": report["model"]["source"], "seed": report["seed"]}
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_hparams(hparams, scalars, run_name=".")
-
-
-def say(report: Mapping[str, Any], folder: Path) -> None:
-    """The report in a few lines on the screen."""
-    for name in ("logps/accuracies", "logps/accuracies/safer", "rollouts/unsafe"):
-        if name in report["metrics"]:
-            entry = report["metrics"][name]
-            change = (100 * entry[when]["mean"] for when in ("before", "after"))
-            log.info("%-24s %.1f %% before, %.1f %% after", name, *change)
-    if report["limit"]["constraints"]:
-        log.info("%s", sentence(report["limit"]).replace("**", ""))
-    log.info("report: %s", folder / PAGE)
 
 
 def versions() -> dict[str, str]:

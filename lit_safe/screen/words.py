@@ -27,9 +27,16 @@ def interval(mean: float, low: float, high: float, decimals: int = 2) -> str:
     return f"{middle} [{', '.join(ends)}]"
 
 
-def millions(count: int) -> str:
-    """A count of parameters."""
-    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+def large(count: int) -> str:
+    """A count of parameters: billions, millions, or as it is."""
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} B"
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}"
+
+
+def gib(size: float) -> str:
+    """Bytes in GiB."""
+    return f"{size / 2**30:.2f} GiB" if size >= 0.005 * 2**30 else "less than 0.01 GiB"
 
 
 def duration(seconds: float) -> str:
