@@ -167,7 +167,8 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
             self._load()
         if not self._told:
             self._told = True
-            for line in self.report_lines if stage != "fit" else ():  # a run says it in short as it begins
+            fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+            for line in self.report_lines if not fitting else ():  # a run that begins says it in short (`Announce`)
                 rank_zero_info(f"data: {line}")
             for warning in self._facts["warnings"]:
                 rank_zero_warn(f"data: {warning}")

@@ -69,7 +69,9 @@ class Standing(NamedTuple):
         columns = zip(self.names, self.limit, self.cost, self.stderr, self.upper, self.verdicts, strict=True)
         keys = ("constraint", "limit", "cost", "stderr", "upper", "verdict")
         rows = [dict(zip(keys, row, strict=True)) for row in columns]
-        return [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows]
+        return [
+            {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """The standing as plain values."""

@@ -124,7 +124,7 @@ def _point(ax: Axes, name: str, estimate: Estimate, row: float, colour: str, *, 
             max(low, 0.0),
             min(high, 1.0),
         )  # t intervals of few prompts overshoot what a share can be
-    if not math.isnan(low):
+    if math.isfinite(low) and math.isfinite(high):
         ax.plot([scale * low, scale * high], [row, row], color=colour, linewidth=1.2)
     face = colour if filled else "white"
     ax.plot(scale * estimate.mean, row, "o", color=colour, markerfacecolor=face, markersize=5)

@@ -76,7 +76,7 @@ MAIN = (
 
 def number(name: str, value: float, *, signed: bool = False, more: int = 0) -> str:
     """A value of ``name`` for people, with ``more`` decimals than usual; no unit, and n/a where it is not known."""
-    if math.isnan(value):
+    if not math.isfinite(value):
         return "n/a"
     quantity = QUANTITIES[name]
     scaled, digits = (100 * value, 1) if quantity.share else (value, quantity.digits)
@@ -100,16 +100,16 @@ def _spelt(name: str, estimate: Estimate, *, signed: bool) -> str:
         mean, low, high = (
             number(name, value, signed=signed, more=more) for value in (estimate.mean, *estimate.interval)
         )
-        if low != high or math.isnan(estimate.interval[0]):
+        if low != high or not any(map(math.isfinite, estimate.interval)):
             break
     return f"{mean} [{low}, {high}]"
 
 
 def estimate_to_json(estimate: Estimate) -> dict[str, Any]:
-    """Everything known of an estimate; what is not known is null."""
+    """Everything known of an estimate; what is not known is null, an end of an interval that has no bound too."""
     low, high = estimate.interval
     fields = {"mean": estimate.mean, "stderr": estimate.stderr, "low": low, "high": high}
-    known = {name: None if math.isnan(value) else value for name, value in fields.items()}
+    known = {name: value if math.isfinite(value) else None for name, value in fields.items()}
     return {**known, "count": estimate.count, "clusters": estimate.clusters}
 
 

@@ -47,7 +47,7 @@ def closing(
         ("drift", _change("kl_per_token", trainer, report)),
         ("took", _took(trainer, report, seconds)),
         ("lies in", f"{folder}: {', '.join(_there(folder))}"),
-        ("failed", "; ".join(failures(trainer.callbacks))),  # type: ignore[attr-defined]
+        ("failed", "; ".join(one.partition(". ")[0] for one in failures(trainer.callbacks))),  # type: ignore[attr-defined]
         ("next", _next(trainer, folder)),
     ]
     return rows("what came out", entries)

@@ -79,7 +79,8 @@ def device_in_words(device: torch.device) -> str:
     """What computes."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} with {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device.type} with {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _estimator(estimator: object) -> str:
@@ -98,7 +99,7 @@ def _computes(trainer: Trainer, module: StepModule, data: Any) -> str:
     parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in most)
     return (
         f"in {trainer.precision} on {device_in_words(module.device)}{ranks}; "
-        f"about {gib(memory.total)} at most{f' ({parts}, …)' if parts else ''}"
+        f"needs {gib(memory.total)} at most{f' ({parts}, …)' if parts else ''}"
     )
 
 

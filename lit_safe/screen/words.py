@@ -7,11 +7,11 @@ MOST = 8  # decimals at most
 
 
 def told_apart(values: Sequence[float], decimals: int = 2) -> list[str]:
-    """Numbers with as many decimals as it takes that those which differ read differently; n/a for NaN."""
+    """Numbers with so many decimals that those which differ read differently; n/a for what is not finite."""
     known = {value for value in values if math.isfinite(value)}
     while decimals < MOST and len({f"{value:.{decimals}f}" for value in known}) < len(known):
         decimals += 1
-    return ["n/a" if math.isnan(value) else positive_zero(f"{value:.{decimals}f}") for value in values]
+    return [positive_zero(f"{value:.{decimals}f}") if math.isfinite(value) else "n/a" for value in values]
 
 
 def positive_zero(text: str) -> str:
@@ -35,8 +35,8 @@ def large(count: int) -> str:
 
 
 def gib(size: float) -> str:
-    """Bytes in GiB."""
-    return f"{size / 2**30:.2f} GiB" if size >= 0.005 * 2**30 else "less than 0.01 GiB"
+    """An estimate of bytes, in GiB."""
+    return f"about {size / 2**30:.2f} GiB" if size >= 0.005 * 2**30 else "less than 0.01 GiB"
 
 
 def duration(seconds: float) -> str:

@@ -16,13 +16,23 @@ from lit_safe.callbacks.run_folder import RunFolder
 from lit_safe.dual import DualAscent
 from lit_safe.evaluation import Evaluation, differences, evaluate
 from lit_safe.evaluation_settings import settings_of
+from lit_safe.limits import standing
 from lit_safe.loggers.metrics_csv import MetricsCSV
 from lit_safe.loggers.tensorboard import TensorBoardRun
 from lit_safe.objectives import ConstrainedDPO
 from lit_safe.report.markdown import markdown
 from lit_safe.report.plots import plot_run, read_curves
-from lit_safe.report.tables import number, read_tables, with_interval, write_tables
-from lit_safe.statistics import Estimate
+from lit_safe.report.tables import (
+    estimate_from_json,
+    estimate_to_json,
+    number,
+    read_tables,
+    with_error,
+    with_interval,
+    write_tables,
+)
+from lit_safe.statistics import Estimate, clustered_mean
+from lit_safe.types import CostEstimate
 from tests.lit_safe.dual_world import ExactCost, K, P, TableCost
 from tests.lit_safe.held_out_world import HeldOut, module
 
@@ -208,6 +218,21 @@ def test_numbers_read_as_people_write_them():
     assert number("logps/accuracies", -0.0001, signed=True) == "0.0"
     assert number("rollouts/kl_per_token", math.nan) == "n/a"
     assert with_interval("logratios/margins", Estimate(1.5, 0.0, 9, 9)) == "+1.50 [n/a, n/a]"
+
+
+def test_an_interval_without_a_bound_is_null_in_json_and_does_not_cost_the_report():
+    estimate = clustered_mean([8.0] * 30 + [2.0], range(31))  # one response stopped early: no bound holds below
+    assert estimate.interval[0] == -math.inf
+    written = json.loads(json.dumps(estimate_to_json(estimate), allow_nan=False))
+    assert written["low"] is None
+    assert written["high"] == estimate.interval[1]
+    assert with_error("rollouts/tokens", estimate_from_json(written)) == with_error("rollouts/tokens", estimate)
+    assert with_error("rollouts/tokens", estimate).startswith("7.8 [n/a, ")
+    cost = CostEstimate(*(torch.tensor(x) for x in (0.1, 0.2)), 31, torch.tensor(0.1), 31.0,
+                        bounds=torch.tensor([0.0, math.inf]))  # fmt: skip
+    [row] = standing(("harm",), torch.tensor(0.0), cost, 0).as_json()
+    assert row["upper"] is None
+    assert row["verdict"] == "undecided"
 
 
 def test_curves_skip_the_cells_that_a_row_does_not_have(tmp_path):
