@@ -1,4 +1,4 @@
-"""The one way to let a model answer prompts: turns over ranks, draws by name, costs that are checked.
+"""Lets a model answer prompts: distributes jobs over ranks, uses named random draws, and checks costs.
 
 Letters: J jobs, n of them in a batch, C constraints.
 """
@@ -21,17 +21,17 @@ Job = tuple[Prompt, int]
 """A prompt and the number of its response."""
 
 Draw = Callable[[Prompt, int], Tensor]
-"""The random numbers [max_new_tokens] in [0, 1) of one response: a hash of what it is for."""
+"""Gives the random numbers [max_new_tokens] in [0, 1) of a response, a hash of its prompt and number."""
 
 
 class Answering(Protocol):
-    """What is known of the module: its pair."""
+    """The part of the module that is used: its pair."""
 
     pair: PairModel
 
 
 class Decoding(Protocol):
-    """What is known of the data: how ids read as text."""
+    """The part of the data that is used: decoding ids to text."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""
@@ -40,9 +40,9 @@ class Decoding(Protocol):
 class Answers(NamedTuple):
     """Responses to one batch of jobs on this rank.
 
-    ``turn`` is a job's place among all jobs. ``counts`` is False for a job that another turn has as well: it only
-    makes all ranks run as many batches. ``complete`` says that a response ended with a stop token. ``text`` and
-    ``cost`` ([n] or [n, C] float64) are None where no cost function was given and no text asked for.
+    ``turn`` is a job's index among all jobs. ``counts`` is False for a repeated job, which only makes all ranks run the
+    same number of batches. ``complete`` is True if a response ended with a stop token. ``cost`` ([n] or [n, C] float64)
+    is None without a cost function. ``text`` is None if neither costs nor texts were requested.
     """
 
     turn: list[int]
@@ -64,7 +64,7 @@ class Answers(NamedTuple):
         return torch.tensor([len(ids) for ids in self.ids], dtype=torch.float64)
 
     def scored(self) -> list[ScoredResponse]:
-        """Texts with their costs, of the jobs that count."""
+        """Texts with their costs, without repeated jobs."""
         assert self.text is not None
         assert self.cost is not None
         rows = zip(self.counts, self.prompt, self.text, self.cost.reshape(len(self.text), -1).tolist(), strict=True)
@@ -84,25 +84,26 @@ def answers(
     texts: bool = False,
     what: str = "batch of responses",
 ) -> Iterator[Answers]:
-    """Answer this rank's share of the jobs, batch by batch; to be called inside ``lit_safe.quiet.quiet``.
+    """Answer this rank's jobs, batch by batch. Call this inside ``lit_safe.quiet.quiet``.
 
-    A response is a function of its draw and the model: neither batches nor ranks decide it. Every rank has as many
-    batches, where a job that is done twice counts once.
+    A response depends only on its random numbers and the model, not on batches or ranks. Ranks with fewer jobs repeat
+    some, so all ranks run the same number of batches. Repeated results are ignored.
 
     Args:
-        module: Whose pair answers.
-        data: Decodes.
-        jobs: What all ranks answer together; alike on each.
-        draw: The random numbers of each response.
-        batch_size: Responses generated at once.
+        module: The module whose pair answers.
+        data: Decodes ids.
+        jobs: The jobs of all ranks together; the same list on each rank.
+        draw: Gives the random numbers of each response.
+        batch_size: Number of responses generated at once.
         temperature: Divides the logits.
-        reference: Let the reference answer.
-        cost: Scores the texts.
-        texts: Decode responses, without scoring them.
-        what: For the progress bar.
+        reference: Whether the reference answers instead of the policy.
+        cost: Scores the texts, or None.
+        texts: Whether to decode the responses even without a cost function.
+        what: Description for the progress bar.
 
     Raises:
-        ValueError: If the cost function returns something that is no cost; its class and the prompt are named.
+        ValueError: If the cost function returns something that is not a cost. The message names its class and the
+            prompt.
     """
     if cost is not None:
         place(cost, device_of(module))
@@ -138,10 +139,10 @@ def answers(
 
 
 class Rows:
-    """A table [J, ...] that ranks fill in turn.
+    """A table [J, ...] whose rows are filled by several ranks.
 
     Args:
-        count: J, the jobs of all ranks.
+        count: J, the number of jobs of all ranks.
     """
 
     def __init__(self, count: int) -> None:
@@ -149,7 +150,7 @@ class Rows:
         self._rows: Tensor | None = None
 
     def put(self, batch: Answers, rows: Tensor) -> None:
-        """Rows [n, ...] of a batch, on any device; those that do not count are left out."""
+        """Store the rows [n, ...] of a batch, on any device. Rows of repeated jobs are ignored."""
         rows = rows.detach().cpu()
         if self._rows is None:
             self._rows = rows.new_zeros(self._count, *rows.shape[1:])
@@ -158,6 +159,6 @@ class Rows:
                 self._rows[turn] = row
 
     def everywhere(self, device: torch.device) -> Tensor:
-        """The rows of all ranks, alike to the bit on each; ranks meet on ``device``."""
+        """The rows of all ranks, bitwise equal on each. The exchange uses ``device``."""
         assert self._rows is not None
         return merge(self._rows, device)

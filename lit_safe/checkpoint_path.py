@@ -1,11 +1,11 @@
-"""What ``--ckpt_path`` means."""
+"""Resolves ``--ckpt_path`` to a file."""
 
 from pathlib import Path
 
 from lit_safe.checkpoints import BEST, FOLDER, LAST
 
 NAMES = {"last": LAST, "best": BEST}
-"""Words for files in a run folder's ``checkpoints/``."""
+"""Short names for files in a run folder's ``checkpoints/``."""
 
 
 def resolve_checkpoint(typed: str, run: Path) -> str:
@@ -13,14 +13,14 @@ def resolve_checkpoint(typed: str, run: Path) -> str:
 
     Args:
         typed: ``last``, ``best`` or a path.
-        run: The run folder, whose checkpoints the two words mean.
+        run: The run folder to which ``last`` and ``best`` refer.
 
     Returns:
         The path of a file that exists.
 
     Raises:
-        FileNotFoundError: If there is none. The message is one line, with what lies there instead.
-        ValueError: For what Lightning would look up elsewhere: an address, ``hpc``, a registry.
+        FileNotFoundError: If there is no such file. The one-line message lists the checkpoints that exist.
+        ValueError: For values that are not local files, but that Lightning accepts: a URL, ``hpc``, a registry.
     """
     if "://" in typed or typed == "hpc" or typed.partition(":")[0] == "registry":
         raise ValueError(f"--ckpt_path {typed}: checkpoints are read from local files alone; download it and name it")
@@ -34,7 +34,7 @@ def resolve_checkpoint(typed: str, run: Path) -> str:
 
 
 def _there(folder: Path) -> str:
-    """What one could have meant, in the folder or its ``checkpoints/``."""
+    """The checkpoints in the folder or its ``checkpoints/``, as the end of a message."""
     if not folder.is_dir():
         return f" (nor a folder {folder})"
     found = sorted({*folder.glob("*.ckpt"), *folder.glob(f"{FOLDER}/*.ckpt")})

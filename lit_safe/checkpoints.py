@@ -1,4 +1,4 @@
-"""Files of checkpoints: written beside their target, read whole or refused by name, and what of them a run ships."""
+"""Reads and writes checkpoint files with checksums, and extracts the weights that a run ships."""
 
 import pickle
 import zipfile
@@ -14,20 +14,20 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read or written; one sentence that names the file."""
+    """A checkpoint cannot be read or written. The message is one sentence that names the file."""
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes straight into the target's own folder, tensor by tensor, and reads nothing whose checksums are wrong.
+    """Writes checkpoints directly into their folder, tensor by tensor, and verifies checksums when reading.
 
-    Lightning's own writer puts the whole file together in memory first, and passes it through ``$TMPDIR``.
+    Lightning's own writer builds the whole file in memory first and writes it to ``$TMPDIR``.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``path``; a failure leaves no part of it.
+        """Write ``path``. A failed write leaves no partial file.
 
         Raises:
-            CheckpointError: If the disk takes no more, or the folder cannot be written; names the path.
+            CheckpointError: If the disk is full or the folder cannot be written. The message names the path.
         """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -35,10 +35,10 @@ class CheckpointFiles(TorchCheckpointIO):
         write_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        """Read ``path`` whole.
+        """Read ``path`` completely.
 
         Raises:
-            CheckpointError: If it is no checkpoint, or damaged.
+            CheckpointError: If the file is not a checkpoint, or is damaged.
         """
         if "://" in str(path):
             return super().load_checkpoint(path, map_location, weights_only)
@@ -46,17 +46,17 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Write ``path``, holding no second copy of the checkpoint.
+    """Write ``path`` without a second copy of the checkpoint in memory.
 
     Raises:
-        CheckpointError: If the disk takes no more, or the folder cannot be written.
+        CheckpointError: If the disk is full or the folder cannot be written.
     """
     written: _Watched | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             written = _Watched(file)
-            torch.save(dict(checkpoint), written)  # type: ignore[arg-type]  # all that it asks of a file
+            torch.save(dict(checkpoint), written)  # type: ignore[arg-type]  # it calls only these methods of a file
     except BaseException as error:
         cause = written.failure if written is not None and written.failure is not None else error
         path.unlink(missing_ok=True) if written is not None else None
@@ -66,29 +66,29 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 
 def load_checkpoint(path: str | Path, *, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:
-    """A checkpoint whose every checksum was compared: a flipped byte is another policy, which nothing else would show.
+    """Load a checkpoint after verifying all checksums. Nothing else would detect a flipped byte in the weights.
 
     Raises:
-        CheckpointError: If there is no file, it is no checkpoint, or it is damaged; names it.
+        CheckpointError: If the file does not exist, is not a checkpoint, or is damaged. The message names it.
     """
     verify(Path(path))
     return _read(Path(path), map_location=map_location, weights_only=weights_only)
 
 
 def glance(path: str | Path) -> dict[str, Any]:
-    """A checkpoint whose tensors are left on the disk: for its settings and counts alone.
+    """Load a checkpoint with its tensors left on disk (memory-mapped), to read only settings and counts.
 
     Raises:
-        CheckpointError: If there is no file, or it is no checkpoint.
+        CheckpointError: If the file does not exist or is not a checkpoint.
     """
     return _read(Path(path), map_location="cpu", weights_only=True, mmap=True)
 
 
 def verify(path: Path) -> None:
-    """Compare the checksums of everything in a checkpoint.
+    """Verify all checksums in a checkpoint.
 
     Raises:
-        CheckpointError: If one is wrong, or the file is not made as checkpoints are.
+        CheckpointError: If a checksum is wrong, or the file does not have the format of a checkpoint.
     """
     _is_checkpoint(path)
     try:
@@ -101,9 +101,9 @@ def verify(path: Path) -> None:
 
 
 def shipped(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights [state dict] that a run ships by ``dual.ship``: the iterate, or the average that goes with it.
+    """The weights (state dict) that a run ships according to ``dual.ship``: the iterate or the average.
 
-    A checkpoint holds the iterate, from which a run continues, and the average in the state of ``DualAscent``.
+    A checkpoint contains the iterate, from which a run continues. The average is in the state of ``DualAscent``.
     """
     weights: dict[str, Any] = dict(checkpoint["state_dict"])
     state = checkpoint.get("callbacks", {}).get("DualAscent", {})
@@ -115,7 +115,7 @@ def shipped(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Watched:
-    """A file that remembers why it took no more: torch replaces the disk's own words."""
+    """A file that stores the error of a failed write, because torch replaces the system's error."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""What no run can do without, whatever a YAML file lists: folder, checkpoints, loggers, announcement, signals."""
+"""Adds the callbacks and loggers that every run needs: folder, checkpoints, announcement, signals, logs."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,14 +18,14 @@ from lit_safe.loggers.tensorboard import TensorBoardRun
 def with_essentials(config: dict[str, Any], configured: Iterable[Callback]) -> dict[str, Any]:
     """Add to a trainer's arguments the callbacks and loggers that every run has.
 
-    A user's list adds to them. A callback or logger of the same class in it takes the place of ours.
+    The user's callbacks and loggers are kept. One of the same class replaces ours.
 
     Args:
         config: Arguments of ``Trainer``. ``logger: false`` and ``enable_progress_bar: false`` are kept.
-        configured: Callbacks that have a group of options of their own.
+        configured: Callbacks that have their own group of options.
 
     Returns:
-        Other arguments, with the lists complete.
+        The arguments with complete lists.
 
     Raises:
         ValueError: If ``enable_checkpointing`` is false.
@@ -37,7 +37,7 @@ def with_essentials(config: dict[str, Any], configured: Iterable[Callback]) -> d
     if not shows:
         users = [callback for callback in users if not isinstance(callback, Progress)]
     kept = [callback for callback in configured if shows or not isinstance(callback, Progress)]
-    # a progress bar goes before what others say at its end, and all others before the checkpoint
+    # order: progress bar first, so it ends before other callbacks print; checkpoints last
     bars = [callback for callback in kept if isinstance(callback, Progress)]
     if any(isinstance(callback, ProgressBar) for callback in users):
         bars = []

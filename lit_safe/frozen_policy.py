@@ -1,4 +1,4 @@
-"""A learning rate that dies before the multiplier stops moving: counted ahead, and warned about."""
+"""Warns, before training, if the learning rate decays to about 0 while the multiplier still changes."""
 
 import math
 from collections.abc import Callable
@@ -8,15 +8,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_safe.module import PreferenceAlignment
 
-FROZEN = 0.05  # an epoch whose mean learning rate is under this share of the run's largest moves no policy
+FROZEN = 0.05  # below this share of the largest learning rate (epoch mean), the policy is considered frozen
 
 
 class FrozenPolicyWarning(UserWarning):
-    """The learning rate dies before the multiplier stops: its last steps reach no policy."""
+    """The learning rate is about 0 while the multiplier still changes, so its last steps have no effect."""
 
 
 def complete_epochs(trainer: Trainer) -> int | None:
-    """Complete epochs in the whole run, None where neither ``max_epochs`` nor ``max_steps`` bounds it."""
+    """Number of complete epochs in the run. None if neither ``max_epochs`` nor ``max_steps`` bounds it."""
     bounds = []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         bounds.append(trainer.max_epochs)
@@ -28,13 +28,13 @@ def complete_epochs(trainer: Trainer) -> int | None:
 def warn_of_frozen_policy(
     trainer: Trainer, module: PreferenceAlignment, moves: Callable[[int], bool], every_n_epochs: int
 ) -> None:
-    """Warn where a multiplier moves (``moves`` of an epoch's number) and no policy follows it.
+    """Warn if the multiplier changes in epochs in which the learning rate is too small for the policy to follow.
 
     Args:
-        trainer: Of the run.
-        module: Whose schedule may die.
-        moves: Whether the end of an epoch moves the multiplier.
-        every_n_epochs: The multiplier moves at the end of every n-th epoch alone.
+        trainer: The run's trainer.
+        module: The module whose schedule is checked.
+        moves: Whether the multiplier changes at the end of an epoch, by epoch number.
+        every_n_epochs: The multiplier changes only at the end of every n-th epoch.
     """
     total, steps, epochs = (
         int(trainer.estimated_stepping_batches),

@@ -1,4 +1,4 @@
-"""What every command does before it runs a policy: data, weights, precision, device, stop tokens."""
+"""Prepares a policy for a command: data, weights, precision, device, stop tokens."""
 
 from typing import Any
 
@@ -11,26 +11,27 @@ from lit_safe.devices import chosen_device, use
 from lit_safe.precision import check_trainer_precision
 from lit_safe.stepping import StepModule
 
-POLICY = "pair."  # what a module's state calls its policy
+POLICY = "pair."  # prefix of the policy's names in a module's state
 
 
 def make_ready(
     module: StepModule, data: Any, device: str, trainer: Trainer | None = None, stage: str = "validate"
 ) -> torch.device:
-    """Read data and model, and bring the model to its device in the trainer's precision.
+    """Read data and model, and move the model to its device in the trainer's precision.
 
     Args:
         module: From ``--model``.
-        data: From ``--data``; its stop tokens become the policy's.
+        data: From ``--data``. The policy uses its stop tokens.
         device: As for ``lit_safe.devices.chosen_device``.
-        trainer: From ``--trainer``, whose precision and accelerator count; None computes in the type of the weights.
-        stage: What the data are set up for.
+        trainer: From ``--trainer``. Its precision and accelerator are used. With None, the weights' dtype is used.
+        stage: Stage for the ``setup`` of the data.
 
     Returns:
-        Where the model lies.
+        The model's device.
 
     Raises:
-        ValueError: If the device is not there or the trainer's precision is not supported, before anything is read.
+        ValueError: If the device does not exist or the trainer's precision is not supported. Raised before anything is
+            read.
     """
     place = chosen_device(device, trainer)
     if trainer is not None:
@@ -46,13 +47,13 @@ def make_ready(
 
 
 def load_checkpoint(module: StepModule, path: str) -> dict[str, Any]:
-    """Put the policy that a checkpoint's run ships into a module that is ready; gives all that the checkpoint holds.
+    """Load the policy that a checkpoint's run ships into a prepared module. Returns the checkpoint.
 
-    The policy alone is read: a checkpoint that an anchor or another objective left more in is none the worse for it.
+    Only the policy's weights are loaded. Other entries, such as the state of an anchor or objective, are ignored.
 
     Raises:
-        CheckpointError: If the file is damaged, or no checkpoint.
-        ValueError: If the checkpoint holds no policy, or one that was trained from other weights.
+        CheckpointError: If the file is damaged or not a checkpoint.
+        ValueError: If the checkpoint has no policy, or its policy was trained from other weights.
     """
     checkpoint = checkpoints.load_checkpoint(path)
     state = checkpoint["state_dict"] = checkpoints.shipped(checkpoint)

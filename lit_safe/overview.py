@@ -1,4 +1,4 @@
-"""The list of commands, without importing what they need: it shows in a fraction of a second."""
+"""Prints the list of commands without importing their dependencies, so it appears in a fraction of a second."""
 
 import ast
 from pathlib import Path
@@ -19,10 +19,10 @@ PROGRAMS = {
 
 
 def overview(program: str) -> str:
-    """What ``--help`` without a command prints.
+    """The text that ``--help`` prints without a command.
 
     Args:
-        program: How the program was called, such as ``lit-safe``.
+        program: Name with which the program was called, such as ``lit-safe``.
     """
     groups = {"train and evaluate": LIGHTNING, "around a run": summaries(), "instruments": PROGRAMS}
     lines = [f"usage: {program} COMMAND [options]", ""]

@@ -1,4 +1,4 @@
-"""The memory of this process and of the machine, on every system."""
+"""Reads the memory of this process and of the machine, on all operating systems."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import psutil
 
 
 def peak_bytes() -> int:
-    """The most bytes of memory that this process has held at once. Where no system call tells: what it holds now."""
+    """Peak memory of this process in bytes. On systems that do not report it: the current memory."""
     try:
         import resource  # not on Windows
     except ImportError:
@@ -18,7 +18,7 @@ def peak_bytes() -> int:
 
 
 def limit_bytes() -> int:
-    """The bytes of memory that this process may use: the machine's, or its container's where that has fewer."""
+    """Memory available to this process in bytes: the machine's, or its container's limit if that is lower."""
     physical = int(psutil.virtual_memory().total)
     limit = Path("/sys/fs/cgroup/memory.max")  # of a Linux container
     text = limit.read_text(encoding="ascii").strip() if limit.exists() else "max"

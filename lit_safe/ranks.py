@@ -1,4 +1,4 @@
-"""How ranks share a pass: who takes what, how results meet, and that an error on one rank ends all of them."""
+"""Communication between ranks: exchange of results, and errors that stop all ranks."""
 
 import builtins
 from collections.abc import Iterator
@@ -11,18 +11,18 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-KNOWN = "known_to_all_ranks"  # a mark on an error that every rank has
+KNOWN = "known_to_all_ranks"  # attribute of an error that all ranks raise
 
 
 class Failure(NamedTuple):
-    """An error as other ranks hear of it: the nearest built-in kind, and its text."""
+    """An error as it is sent to other ranks: its nearest built-in class, and its text."""
 
     kind: str
     text: str
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process and how many there are; (0, 1) outside a distributed run."""
+    """(rank of this process, number of processes); (0, 1) outside a distributed run."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
@@ -30,13 +30,14 @@ def rank_and_world() -> tuple[int, int]:
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """An error inside ends the block on every rank: the others raise it where they next meet, or at the block's end.
+    """A block in which an error on one rank stops all ranks.
 
-    Every rank enters the block, and ranks meet inside it by the functions of this file alone.
+    The other ranks raise the error at their next exchange, or at the end of the block. All ranks must enter the block.
+    Inside it they may communicate only with the functions of this file.
 
     Raises:
-        Exception: The error of another rank, of the same built-in kind (``RuntimeError`` where it has none), with the
-            number of that rank.
+        Exception: The error of another rank, with the number of that rank. It has the same built-in class
+            (``RuntimeError`` if that is not possible).
     """
     try:
         yield
@@ -45,17 +46,17 @@ def failing_together() -> Iterator[None]:
             vars(error)[KNOWN] = True
             try:
                 _meet(_failure(error))
-            except Exception as other:  # ranks that are gone, or failed too, do not hide this rank's own error
+            except Exception as other:  # an error of another rank must not hide this rank's own
                 error.add_note(f"another rank: {other}")
         raise
     _meet()
 
 
 def gather(rows: Tensor, device: torch.device) -> Tensor:
-    """The rows [n, ...] of all ranks, rank by rank, alike everywhere; each rank brings as many.
+    """The rows [n, ...] of all ranks in rank order, equal on each. All ranks must have equally many rows.
 
     Raises:
-        Exception: What another rank raised since they last met, inside ``failing_together``.
+        Exception: An error that another rank raised since the last exchange, inside ``failing_together``.
     """
     world = rank_and_world()[1]
     if world == 1:
@@ -68,7 +69,7 @@ def gather(rows: Tensor, device: torch.device) -> Tensor:
 
 
 def of_first_rank(value: T) -> T:
-    """What the first rank brings, on every rank. Errors as in ``gather``."""
+    """The first rank's value, on every rank. Errors as in ``gather``."""
     if rank_and_world()[1] == 1:
         return value
     _meet()
@@ -78,7 +79,7 @@ def of_first_rank(value: T) -> T:
 
 
 def merge(rows: Tensor, device: torch.device) -> Tensor:
-    """Rows that ranks filled in turn, zero where another rank's turn was: all of them, alike to the bit everywhere.
+    """The merged rows of all ranks, bitwise equal on each. Rows of other ranks must be zero in the argument.
 
     Errors as in ``gather``.
     """
@@ -91,7 +92,7 @@ def merge(rows: Tensor, device: torch.device) -> Tensor:
 
 
 def _meet(failure: Failure | None = None) -> None:
-    """Wait for the other ranks, and raise what one of them failed with."""
+    """Wait for the other ranks, and raise the error of one that failed."""
     rank, world = rank_and_world()
     if world == 1:
         return
@@ -118,13 +119,13 @@ def _error(rank: int, failure: Failure) -> Exception:
     text = f"{failure.text} (on rank {rank})"
     try:
         error: Exception = getattr(builtins, failure.kind)(text)
-    except TypeError:  # some kinds, such as UnicodeDecodeError, are made of more than a text
+    except TypeError:  # some classes, such as UnicodeDecodeError, take other arguments than a text
         error = RuntimeError(f"{failure.kind}: {text}")
     return error
 
 
 def _meeting_place() -> torch.device:
-    """Where this process group takes tensors."""
+    """The device on which this process group exchanges tensors."""
     if "gloo" in str(dist.get_backend()) or not torch.accelerator.is_available():
         return torch.device("cpu")
     kind = torch.accelerator.current_accelerator()

@@ -1,4 +1,4 @@
-"""Randomness that neither sees nor leaves traces: a block draws as if it alone had ever drawn."""
+"""Isolated random states: a block uses its own seed, and the previous states are restored afterwards."""
 
 import random
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ def isolated(seed: int) -> Iterator[None]:
     """Seed torch (CPU and the current GPU), NumPy and ``random`` for a block, and restore them after it.
 
     Args:
-        seed: Any integer >= 0, usually ``hash64`` of what the block is for.
+        seed: Any integer >= 0, usually ``hash64`` of the block's purpose.
     """
     python, numpy = random.getstate(), np.random.get_state()
-    # a process of ours computes on one device; saving the others' states would open a context on each of them
+    # each process uses one device; saving the states of other devices would create a context on each
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices), _apples_gpu(seed):
         torch.random.default_generator.manual_seed(seed)
@@ -33,7 +33,7 @@ def isolated(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _apples_gpu(seed: int) -> Iterator[None]:
-    """The same for the one generator of an Apple GPU, which ``fork_rng`` does not know."""
+    """The same for the generator of an Apple GPU, which ``fork_rng`` does not support."""
     if not torch.backends.mps.is_available():
         yield
         return

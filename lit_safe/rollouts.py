@@ -1,4 +1,4 @@
-"""Responses to held-out prompts: what the policy's cost, and how far it has drifted from the reference's.
+"""Responses to held-out prompts: the cost of the policy's responses, and its drift from the reference.
 
 Letters: n responses, K columns.
 """
@@ -25,17 +25,17 @@ ROLLOUT_VALUES = (
     "own_logratio",
 )
 OWN_VALUES = ROLLOUT_VALUES[-3:]
-"""Of the reference's own response, with the same luck."""
+"""Columns of the reference's own response, drawn with the same random numbers."""
 
 ADDED_VALUES = ("entropy",)
-"""Columns that tables and checkpoints of an earlier version lack."""
+"""Columns that tables and checkpoints of earlier versions do not have."""
 
 IMPLAUSIBLE = 0.001
-"""Quantile of the reference's own log-prob per token below which it finds a response implausible."""
+"""A response is implausible below this quantile of log-probs per token of the reference's own responses."""
 
 
 def choose_jobs(data: HeldOut, prompts: int, samples: int, seed: int) -> list[Job]:
-    """Which prompts of the val split are answered, and how often."""
+    """Choose the prompts of the val split to answer, each with ``samples`` response numbers."""
     held_out = data.prompts("val")
     chosen = sorted(held_out, key=lambda p: (hash64("evaluation-prompt", seed, p.prompt_id), p.prompt_id))[:prompts]
     return [(prompt, sample) for prompt in chosen for sample in range(samples)]
@@ -51,9 +51,10 @@ def roll_out(
     seed: int,
     drift: bool = False,
 ) -> tuple[Columns, list[ScoredResponse]]:
-    """A row for each job, all of them on every rank, and this rank's responses as text.
+    """Answer the jobs. Returns one row per job (all rows on every rank) and this rank's responses as text.
 
-    ``drift`` lets the reference answer too, and measures both on its responses; without it those columns are NaN.
+    With ``drift``, the reference answers too, and both models are measured on its responses. Without it, these columns
+    are NaN.
     """
     width = len(ROLLOUT_VALUES) - len(OWN_VALUES)
     mine, own = Rows(len(jobs)), Rows(len(jobs))
@@ -72,7 +73,7 @@ def roll_out(
     if drift:
         asked = "batch of the reference's responses"
         for batch in answers(module, data, jobs, draw, batch_size=batch_size, reference=True, what=asked):
-            # the way the policy's responses are scored: equal responses are then equally plausible, to the bit
+            # computed as for the policy's responses, so equal responses have bitwise equal log-probs
             stats = module.pair.sequence_stats(batch.packed(device))
             own.put(batch, _columns(batch.sizes(), stats.reference_logp, stats.policy_logp - stats.reference_logp))
     values = np.full((len(jobs), len(ROLLOUT_VALUES)), np.nan)
@@ -85,7 +86,7 @@ def roll_out(
 
 
 def completed(rollouts: Columns) -> Columns:
-    """The table with NaN in the columns that the version which wrote it did not measure yet."""
+    """The table, with NaN in columns that an earlier version did not write."""
     if not rollouts:
         return rollouts
     unknown = np.full(len(rollouts["prompt_id"]), np.nan)
@@ -93,12 +94,13 @@ def completed(rollouts: Columns) -> Columns:
 
 
 def rollout_measures(rollouts: Columns) -> dict[str, Measure]:
-    """What is reported of the rows.
+    """The reported measures of the rows.
 
-    ``drift/forward_kl`` is -mean log(policy / reference) over responses of the reference: an unbiased estimate of
-    KL(reference || policy) up to the longest response, nats. ``drift/implausible`` is the share of the policy's
-    responses whose log-prob per token under the reference lies below the 0.1 % quantile of the reference's own; of
-    fewer than 1,000 that quantile is the lowest, below which lies 1 in n + 1 of a policy that has not drifted.
+    ``drift/forward_kl`` is -mean log(policy / reference) over responses of the reference, in nats. It is an unbiased
+    estimate of KL(reference || policy), for responses up to the maximum length. ``drift/implausible`` is the share of
+    the policy's responses whose log-prob per token under the reference is below the 0.1 % quantile of the reference's
+    own responses. With n < 1,000 responses, this quantile is their lowest value. A policy without drift then has an
+    expected share of 1 / (n + 1).
     """
     if not rollouts:
         return {}

@@ -14,7 +14,7 @@ class Schedule(Protocol):
 
 
 def _check(**shares: float) -> None:
-    """Refuse a warm-up outside [0, 1) or a final factor outside [0, 1]."""
+    """Check that a warm-up is in [0, 1) and a final factor in [0, 1]."""
     for name, value in shares.items():
         whole = name == "final"
         if not (0 <= value < 1 or (whole and value == 1)):
@@ -22,7 +22,7 @@ def _check(**shares: float) -> None:
 
 
 def _warmup(step: int, total: int, ratio: float) -> tuple[float, float]:
-    """(factor of a linear warm-up, progress in [0, 1] through what follows it)."""
+    """(factor of a linear warm-up, progress in [0, 1] after it)."""
     steps = math.ceil(ratio * total)
     return min(1.0, (step + 1) / (steps + 1)), min(1.0, max(0, step - steps) / max(1, total - steps))
 
@@ -32,10 +32,10 @@ class Constant:
     """A linear warm-up, then the full rate.
 
     Args:
-        warmup_ratio: Share of all optimizer steps spent warming up, in [0, 1).
+        warmup_ratio: Share of all optimizer steps used for the warm-up, in [0, 1).
 
     Raises:
-        ValueError: If it lies outside its range.
+        ValueError: If ``warmup_ratio`` is outside its range.
     """
 
     warmup_ratio: float = 0.0
@@ -50,17 +50,17 @@ class Constant:
 
 @dataclass(frozen=True)
 class Cosine:
-    """A linear warm-up, then half a cosine down to ``final``.
+    """A linear warm-up, then a cosine decay to ``final``.
 
     Args:
-        warmup_ratio: Share of all optimizer steps spent warming up, in [0, 1).
-        final: Factor at the end, in [0, 1]. At 0 the policy freezes before a multiplier that still moves; a run with a
-            dual step keeps some, e.g. 0.1.
-        until: Share, in (0, 1], of the steps after the warm-up at which ``final`` is reached; it stays there. A run
-            with a dual step ends nearer to its limit if the multiplier still moves once the policy has calmed down.
+        warmup_ratio: Share of all optimizer steps used for the warm-up, in [0, 1).
+        final: Factor at the end, in [0, 1]. With 0, the policy freezes while the multiplier still changes. Use a value
+            above 0, e.g. 0.1, in runs with a dual step.
+        until: Share of the steps after the warm-up, in (0, 1], after which ``final`` is reached and kept. A run with a
+            dual step ends closer to its limit if the multiplier still changes at the low rate.
 
     Raises:
-        ValueError: If an argument lies outside its range.
+        ValueError: If an argument is outside its range.
     """
 
     warmup_ratio: float = 0.03
@@ -80,14 +80,14 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear warm-up, then a straight line down to ``final``.
+    """A linear warm-up, then a linear decay to ``final``.
 
     Args:
-        warmup_ratio: Share of all optimizer steps spent warming up, in [0, 1).
+        warmup_ratio: Share of all optimizer steps used for the warm-up, in [0, 1).
         final: Factor at the end, in [0, 1].
 
     Raises:
-        ValueError: If an argument lies outside its range.
+        ValueError: If an argument is outside its range.
     """
 
     warmup_ratio: float = 0.0

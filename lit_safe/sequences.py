@@ -1,4 +1,4 @@
-"""From token ids to the packed layout that models read."""
+"""Packs token ids into the layout that models read."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -14,17 +14,17 @@ Ids: TypeAlias = Sequence[int] | npt.NDArray[np.int32]
 
 
 def pack_sequences(prompts: Sequence[Ids], responses: Sequence[Ids]) -> PackedSequences:
-    """Lay N prompts with their responses end to end; every response token is scored, no prompt token is.
+    """Concatenate N prompts with their responses. All response tokens are scored, no prompt tokens are.
 
-    Position t is scored iff token t + 1 belongs to the response, so the first response token is predicted from the
-    prompt's last one, and the last position of a sequence predicts nothing.
+    Position t is scored iff token t + 1 is in the response. The first response token is predicted at the prompt's last
+    position. The last position of a sequence predicts nothing.
 
     Args:
-        prompts: Token ids, at least one each: the first response token needs a position that predicts it.
-        responses: Token ids, the stop token included where there is one; may be empty, which scores nothing.
+        prompts: Token ids, at least one per prompt, because the first response token needs a position that predicts it.
+        responses: Token ids, with the stop token if there is one. A response may be empty; then nothing is scored.
 
     Returns:
-        N sequences in order, on the CPU.
+        N sequences in the given order, on the CPU.
 
     Raises:
         ValueError: If the counts differ, or a prompt is empty.
@@ -47,7 +47,7 @@ def pack_sequences(prompts: Sequence[Ids], responses: Sequence[Ids]) -> PackedSe
 
 
 def select_sequences(sequences: PackedSequences, index: Tensor) -> PackedSequences:
-    """The sequences of these indices [n], in their order."""
+    """The sequences with the given indices [n], in this order."""
     bounds_N1 = sequences.cu_seqlens.long()
     length_n = bounds_N1.diff()[index]
     cu_n1 = torch.cat([length_n.new_zeros(1), length_n.cumsum(0)])

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the baseline of both papers, and the stage that makes their reference.
+"""Supervised fine-tuning: the baseline of both papers, and the stage that trains their reference.
 
 Letters: N sequences.
 """
@@ -17,14 +17,15 @@ from lit_safe.types import PairModel, SequenceBatch
 
 
 class SupervisedFineTuning(StepModule):
-    """Maximises the log-likelihood of responses, averaged over the scored tokens of an optimizer step.
+    """Trains a policy on responses: maximises their log-likelihood, averaged over the scored tokens of a step.
 
     Args:
-        pair: The policy; its reference is not used.
-        optimizer: Built on the parameters that train; AdamW at 1e-6 without weight decay by default.
-        schedule: Factor on the learning rate by optimizer step; constant by default.
-        gradient_clip_norm: Bound on the gradient's 2-norm in an optimizer step; null leaves it alone.
-        decay_norms: Let the optimizer's weight decay act on norms and biases too.
+        pair: The policy. Its reference is not used.
+        optimizer: Optimizer of the trainable parameters. The default is AdamW with learning rate 1e-6 and no weight
+            decay.
+        schedule: Factor on the learning rate by optimizer step. The default is constant.
+        gradient_clip_norm: Bound on the gradient's 2-norm in an optimizer step. Null disables clipping.
+        decay_norms: Also apply the optimizer's weight decay to norms and biases.
     """
 
     def __init__(
@@ -46,12 +47,12 @@ class SupervisedFineTuning(StepModule):
         length_N = cumulative_T1[bounds_N1[1:]] - cumulative_T1[bounds_N1[:-1]]
         per_token_N = nll_N.detach() / length_N.clamp(min=1)
         return nll_N * batch.present, {
-            "loss": Measured(per_token_N, length_N * batch.present),  # a mean over tokens, as the loss of a step is
+            "loss": Measured(per_token_N, length_N * batch.present),  # a mean over tokens, like the loss of a step
             "lengths/response": Measured(length_N, batch.present),
         }
 
     def training_step(self, micro_batches: list[SequenceBatch], batch_idx: int) -> None:
-        """One optimizer step over all micro-batches."""
+        """Run one optimizer step over all micro-batches."""
         shares = [partial(self._loss_share, batch) for batch in micro_batches]
         self.log_training(self.optimizer_step_over(shares), {})
 
@@ -62,9 +63,9 @@ class SupervisedFineTuning(StepModule):
         return nll_N.sum() / batch.tokens_in_step
 
     def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
-        """Add a batch to the means of the split."""
+        """Add a batch to the split's means."""
         self.eval_means.update(self._nll(batch)[1])
 
     def test_step(self, batch: SequenceBatch, batch_idx: int) -> None:
-        """As validation, logged under ``test/``."""
+        """Do the same as in validation. Results are logged under ``test/``."""
         self.validation_step(batch, batch_idx)

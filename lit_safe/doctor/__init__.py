@@ -1,1 +1,1 @@
-"""Checks of a user's own model and data before a run: each can fail, and says what it saw."""
+"""Checks of a user's model and data before a run. Each check reports what it found."""

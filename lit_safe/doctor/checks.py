@@ -1,4 +1,4 @@
-"""The checks, each a function from a ``Patient`` to a ``Finding``.
+"""The checks of ``doctor``. Each is a function from a ``Patient`` to a ``Finding``.
 
 Letters: B pairs, N = 2B sequences.
 """
@@ -15,12 +15,12 @@ from lit_safe.dual import DualAscent
 from lit_safe.objectives import DPO
 from lit_safe.types import IGNORE, PackedSequences, Pair
 
-MOVED = 0.5  # share of weights that a step must change; in bf16 one at 1e-6 changes about 1 %
-STEP_ZERO = 1e-3  # nats: a larger margin of an untouched policy is no rounding
+MOVED = 0.5  # share of weights that a step must change; in bf16, a step with rate 1e-6 changes about 1 %
+STEP_ZERO = 1e-3  # nats: rounding does not explain a larger margin of an untrained policy
 
 
 def labels(patient: Patient) -> Finding:
-    """Every label that the objective needs is known for these pairs."""
+    """Check that these pairs have all labels that the objective needs."""
     needs, label = patient.module.objective.needs, patient.batch.label
     missing = [
         need
@@ -31,7 +31,7 @@ def labels(patient: Patient) -> Finding:
 
 
 def log_probs(patient: Patient) -> Finding:
-    """Log-probabilities are finite, at most 0, and the same when asked twice."""
+    """Check that log-probabilities are finite, at most 0, and the same when computed twice."""
     first, second = _policy(patient, patient.batch.sequences), _policy(patient, patient.batch.sequences)
     good = bool(torch.isfinite(first).all() and (first <= 0).all() and torch.equal(first, second))
     return Finding(
@@ -40,7 +40,7 @@ def log_probs(patient: Patient) -> Finding:
 
 
 def step_zero_margin(patient: Patient) -> Finding:
-    """An untouched policy that is its own reference has no margin on any pair; beside another model's it is finite."""
+    """Check that all margins of an untrained policy are 0; with another model as reference, that they are finite."""
     worst = float(_logratio(patient).margin.abs().max())
     facts = patient.module.pair.facts()
     if not facts.own_reference:
@@ -52,9 +52,9 @@ def step_zero_margin(patient: Patient) -> Finding:
 
 
 def step_zero_loss(patient: Patient) -> Finding:
-    """Plain DPO's loss is log 2, and the configured objective has its value at margin 0.
+    """Check that plain DPO's loss is log 2 and the objective's loss is its value at margin 0.
 
-    Beside a reference that is another model, plain DPO is asked at margin 0 and the objective's loss is finite.
+    If the reference is another model, plain DPO is evaluated at margin 0, and the objective's loss must be finite.
     """
     module, batch = patient.module, patient.batch
     own = module.pair.facts().own_reference
@@ -66,13 +66,13 @@ def step_zero_loss(patient: Patient) -> Finding:
     bound = module.objective.beta * STEP_ZERO + 1e-6  # every shipped link is 1-Lipschitz in beta * margin
     off_plain, off_own = float((plain - math.log(2)).abs().max()), float((got.loss - expected.loss).abs().max())
     seen = f"plain DPO {plain.mean():.6f} (log 2 is 0.693147); {module.objective!r} is {off_own:.1e} off its own value"
-    # a label of a dropped pair may be NaN, and its loss with it
+    # a dropped pair may have a NaN label and therefore a NaN loss
     good = off_own <= bound if own else bool(got.loss[got.weight > 0].isfinite().all())
     return Finding("loss at step 0", off_plain <= bound and good, seen)
 
 
 def batch_invariance(patient: Patient) -> Finding:
-    """A sequence scores the same alone, in the batch, and in the batch reversed."""
+    """Check that a sequence has the same score alone, in the batch, and in the reversed batch."""
     sequences = patient.batch.sequences
     count = len(sequences.cu_seqlens) - 1
     together = _policy(patient, sequences)
@@ -82,11 +82,11 @@ def batch_invariance(patient: Patient) -> Finding:
 
 
 def padding_invariance(patient: Patient) -> Finding:
-    """The ends of the sequences score the same among themselves and beside a neighbour twice as long."""
+    """Check that the sequences' ends have the same scores with and without a sequence of twice their length."""
     sequences = patient.batch.sequences
     length_N = sequences.cu_seqlens.diff()
     ends = take_ends(sequences, max(2, int(length_N.max()) // 2))
-    # the neighbour is one of the batch's own: a longer one might exceed what the model can read
+    # the neighbour is from the batch, because a longer one might exceed the model's maximum length
     neighbour = take(sequences, [int(length_N.argmax())])
     beside = PackedSequences(
         torch.cat([ends.input_ids, neighbour.input_ids]),
@@ -98,7 +98,7 @@ def padding_invariance(patient: Patient) -> Finding:
 
 
 def packing_invariance(patient: Patient) -> Finding:
-    """The padded and the packed layout give the same log-probs, where the model takes both."""
+    """Check that the padded and the packed layout give the same log-probs, if the model supports both."""
     pair = patient.module.pair
     layout = getattr(pair, "layout", None)
     if layout is None:
@@ -115,7 +115,7 @@ def packing_invariance(patient: Patient) -> Finding:
 
 
 def stop_token(patient: Patient) -> Finding:
-    """A response ends with exactly one stop token, which is scored, and nothing after it is."""
+    """Check that a response ends with exactly one scored stop token, and that nothing after it is scored."""
     sequences = patient.batch.sequences
     wrong, cut = [], 0
     bounds = sequences.cu_seqlens.tolist()
@@ -123,7 +123,7 @@ def stop_token(patient: Patient) -> Finding:
         scored = [t for t in sequences.target[start:end].tolist() if t != IGNORE]
         stops = [i for i, token in enumerate(scored) if token in patient.stop_ids]
         if not stops:
-            cut += 1  # a response cut to max_length has none to score
+            cut += 1  # a response cut to max_length has no stop token
         elif stops != [len(scored) - 1]:
             wrong.append(number)
     total = len(bounds) - 1
@@ -132,18 +132,18 @@ def stop_token(patient: Patient) -> Finding:
 
 
 def accumulation(patient: Patient) -> Finding:
-    """One micro-batch of B pairs and B micro-batches of one pair give the same gradient."""
+    """Check that one micro-batch of B pairs and B micro-batches of one pair give the same gradient."""
     batch = patient.batch
     whole = gradient(patient.module, [batch])
     parts = gradient(patient.module, [take_pairs(batch, [i]) for i in range(len(batch.present))])
-    # a tied or all-dropped batch has none to compare; its parts must have none either
+    # the gradient is 0 if all pairs are tied or dropped; then it must be 0 for the parts too
     off = float((whole - parts).norm() / whole.norm().clamp(min=1e-12)) if bool(whole.any() or parts.any()) else 0.0
     bound = min(0.1, max(1e-3, patient.tolerance))
     return Finding("accumulation", off <= bound, f"gradients differ by {off:.1e} of their norm (at most {bound:.0e})")
 
 
 def reference_identity(patient: Patient) -> Finding:
-    """The reference has no gradient and stays where it is when the policy moves."""
+    """Check that the reference has no gradient and does not change when the policy changes."""
     module, sequences = patient.module, patient.batch.sequences
     with torch.enable_grad():
         before = module.pair.reference_logp(sequences)
@@ -151,7 +151,7 @@ def reference_identity(patient: Patient) -> Finding:
     parameters = [p for p in module.parameters() if p.requires_grad]
     kept = [p.detach().clone() for p in parameters]
     with torch.no_grad():
-        for index, p in enumerate(parameters):  # a fixed pattern: no random state is touched
+        for index, p in enumerate(parameters):  # a fixed pattern, so no random state changes
             wave = torch.sin(torch.arange(p.numel(), device=p.device) + index).to(p.dtype)
             p.add_(0.02 * wave.view_as(p))
     after, policy_after = module.pair.reference_logp(sequences), _policy(patient, sequences)
@@ -165,14 +165,14 @@ def reference_identity(patient: Patient) -> Finding:
 
 
 def step(patient: Patient) -> Finding:
-    """A step of the run's optimizer, at its learning rate, changes the weights that train."""
+    """Check that a step of the run's optimizer, at its learning rate, changes the trainable weights."""
     module = patient.module
     parameters = [p for p in module.parameters() if p.requires_grad]
     kept = [p.detach().clone() for p in parameters]
     optimizer = module.optimizer(parameters)
     for p in parameters:
         p.grad = torch.ones_like(p)
-        p.grad.view(-1)[::2] = -1  # of size 1, up and down: AdamW's step is then of the size of the learning rate
+        p.grad.view(-1)[::2] = -1  # gradients of +1 and -1, so AdamW's step has the size of the learning rate
     optimizer.step()
     moved = sum(int((p != old).sum()) for p, old in zip(parameters, kept, strict=True))
     with torch.no_grad():
@@ -186,7 +186,7 @@ def step(patient: Patient) -> Finding:
 
 
 def dual(patient: Patient) -> Finding:
-    """Limit, multiplier, constraints and cost function fit together."""
+    """Check that limit, multiplier, constraints and cost function fit together."""
     trainer = patient.trainer
     callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
     found = [callback for callback in callbacks if isinstance(callback, DualAscent)]
@@ -194,7 +194,7 @@ def dual(patient: Patient) -> Finding:
         return Finding("dual", True, "no dual group")
     try:
         found[0].check(trainer, patient.module, patient.data)
-    except Exception as fault:  # a cost function is a user's own, and may raise anything
+    except Exception as fault:  # a user's cost function may raise any exception
         return Finding("dual", False, f"{type(fault).__name__}: {fault}")
     shape = list(patient.module.multiplier.shape)
     estimator = type(found[0].estimator).__name__ if found[0].estimator is not None else "no estimator"
@@ -202,7 +202,7 @@ def dual(patient: Patient) -> Finding:
 
 
 def memory(patient: Patient) -> Finding:
-    """The largest training step fits into memory."""
+    """Check that the largest training step fits into memory."""
     needed, available = patient.needed, patient.available
     largest = max(needed._asdict(), key=needed._asdict().__getitem__)
     seen = f"about {needed.total / 2**30:.2f} GiB needed at most (most of it {largest}), {available / 2**30:.1f} there"
@@ -227,7 +227,7 @@ CHECKS: tuple[Callable[[Patient], Finding], ...] = (
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
-    """Every check in turn, the cheap and telling ones first."""
+    """Run all checks in order, the cheap and informative ones first."""
     for check in CHECKS:
         yield check(patient)
 

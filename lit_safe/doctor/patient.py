@@ -1,4 +1,4 @@
-"""What the checks look at, and how they take a batch apart.
+"""The input and result of the checks, and functions that take parts of a batch.
 
 Letters: B pairs, N = 2B sequences, T packed tokens.
 """
@@ -15,11 +15,11 @@ from lit_safe.types import Annotation, MemoryEstimate, PackedBatch, PackedSequen
 
 
 class Patient(NamedTuple):
-    """A module with loaded models, one batch of true pairs, and what the data says of itself.
+    """The input of the checks: a module with loaded models, one batch without fillers, and facts about the data.
 
-    ``stop_ids`` are the tokens that may end a response, ``tolerance`` the largest difference in nats that counts as
-    rounding; ``needed`` and ``available`` are bytes of memory for a training step.
-    ``trainer`` brings the run's precision and its callbacks, where there is one.
+    ``stop_ids`` are the tokens that may end a response. ``tolerance`` is the largest difference in nats that counts as
+    rounding. ``needed`` and ``available`` are bytes of memory for a training step. ``trainer``, if there is one, gives
+    the run's precision and callbacks.
     """
 
     module: PreferenceAlignment
@@ -33,7 +33,7 @@ class Patient(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """The outcome of a check: ``passed``, and what was seen in a sentence."""
+    """The result of a check: whether it passed, and what it found, in a sentence."""
 
     check: str
     passed: bool
@@ -41,7 +41,7 @@ class Finding(NamedTuple):
 
 
 def take(sequences: PackedSequences, which: Sequence[int]) -> PackedSequences:
-    """The named sequences, in that order."""
+    """The sequences with the given indices, in this order."""
     bounds = sequences.cu_seqlens.tolist()
     spans = [slice(bounds[i], bounds[i + 1]) for i in which]
     lengths = [0, *(span.stop - span.start for span in spans)]
@@ -50,7 +50,7 @@ def take(sequences: PackedSequences, which: Sequence[int]) -> PackedSequences:
 
 
 def take_ends(sequences: PackedSequences, size: int) -> PackedSequences:
-    """The last ``size`` tokens of each sequence, or all of a shorter one, as sequences of their own."""
+    """The last ``size`` tokens of each sequence (or the whole sequence, if it is shorter), as new sequences."""
     length_N = sequences.cu_seqlens.diff().clamp(max=size).tolist()
     kept = torch.cat(
         [torch.arange(end - n, end) for end, n in zip(sequences.cu_seqlens[1:].tolist(), length_N, strict=True)]
@@ -65,7 +65,7 @@ def take_ends(sequences: PackedSequences, size: int) -> PackedSequences:
 
 
 def take_pairs(batch: PackedBatch, which: Sequence[int]) -> PackedBatch:
-    """The named pairs, in that order; ``pairs_in_step`` stays, so shares of a step's loss still add up."""
+    """The pairs with the given indices. ``pairs_in_step`` is unchanged, so parts of a step's loss still add up."""
     rows = torch.tensor(which, device=batch.present.device)
 
     def rows_of(pair: Pair) -> Pair:
@@ -89,7 +89,7 @@ def take_pairs(batch: PackedBatch, which: Sequence[int]) -> PackedBatch:
 
 
 def gradient(module: PreferenceAlignment, batches: Sequence[PackedBatch]) -> Tensor:
-    """The gradient of a step over ``batches``, flat, on the CPU; the module's own gradients are left empty."""
+    """The gradient of a step over ``batches``, flattened, on the CPU. The module's own gradients remain empty."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     total = [torch.zeros_like(p, device="cpu", dtype=torch.float32) for p in parameters]
     for batch in batches:

@@ -1,5 +1,6 @@
-"""What the command line prints when a user made a mistake: at most six lines, and an exit status.
+"""Messages of at most six lines, and exit statuses, for a user's mistakes.
 
-``parser.py`` shortens the parser's messages, ``exceptions.py`` tells mistakes from faults of our own code, which keep
-their traceback. ``places.py`` finds the flag or the line of YAML that set a value, ``names.py`` the nearest valid name.
+``parser.py`` shortens the parser's messages. ``exceptions.py`` distinguishes mistakes from faults in our code. Faults
+keep their traceback. ``places.py`` finds the flag or the line of YAML that set a value. ``names.py`` finds the nearest
+valid name.
 """

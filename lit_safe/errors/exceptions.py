@@ -1,4 +1,4 @@
-"""Tells a user's mistake from a fault of our own code, by where and how an exception was raised."""
+"""Distinguishes a user's mistake from a fault of our own code, by where and how an exception was raised."""
 
 import dis
 import re
@@ -15,19 +15,19 @@ from lit_safe.errors.trainer import trainer_mistake
 from lit_safe.installation import PACKAGES, root
 
 PURPOSEFUL = (ValueError, TypeError, ArithmeticError, RuntimeError, OSError, ImportError)
-"""Types of exceptions that our code raises to say something. Others are faults."""
+"""Types of exceptions that our code raises on purpose. Other types are faults."""
 
 LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities")
 FRAMEWORKS = (*LIGHTNING, "torch", "transformers", "peft")
-"""Packages whose checks of a setting are shown in one line, where they raise on purpose."""
+"""Packages whose errors are shown in one line if they were raised by a check of a setting."""
 
 
 BUILDERS = ("instantiate_classes", "instantiate_trainer")
-"""Methods of the command line that make objects from settings."""
+"""Methods of the command line that build objects from settings."""
 
 
 def mistake(error: BaseException, words: Words) -> Message | None:
-    """What to print for a user's mistake; None for a fault, whose traceback is to be shown."""
+    """The message for a user's mistake. None for a fault, whose traceback should be shown."""
     chain = list(_chain(error))
     for one in chain:
         if isinstance(one, PURPOSEFUL) and _raised(one, _ours):
@@ -97,7 +97,7 @@ def _traces(error: BaseException) -> list[TracebackType]:
 
 
 def _raised(error: BaseException, place: Callable[[FrameType], bool]) -> bool:
-    """Whether a ``raise`` statement raised it, in a frame of that kind."""
+    """Whether the exception comes from a ``raise`` statement in a frame for which ``place`` is true."""
     traces = _traces(error)
     if not traces:
         return False
@@ -123,19 +123,19 @@ def _package(frame: FrameType) -> str:
 
 
 def _building(error: BaseException) -> bool:
-    """Whether objects were being made from settings."""
+    """Whether the exception was raised while objects were built from settings."""
     places = [(str(frame.f_globals.get("__name__")), frame.f_code.co_name) for frame in _frames(error)]
     return any(module == "jsonargparse._instantiation" or function in BUILDERS for module, function in places)
 
 
 def _is_advice(error: BaseException) -> bool:
-    """Whether Lightning says that settings do not fit each other, or to this machine."""
+    """Whether Lightning reports that settings do not fit each other, or do not fit this machine."""
     last = _frames(error)[-1]
     return "Misconfiguration" in type(error).__name__ or (isinstance(error, ValueError) and _package(last) in LIGHTNING)
 
 
 def _arguments(error: BaseException) -> list[str]:
-    """Names of the arguments of the object that was being made."""
+    """Names of the arguments of the object that was being built."""
     last = _frames(error)[-1]
     owner = last.f_locals.get("self")
     return names.parameters(type(owner)) if owner is not None else list(last.f_code.co_varnames)

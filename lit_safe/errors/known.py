@@ -1,4 +1,4 @@
-"""Mistakes that other packages report: models, data sets, checkpoints, devices, memory, disks."""
+"""Messages for errors from other packages: models, data sets, checkpoints, devices, memory, disks."""
 
 import os
 import re
@@ -15,7 +15,7 @@ MEMORY = "half of --data.micro_batch_pairs, or of --data.max_length; `doctor` es
 
 
 def known(error: BaseException, words: Words) -> Message | None:
-    """What to print for an exception that another package raised; None if it is not known."""
+    """The message for an exception from another package. None if the exception is not in the table."""
     kind = type(error).__name__
     text = str(error)
     for kinds, pattern, explained in TABLE:
@@ -98,7 +98,7 @@ def _first_sentence(error: BaseException) -> str:
 
 
 def _named(text: str, words: Words) -> str:
-    """The model or data set of a message: what was typed as its name or path, best if it stands in the text."""
+    """The model or data set of an error: a typed name or path, preferably one that the text contains."""
     typed = [
         s.value for s in words.settings() if s.value and s.keys[-1:] in (("name_or_path",), ("path",), ("source",))
     ]
@@ -138,4 +138,4 @@ TABLE: tuple[tuple[tuple[str, ...], str, Explained], ...] = (
     (("AssertionError", "RuntimeError"), "not compiled with CUDA|Found no NVIDIA driver", _device),
     (("UnicodeDecodeError",), "", _not_utf8),
 )
-"""(class names, or () for any; pattern of the text; what to say), the first that fits."""
+"""(class names, or () for any; pattern of the text; function for the message). The first match is used."""

@@ -12,10 +12,10 @@ FAILED = 1
 
 LINES = 6
 WIDTH = 500
-"""Longest line, in characters; the rest is left out."""
+"""Maximum length of a line in characters. The rest is cut."""
 
 TRACEBACK = "LIT_SAFE_TRACEBACK"
-"""Environment variable: 1 prints the traceback of a user's mistake too."""
+"""Environment variable. With the value 1, the traceback of a user's mistake is printed too."""
 
 
 class SettingError(ValueError):
@@ -31,9 +31,9 @@ class Message:
     """One mistake.
 
     Args:
-        what: What is wrong, naming it. May have several lines; those that do not fit are left out.
-        where: The flag, or the YAML file with line and key, that is to be changed.
-        instead: What would be right: the nearest name, accepted values, or a command.
+        what: The mistake, with the name of the wrong thing. It may have several lines; surplus lines are left out.
+        where: The flag to change, or the YAML file with line and key.
+        instead: A correct alternative: the nearest name, accepted values, or a command.
         status: The exit status.
     """
 
@@ -43,7 +43,7 @@ class Message:
     status: int = USAGE
 
     def __str__(self) -> str:
-        """The lines to print, ``LINES`` at most."""
+        """The lines to print, at most ``LINES``."""
         after = [
             f"{label} {_one_line(text)}" for label, text in (("where:", self.where), ("try:", self.instead)) if text
         ]

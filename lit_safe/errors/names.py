@@ -1,4 +1,4 @@
-"""The nearest valid names to a misspelt one: options, classes, files."""
+"""Finds the valid names (options, classes, files) that are nearest to a misspelt one."""
 
 import ast
 import difflib
@@ -12,24 +12,24 @@ import yaml
 from lit_safe import installation
 
 SHOWN = 3
-"""Names in a suggestion."""
+"""Maximum number of names in a suggestion."""
 
 CLOSE = 0.1
-"""How much less like the typed word a second suggestion may be than the first."""
+"""How much lower the similarity of a further suggestion may be than that of the first."""
 
 HOMES = {
     "optimizer": ("torch.optim",),
     "callbacks": ("lightning.pytorch.callbacks",),
     "logger": ("lightning.pytorch.loggers",),
 }
-"""Modules of other packages that a setting's classes come from."""
+"""Modules of other packages with classes for a setting."""
 
 KEY_OF_FOLDER = {"model": "pair", "cost": "estimator"}
-"""Keys of settings, where the folder of their shipped YAML files has another name."""
+"""Folder of shipped YAML files → key of the setting, if the names differ."""
 
 
 def nearest(word: str, names: Iterable[str], count: int = SHOWN) -> list[str]:
-    """The names most like ``word``, best first; none if nothing is like it. Case and ``_``, ``-`` do not count."""
+    """The names most similar to ``word``, best first; [] if none is similar. Ignores case, ``_`` and ``-``."""
     plain: dict[str, str] = {}
     for name in names:
         plain.setdefault(_plain(name), name)
@@ -40,7 +40,7 @@ def nearest(word: str, names: Iterable[str], count: int = SHOWN) -> list[str]:
 
 
 def suggestion(word: str, names: Sequence[str], otherwise: str = "") -> str:
-    """``a or b``: the nearest names; else all of them if they are few; else ``otherwise``."""
+    """``a or b``: the nearest names. If there are none: all names if they are few, else ``otherwise``."""
     found = nearest(word, names)
     if found:
         return " or ".join(found)
@@ -48,7 +48,7 @@ def suggestion(word: str, names: Sequence[str], otherwise: str = "") -> str:
 
 
 def parameters(cls: type) -> list[str]:
-    """Names of a class's arguments, those of its bases included where it takes ``**kwargs``."""
+    """Names of a class's arguments, with those of its bases if it takes ``**kwargs``."""
     names: dict[str, None] = {}
     for base in cls.__mro__:
         init = vars(base).get("__init__")
@@ -66,7 +66,7 @@ def parameters(cls: type) -> list[str]:
 
 
 def shipped_classes() -> dict[str, list[str]]:
-    """Class paths that the shipped YAML files name, by the key under which they stand: ``objective``, ``pair``, ..."""
+    """Class paths in the shipped YAML files, by their key: ``objective``, ``pair``, ..."""
     found: dict[str, dict[str, None]] = {}
     for name in installation.shipped_configs():
         content = yaml.safe_load((installation.root() / name).read_text(encoding="utf-8"))
@@ -105,11 +105,11 @@ def classes_of(module: str) -> list[str]:
 
 
 def nearest_classes(path: str, key: str) -> list[str]:
-    """Class paths like ``path``: of the key's own packages, of the module that ``path`` names, of shipped YAML files.
+    """Class paths similar to ``path``, from the key's packages, the module in ``path`` and shipped YAML files.
 
     Args:
-        path: A class path, or a class's bare name.
-        key: Of the setting: ``optimizer``, ``callbacks``, ...
+        path: A class path, or only the name of a class.
+        key: Key of the setting: ``optimizer``, ``callbacks``, ...
     """
     module, _, name = path.rpartition(".")
     package = module.rpartition(".")[0]
@@ -126,7 +126,7 @@ def nearest_classes(path: str, key: str) -> list[str]:
 
 
 def nearest_files(path: str) -> list[str]:
-    """Files like ``path``: its neighbours, and the shipped YAML files if it is one."""
+    """Files similar to ``path``: in its folder and, for a YAML file, among the shipped files."""
     wanted = Path(path)
     names: list[str] = []
     if wanted.parent.is_dir():

@@ -1,4 +1,4 @@
-"""An argument parser whose errors are short: what is wrong, the flag or line of YAML, and what would be right."""
+"""An argument parser with short errors: the mistake, its flag or line of YAML, and a correct alternative."""
 
 import argparse
 import re
@@ -18,10 +18,10 @@ from lit_safe.errors.values import class_path_message, value_message
 
 
 class SafeParser(LightningArgumentParser):
-    """LightningCLI's parser, which prints no usage when a word is wrong. Options are typed in full."""
+    """LightningCLI's parser, without usage text in errors. Options cannot be abbreviated."""
 
     typed: Sequence[str] = ()
-    """The words that the outermost parser was given."""
+    """The words that the outermost parser received."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
@@ -33,14 +33,14 @@ class SafeParser(LightningArgumentParser):
             parser.typed = words
         try:
             return super().parse_args(args, *rest, **kwargs)
-        except (UnicodeDecodeError, OSError, RecursionError) as error:  # of a YAML file
+        except (UnicodeDecodeError, OSError, RecursionError) as error:  # from a YAML file
             message = Words(words).unreadable()
             if message is None:
                 raise
             self._end(message, error)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the mistake and end with status 2."""
+        """Print the mistake and exit with status 2."""
         if not self.exit_on_error:
             super().error(message, ex)
         self._end(condense(message, self), ex)
@@ -56,7 +56,7 @@ class SafeParser(LightningArgumentParser):
         return {} if action is None else dict(action._name_parser_map)
 
     def flags(self, words: Words) -> list[str]:
-        """Every option of this parser, and the keys of the YAML files as options of the classes in use."""
+        """All options of this parser, and the keys in the YAML files, as options of the selected classes."""
         own = [flag for action in self._actions for flag in action.option_strings if re.fullmatch(r"--[\w.]+", flag)]
         return [
             *own,
@@ -68,8 +68,8 @@ def condense(message: str, parser: SafeParser) -> Message:
     """The short form of a parser's message.
 
     Args:
-        message: jsonargparse's own.
-        parser: Whose message it is.
+        message: jsonargparse's message.
+        parser: The parser that raised it.
     """
     words = Words(parser.typed)
     if (unreadable := words.unreadable()) is not None:
@@ -89,7 +89,7 @@ def help_of(parser: argparse.ArgumentParser) -> str:
 
 
 def _simple(message: str, parser: SafeParser, words: Words) -> Message | None:
-    """Messages of one line: of words, options and commands."""
+    """One-line messages about words, options and commands."""
     first = message.splitlines()[0]
     commands = list(parser._commands())
     if found := re.match(r"unrecognized arguments: (.*)", first):

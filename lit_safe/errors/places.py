@@ -1,4 +1,4 @@
-"""Finds where a setting was typed: a flag, or a line of a YAML file that the command line names."""
+"""Finds where a setting was typed: a flag, or a line of a YAML file on the command line."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -14,13 +14,13 @@ from lit_safe.installation import find_config, root
 
 CONFIG = ("-c", "--config")
 STRUCTURE = ("init_args", "dict_kwargs")
-"""Keys of a class in YAML that a flag leaves out."""
+"""Keys of a class in YAML that are left out in a flag."""
 
 Keys = tuple[str, ...]
 
 
 class Setting(NamedTuple):
-    """A key with its value (None if it has parts) and the place where it was typed."""
+    """A key, its value (None if it is a mapping or list) and the place where it was typed."""
 
     keys: Keys
     value: str | None
@@ -35,14 +35,14 @@ class Words:
     """The words of a command line.
 
     Args:
-        words: Those after the program's name.
+        words: The words after the program's name.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)
 
     def options(self) -> list[tuple[str, str | None]]:
-        """(flag, value) of each option; None where no value follows it."""
+        """(flag, value) of each option. The value is None if none follows."""
         found: list[tuple[str, str | None]] = []
         for k, word in enumerate(self.words):
             if not word.startswith("-") or _is_number(word):
@@ -54,7 +54,7 @@ class Words:
         return found
 
     def files(self) -> list[tuple[Keys, str]]:
-        """(key, path) of each YAML file; the key is () for ``--config``."""
+        """(key, path) of each YAML file. The key is () for ``--config``."""
         return [
             (() if flag in CONFIG else keys_of(flag), find_config(value))
             for flag, value in self.options()
@@ -62,7 +62,7 @@ class Words:
         ]
 
     def settings(self) -> list[Setting]:
-        """All that was typed; what counts more comes later."""
+        """All typed settings. Later settings override earlier ones."""
         found: list[Setting] = []
         for keys, path in self.files():
             found += _settings(Path(path), keys)
@@ -70,17 +70,17 @@ class Words:
         return found
 
     def find(self, keys: Sequence[str], value: str | None = None) -> str:
-        """The place of a key (``init_args`` left out); with a value, where it has that value. "" if not found."""
+        """The place of a key (without ``init_args``), preferably where it has ``value``. "" if not found."""
         same = [s for s in self.settings() if s.keys == tuple(keys)]
         exact = [s for s in same if value is not None and s.value == value]
         return (exact or same)[-1].place if same else ""
 
     def mentioned(self, text: str, names: Sequence[str] | None = None) -> str:
-        """The place of the setting whose last key and value both stand in ``text``; "" if there is none.
+        """The place of the setting whose last key and value are both in ``text``; "" if there is none.
 
         Args:
             text: A message.
-            names: If given, only these keys count, and a value need not stand in the text.
+            names: If given, only these keys are considered, and the value need not be in the text.
         """
         said = set(re.findall(r"[A-Za-z_]\w*", text))
         known = [s for s in self.settings() if s.keys and s.keys[-1] in said]
@@ -89,7 +89,7 @@ class Words:
         return (exact or loose)[-1].place if exact or loose else ""
 
     def only_with_value_in(self, text: str) -> str:
-        """The place of the only setting whose value, of two characters or more, stands in ``text``; "" if not one."""
+        """The place of the only setting whose value (of at least two characters) is in ``text``; "" if not unique."""
         places = {s.place for s in self.settings() if s.value and len(s.value) > 1 and _says(text, s.value)}
         return places.pop() if len(places) == 1 else ""
 
@@ -99,10 +99,10 @@ class Words:
         return same[-1].place if same else ""
 
     def unreadable(self) -> Message | None:
-        """What is wrong with the first YAML file that is not a readable mapping."""
+        """The message about the first YAML file that is not a readable mapping."""
         for keys, path in self.files():
             if keys and not Path(path).exists():
-                continue  # the value of an option, about which the parser says more
+                continue  # the value of an option; the parser's message says more about it
             message = check_file(path)
             if message is not None:
                 return message
@@ -110,7 +110,7 @@ class Words:
 
 
 def check_file(path: str) -> Message | None:
-    """What is wrong with a YAML file of settings; None if nothing is."""
+    """The message about a YAML file of settings. None if the file is correct."""
     where = shown(path)
     near = " or ".join(nearest_files(path)) or "`lit-safe configs` lists the shipped files"
     try:
@@ -164,7 +164,7 @@ def refuse_repeated_keys(text: str) -> None:
 
 
 def shown(path: str | Path) -> str:
-    """A path as a user types it: from the working directory, or ``configs/...`` for a shipped file."""
+    """A path as a user types it: relative to the working directory, or ``configs/...`` for a shipped file."""
     whole = Path(path).resolve()
     for folder in (Path.cwd(), root()):
         if whole.is_relative_to(folder.resolve()):

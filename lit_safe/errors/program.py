@@ -1,4 +1,4 @@
-"""Runs a command so that mistakes end in short messages and faults in their traceback."""
+"""Runs a command. Mistakes end in short messages; faults keep their traceback."""
 
 import argparse
 import re
@@ -17,10 +17,10 @@ from lit_safe.errors.places import Words
 
 @contextmanager
 def short_errors(words: Sequence[str]) -> Iterator[None]:
-    """Turns a mistake inside into a message on stderr and an exit status. Faults and plain exits pass.
+    """Turns a mistake inside into a message on stderr and an exit status. Faults and plain exits are passed on.
 
     Args:
-        words: Those of the command line.
+        words: The words of the command line.
 
     Raises:
         SystemExit: With status 2 for usage, 1 for data, model and disk, 130 after Ctrl-C.
@@ -44,7 +44,7 @@ def short_errors(words: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def short_usage_errors() -> Iterator[None]:
-    """Makes argparse print a mistake without its usage, for programs with a parser of their own."""
+    """Makes argparse print mistakes without usage text, for programs with their own parser."""
     with patch.object(argparse.ArgumentParser, "error", _argparse_error):
         yield
 

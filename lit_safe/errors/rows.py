@@ -1,4 +1,4 @@
-"""The columns of a user's data file."""
+"""Reads the column names of a user's data file."""
 
 import csv
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def columns_of(path: str) -> list[str]:
-    """Names of the columns of a local JSONL, CSV or TSV file, by its first line; [] for others."""
+    """Column names of a local JSONL, CSV or TSV file, from its first line. [] for other files."""
     suffix = Path(path).suffix
     try:
         with Path(path).open(encoding="utf-8-sig") as file:

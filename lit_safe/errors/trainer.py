@@ -1,4 +1,4 @@
-"""What Lightning's Trainer refuses, and which of our settings does what was meant."""
+"""Messages for settings that Lightning's Trainer refuses, with the setting to use instead."""
 
 import re
 
@@ -26,13 +26,13 @@ TABLE: tuple[tuple[str, str, str, str, int], ...] = (
     ("[Dd]evices", "devices", "{value} is not a value of trainer.devices", "a whole number >= 1, or auto", USAGE),
     ("val_check_interval", "val_check_interval", "", "a smaller number, or a share of an epoch in (0, 1]", USAGE),
 )
-"""(pattern, key under trainer, what to say or "" for Lightning's own words, what would be right, exit status)."""
+"""(pattern, key under trainer, message or "" for Lightning's own, correct alternative, exit status)."""
 
 CHOICES = {"accelerator": ACCELERATORS, "strategy": STRATEGIES}
 
 
 def trainer_mistake(text: str, words: Words) -> Message | None:
-    """What to print for a refusal of the Trainer; None if it is another."""
+    """The message for an error of the Trainer. None if the error is not in the table."""
     if found := re.search(r"on metric `(.*?)` which is not available.*following: (.*)", text):
         there = re.findall(r"`([^`]+)`", found[2])
         what = f"no metric {found[1]!r} is logged, which a callback monitors"

@@ -1,4 +1,4 @@
-"""Reads jsonargparse's nested error texts: at which key and class the innermost problem lies."""
+"""Parses jsonargparse's nested error texts: finds the key and class of the innermost problem."""
 
 import re
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ class Problem:
     """The innermost problem of a message.
 
     Args:
-        keys: The key, from the outermost: ``("model", "objective", "beta")``.
-        class_path: The class at fault, if one was being read.
-        texts: What is wrong; of a value that fits none of several types, one for each.
-        value: What was typed, if the message says so.
-        path: Whether the value was also looked for as a file.
+        keys: The key, outermost part first: ``("model", "objective", "beta")``.
+        class_path: The class whose settings were being read, if any.
+        texts: The errors; if a value fits none of several types, one error per type.
+        value: The typed value, if the message contains it.
+        path: Whether the value was also tried as a file.
     """
 
     keys: tuple[str, ...]
@@ -36,7 +36,7 @@ class Problem:
 
 
 def read(message: str) -> Problem | None:
-    """The innermost problem of a message; None if the message has no such structure."""
+    """The innermost problem of a message. None if the message does not have this structure."""
     stack: list[tuple[int, str, str]] = []  # (indentation, kind, name)
     leaves: list[tuple[list[tuple[int, str, str]], str]] = []
     path = False

@@ -25,7 +25,7 @@ _NO_PATH = re.compile(r"(?:Expected a dot import path string|Unexpected import p
 
 
 def class_path_message(problem: Problem, words: Words) -> Message | None:
-    """About a class path, or the file that should hold one; None if the problem is another."""
+    """The message about a class path or the file that should contain one. None for other problems."""
     for text in problem.texts:
         if found := _NO_PATH.match(text):
             others = [t for t in problem.texts if t.startswith("Expected a ") and not _NO_PATH.match(t)]
@@ -41,7 +41,7 @@ def class_path_message(problem: Problem, words: Words) -> Message | None:
 
 
 def value_message(problem: Problem, words: Words) -> Message:
-    """About a value of the wrong type, or out of its choices."""
+    """The message about a value of the wrong type or outside its choices."""
     value = problem.value
     place = _place(problem, value, words)
     types = [text.removeprefix("Expected a ") for text in problem.texts if text.startswith("Expected a ")]
@@ -58,7 +58,7 @@ def value_message(problem: Problem, words: Words) -> Message:
 
 
 def _neither(value: str, problem: Problem, words: Words) -> Message:
-    """A word that is no file and no class path."""
+    """The message about a word that is neither a file nor a class path."""
     place = _place(problem, value, words)
     if "/" in value or Path(value).suffix in (".yaml", ".yml", ".json"):
         group = _group(problem, value)
@@ -80,7 +80,7 @@ def _cannot_import(problem: Problem, text: str, attribute: str, words: Words) ->
 
 
 def _group(problem: Problem, typed: str, like: bool = True) -> str:
-    """What could stand there: classes and shipped files like the typed one, or all of the setting's."""
+    """Alternatives: classes and shipped files similar to the typed one, or all of the setting's."""
     key = problem.keys[-1] if problem.keys else ""
     files = names.configs_of(key)
     if like:

@@ -1,1 +1,1 @@
-"""Where metrics go, in files that a resumed run continues exactly."""
+"""Loggers whose files a resumed run continues exactly."""

@@ -1,4 +1,4 @@
-"""The names of TensorBoard's event files, by which TensorBoard orders them."""
+"""Names TensorBoard's event files so that TensorBoard reads them in the right order."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +9,11 @@ PREFIX = "events.out.tfevents."
 
 
 def open_after(folder: Path, files: Sequence[Path]) -> SummaryWriter:
-    """Begin an event file in ``folder`` whose name sorts after those of ``files``.
+    """Open a new event file in ``folder`` whose name sorts after those of ``files``.
 
-    A name begins with the time. It would sort before earlier files if the clock was set back, and curves would be
-    read in the wrong order. It ends with the number of earlier files: two processes of one number, in two containers
-    for instance, may begin in the same second.
+    A name starts with the time. If the clock was set back, the new file would sort before earlier files, and curves
+    would be read in the wrong order. The name ends with the number of earlier files, because two processes with the
+    same process id (in two containers, for example) may start in the same second.
     """
     writer = SummaryWriter(str(folder), filename_suffix=f".{len(files)}")
     events = writer.file_writer.event_writer  # type: ignore[attr-defined]
@@ -25,7 +25,7 @@ def open_after(folder: Path, files: Sequence[Path]) -> SummaryWriter:
     later = max(int(seconds), int(last_seconds) if last_seconds.isdigit() else 0) + 1
     renamed = new.with_name(f"{PREFIX}{later:010d}.{rest}")
     writer.flush()
-    new.rename(renamed)  # TensorBoard opens the file by its name for each write
+    new.rename(renamed)  # TensorBoard opens the file by name at each write
     events._file_name = str(renamed)
     events._general_file_writer.filename = str(renamed).encode()
     return writer

@@ -1,4 +1,4 @@
-"""What the loggers of a run ask of their files."""
+"""File operations for the loggers of a run."""
 
 import os
 from collections.abc import Iterator
@@ -6,17 +6,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY = ".tmp"
-"""Suffix of files that a run replaces another one by. A killed run may leave them."""
+"""Suffix of temporary files that replace another file. A killed run may leave them."""
 
 ELSEWHERE = "To continue without it, name a fresh folder with --trainer.default_root_dir beside the same --ckpt_path"
-"""How to go on from a checkpoint whose logs are damaged."""
+"""Advice for continuing from a checkpoint whose logs are damaged."""
 
 
 def inside(folder: Path, path: Path) -> Path:
-    """Resolve ``path``, a name from a file that others may have written.
+    """Resolve ``path``, which comes from a file that may not be trusted.
 
     Raises:
-        ValueError: If it lies outside ``folder``.
+        ValueError: If it is outside ``folder``.
     """
     resolved = path.resolve()
     if not resolved.is_relative_to(folder.resolve()):
@@ -25,8 +25,8 @@ def inside(folder: Path, path: Path) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Put a file on disk, and its entry in its folder, so that a power cut loses neither."""
-    with path.open("r+b") as file:  # Windows syncs no handle that cannot write
+    """Sync a file and its folder entry to disk, so that a power failure loses neither."""
+    with path.open("r+b") as file:  # Windows can sync only writable handles
         os.fsync(file.fileno())
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
@@ -38,7 +38,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Let an error of the disk name the file, which the system does not do when a write fails."""
+    """Add the file's name to disk errors, because the system does not name it when a write fails."""
     try:
         yield
     except OSError as error:

@@ -21,11 +21,12 @@ LEADING = ("step", "time")
 
 
 class MetricsCSV(Logger):
-    """Writes ``metrics.csv``: a row for each call of ``log_metrics``, a column for each metric ever logged.
+    """Writes ``metrics.csv``: one row per call of ``log_metrics``, one column per metric.
 
-    Columns are ``step`` (optimizer steps done), ``time`` (Unix seconds), then metrics in the order they first came; a
-    cell is empty where a call did not log that metric. Rows are only ever appended, so that a kill loses none: one row
-    a step is ``pandas.read_csv(path).groupby("step").last()``. A new metric extends the header by an atomic rewrite.
+    The columns are ``step`` (optimizer steps done), ``time`` (Unix seconds), then metrics in the order of their first
+    entry. A cell is empty if the call did not log this metric. Rows are only appended, so a killed run loses
+    none. To get one row per step, use ``pandas.read_csv(path).groupby("step").last()``. A new metric extends the header
+    by an atomic rewrite of the file.
     """
 
     def __init__(self) -> None:
@@ -37,39 +38,39 @@ class MetricsCSV(Logger):
 
     @property
     def name(self) -> str:
-        """None: files that callbacks write for this logger lie in the run folder itself."""
+        """Empty, so callbacks that write files for this logger write into the run folder itself."""
         return ""
 
     @property
     def version(self) -> str:
-        """None: a run folder is one run."""
+        """Empty, because a run folder has one run."""
         return ""
 
     @property
     def save_dir(self) -> str | None:
-        """The run folder, once it is known."""
+        """The run folder. None before it is known."""
         return None if self._folder is None else str(self._folder)
 
     def place(self, folder: Path) -> None:
-        """Take ``folder`` as the run folder. Writes nothing."""
+        """Use ``folder`` as the run folder. Writes nothing."""
         self._folder = folder
 
     def open(self, folder: Path) -> None:
-        """Write to ``folder/metrics.csv``, after the rows that it holds."""
+        """Write to ``folder/metrics.csv``, after its existing rows."""
         self._folder, self._path = folder, folder / FILE
         self._columns, rows = _read(self._path)
         self._rows = len(rows)
         if self._path.exists():
-            self._write(rows)  # a kill may have left half a row
+            self._write(rows)  # a killed run may have left an incomplete row
 
     def position(self) -> Position:
-        """Rows written, all on disk."""
+        """The number of rows written, after syncing them to disk."""
         if self._path is not None and self._path.exists():
             sync(self._path)
         return {FILE: self._rows}
 
     def cut_back(self, position: Position) -> None:
-        """Keep the first ``position["metrics.csv"]`` rows, and the columns that they fill.
+        """Keep the first ``position["metrics.csv"]`` rows, and the columns that they use.
 
         Raises:
             ValueError: If the file has fewer rows.
@@ -106,7 +107,7 @@ class MetricsCSV(Logger):
         self._rows += 1
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: they are in the run's ``config.yaml``."""
+        """Do nothing, because hyperparameters are in the run's ``config.yaml``."""
 
     def _opened(self) -> Path:
         if self._path is None:
@@ -122,7 +123,7 @@ class MetricsCSV(Logger):
 
 
 def _read(path: Path) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) of a file written by us; a last line without its end is a kill's and does not count."""
+    """(columns, rows) of a file. An incomplete last line, left by a killed run, is ignored."""
     if not path.exists():
         return list(LEADING), []
     whole, _, _ = path.read_bytes().rpartition(b"\n")

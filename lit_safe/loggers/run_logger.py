@@ -1,34 +1,34 @@
-"""What the run folder asks of a logger that can be continued exactly."""
+"""The protocol of loggers that a resumed run continues exactly."""
 
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 Position = dict[str, int]
-"""How much of each file of a logger there is, by path in the run folder: rows or bytes, as the logger counts."""
+"""Length of each file of a logger, by path in the run folder: in rows or bytes, depending on the logger."""
 
 
 @runtime_checkable
 class RunLogger(Protocol):
-    """A logger that writes into a run folder and can be cut back to a position it once had.
+    """A logger that writes into a run folder and can be cut back to an earlier position.
 
-    Nothing is written before ``open``: a folder of an earlier run must be out of the way first.
+    Nothing is written before ``open``, because the folder of an earlier run must be moved first.
     """
 
     def place(self, folder: Path) -> None:
-        """Take ``folder`` as the run folder, for callbacks that ask a logger where to write. Writes nothing."""
+        """Use ``folder`` as the run folder, for callbacks that ask a logger where to write. Writes nothing."""
 
     def open(self, folder: Path) -> None:
-        """Write into ``folder`` from here on, after what is there already."""
+        """Start writing into ``folder``, after its existing entries."""
 
     def position(self) -> Position:
-        """Put everything logged so far on disk, and say how much that is."""
+        """Sync everything logged so far to disk, and return its length."""
 
     def cut_back(self, position: Position) -> None:
-        """Forget all that was logged after ``position``. Called between ``open`` and the first record.
+        """Remove everything logged after ``position``. Called after ``open``, before the first entry.
 
         Raises:
-            ValueError: If less is there than ``position`` says.
+            ValueError: If the files are shorter than ``position``.
         """
 
     def finalize(self, status: str) -> None:
-        """Close the files, with everything logged so far in them."""
+        """Write everything logged so far, and close the files."""

@@ -1,4 +1,4 @@
-"""TensorBoard curves of a run, continued without a step twice or missing."""
+"""TensorBoard curves of a run. A resumed run logs every step exactly once."""
 
 import os
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ FOLDER = "tensorboard"
 
 
 class TensorBoardRun(TensorBoardLogger):
-    """Writes event files straight into ``<run folder>/tensorboard``, with no version folder and no ``hp_metric``.
+    """Writes event files directly into ``<run folder>/tensorboard``, without a version folder or ``hp_metric``.
 
-    Event files are only ever appended to, and a resumed run begins a new one; so a position is the length of each file
-    in bytes, and cutting back is truncating.
+    Event files are only appended to, and a resumed run starts a new file. A position is therefore the length of each
+    file in bytes, and cutting back truncates the files.
     """
 
     def __init__(self) -> None:
@@ -32,12 +32,12 @@ class TensorBoardRun(TensorBoardLogger):
 
     @property
     def save_dir(self) -> str:
-        """The run folder. Callbacks that ask the first logger for a folder write there."""
+        """The run folder. Callbacks that ask the first logger for a folder write into it."""
         return "" if self._folder is None else str(self._folder)
 
     @property
     def log_dir(self) -> str:
-        """The run folder. Profilers that have no folder of their own write there."""
+        """The run folder. Profilers without their own folder write into it."""
         return self.save_dir
 
     @property
@@ -48,11 +48,11 @@ class TensorBoardRun(TensorBoardLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> SummaryWriter:
-        """The ``SummaryWriter``, created at the first record.
+        """The ``SummaryWriter``, created at the first entry.
 
         Raises:
-            AttributeError: Before ``open``. Lightning asks every logger for its ``experiment`` (by ``hasattr``) before
-                any callback could have moved an earlier run aside.
+            AttributeError: Before ``open``. Lightning checks every logger for ``experiment`` (by ``hasattr``) before a
+                callback can move an earlier run.
         """
         if not self._is_open:
             raise AttributeError("no folder yet: put lit_safe.callbacks.run_folder.RunFolder in callbacks")
@@ -62,16 +62,16 @@ class TensorBoardRun(TensorBoardLogger):
         return self._experiment
 
     def place(self, folder: Path) -> None:
-        """Take ``folder`` as the run folder. Writes nothing."""
+        """Use ``folder`` as the run folder. Writes nothing."""
         self._folder = folder
 
     def open(self, folder: Path) -> None:
-        """Write to ``folder/tensorboard``, in a new event file."""
+        """Start a new event file in ``folder/tensorboard``."""
         self._close()
         self._folder, self._is_open, self._synced = folder, True, {}
 
     def position(self) -> Position:
-        """Bytes of every event file, all on disk."""
+        """The length of every event file in bytes, after syncing it to disk."""
         self.save()
         position = {self._key(path): path.stat().st_size for path in self._files()}
         for name, size in position.items():
@@ -81,10 +81,10 @@ class TensorBoardRun(TensorBoardLogger):
         return dict(position)
 
     def cut_back(self, position: Position) -> None:
-        """Truncate event files to their bytes in ``position``; those it does not name go.
+        """Truncate event files to their lengths in ``position``. Delete files that are not in ``position``.
 
         Raises:
-            ValueError: If a file is missing or shorter, or a name points out of the folder of the event files.
+            ValueError: If a file is missing or shorter, or a name is outside the folder of the event files.
         """
         sizes = {name: size for name, size in position.items() if Path(name).parts[:1] == (FOLDER,)}
         paths = {name: inside(self._events, self._run / name) for name in sizes}
@@ -102,20 +102,20 @@ class TensorBoardRun(TensorBoardLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Add one point to each curve."""
-        with named(self._events):  # Lightning's own method would call a full disk 'currently not supported'
+        with named(self._events):  # Lightning's own method would report a full disk as 'currently not supported'
             for name, value in metrics.items():
                 self.experiment.add_scalar(name, float(value), step)
 
     @rank_zero_only
     def save(self) -> None:
-        """Flush. Hyper-parameters are in the run's ``config.yaml``, not in a file of TensorBoard's."""
+        """Flush. Hyperparameters are in the run's ``config.yaml``, not in a TensorBoard file."""
         if self._experiment is not None:
             with named(self._events):
                 self._experiment.flush()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Close the event file; a later record begins another."""
+        """Close the event file. A later entry starts a new file."""
         self._close()
 
     def _close(self) -> None:
