@@ -2,6 +2,7 @@
 
 import logging
 import time
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
@@ -24,6 +25,7 @@ class Announce(Callback):
 
     def __init__(self) -> None:
         self._started = time.monotonic()
+        self._opening = ""  # for TensorBoard
         self._multiplier: list[float] = []  # when training began or went on
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -34,7 +36,16 @@ class Announce(Callback):
         if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, StepModule)
-        _say(trainer, "run", opening(trainer, pl_module), new=trainer.global_step == 0)
+        lines = _said(opening(trainer, pl_module))
+        self._opening = lines if trainer.global_step == 0 else ""  # a resumed run has it already
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Give TensorBoard the opening: a run that ends before its first step leaves no file."""
+        if self._opening:
+            add_text(trainer, "run", self._opening, step=0)
+            self._opening = ""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what came out."""
@@ -46,11 +57,12 @@ class Announce(Callback):
         if report is None:  # else it is logged with the report
             log_hparams(trainer, pl_module, None)
         seconds = time.monotonic() - self._started
-        _say(trainer, "outcome", closing(trainer, pl_module, report, seconds, self._multiplier))
+        lines = _said(closing(trainer, pl_module, report, seconds, self._multiplier))
+        add_text(trainer, "outcome", lines, trainer.global_step)
 
 
-def _say(trainer: Trainer, tag: str, lines: list[str], *, new: bool = True) -> None:
+def _said(lines: list[str]) -> str:
+    """The lines as one text, once they are said."""
     for line in lines:
         log.info("%s", line)
-    if new:
-        add_text(trainer, tag, "\n".join(lines))
+    return "\n".join(lines)

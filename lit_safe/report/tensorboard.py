@@ -19,10 +19,10 @@ def writers(trainer: Trainer) -> Iterator[SummaryWriter]:
             yield logger.experiment
 
 
-def add_text(trainer: Trainer, tag: str, text: str) -> None:
-    """A text as it stands, at this optimizer step."""
+def add_text(trainer: Trainer, tag: str, text: str, step: int) -> None:
+    """A text as it stands, at an optimizer step."""
     for writer in writers(trainer):
-        writer.add_text(tag, indent(text, CODE), trainer.global_step)
+        writer.add_text(tag, indent(text, CODE), step)
 
 
 def add_picture(trainer: Trainer, tag: str, path: Path) -> None:

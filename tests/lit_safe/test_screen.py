@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.annotators.scores import Score, Scores
 from lit_safe.callbacks.announce import Announce
+from lit_safe.callbacks.run_folder import RunFolder
 from lit_safe.dual import DualAscent
+from lit_safe.loggers.tensorboard import TensorBoardRun
 from lit_safe.objectives import ConstrainedDPO, SafeDPO
 from lit_safe.screen.words import duration, interval, large, told_apart
 from lit_safe.sft import SupervisedFineTuning
@@ -240,3 +243,20 @@ def test_numbers_have_the_decimals_that_tell_them_apart() -> None:
 def test_large_counts_and_long_times_are_short() -> None:
     assert [large(count) for count in (23_424, 134_515_008, 7_240_000_000)] == ["23,424", "134.5 M", "7.24 B"]
     assert [duration(s) for s in (3.4, 59.7, 192, 7_260)] == ["3 s", "1 min 0 s", "3 min 12 s", "2 h 1 min"]
+
+
+class StoppedBeforeTheFirstStep(Exception):
+    """Stands for a signal."""
+
+
+class Stop(Callback):
+    def on_train_start(self, *_: Any) -> None:
+        raise StoppedBeforeTheFirstStep
+
+
+def test_a_run_that_ends_before_its_first_step_leaves_no_event_file(tmp_path: Path) -> None:
+    callbacks = [RunFolder(), Announce(), Stop()]
+    run = trainer(tmp_path / "run", max_steps=1, callbacks=callbacks, logger=[TensorBoardRun()])
+    with pytest.raises(StoppedBeforeTheFirstStep):
+        run.fit(aligned(), pairs())
+    assert not (tmp_path / "run" / "tensorboard").exists()
