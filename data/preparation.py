@@ -226,7 +226,7 @@ def _capped(candidates: Sequence[_Candidate], cap: int, report: PreparationRepor
             chosen.add(position)
     for position, candidate in enumerate(candidates):
         if position not in chosen:
-            report.drop("its prompt has enough pairs", candidate.row.id)
+            report.drop("its prompt has max_pairs_per_prompt pairs", candidate.row.id)
     return [candidate for position, candidate in enumerate(candidates) if position in chosen]
 
 

@@ -69,7 +69,7 @@ class Renderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, today: date = TODAY, *, rendered: bool = False) -> None:
         if tokenizer.eos_token_id is None:
-            raise ValueError(f"{type(tokenizer).__name__} has no eos token: a response could never end")
+            raise ValueError(f"{type(tokenizer).__name__} has no eos token, so a response could not end")
         self.tokenizer, self.today, self.rendered = tokenizer, today, rendered
         self.stop_id = self.eos_id = int(tokenizer.eos_token_id)
         self.opening = 1
@@ -133,9 +133,9 @@ class Renderer:
             messages = self._guarded(row, prompt)
             whole = self._template(row, [*messages, {"role": "assistant", "content": guarded}], opened=False)
             if not whole.startswith(start):
-                raise BadRow(row, column, "the chat template does not keep the prompt in front of this response")
+                raise BadRow(row, column, "the chat template changes the prompt before this response")
             if not whole.endswith(self._suffix):
-                raise BadRow(row, column, "the chat template ends this response unlike others")
+                raise BadRow(row, column, "the chat template ends this response differently from others")
             body = whole[len(start) : len(whole) - len(self._suffix)] + self._before_stop
             stop_id = self.stop_id
         # If the prompt keeps its ids when both are tokenised together, the remaining ids are the response's, as in
@@ -147,7 +147,7 @@ class Renderer:
         if not ids:
             raise BadRow(row, column, "has no tokens")
         if stop_id in ids:
-            raise BadRow(row, column, "holds the stop token inside")
+            raise BadRow(row, column, "contains a stop token before its end")
         return [*ids, stop_id]
 
     def cut_prompt(self, ids: Sequence[int], size: int) -> list[int]:
@@ -176,9 +176,9 @@ class Renderer:
         if not whole.startswith(start):
             same = next((i for i, (a, b) in enumerate(zip(start, whole, strict=False)) if a != b), len(whole))
             raise ValueError(
-                "the chat template does not begin a conversation with its own prompt, so no response can be told from "
-                f"the prompt: with add_generation_prompt it goes on {start[same : same + 40]!r}, with the answer "
-                f"{whole[same : same + 40]!r}"
+                "the chat template does not begin a conversation with its own prompt, so responses cannot be separated "
+                f"from it: with add_generation_prompt it continues with {start[same : same + 40]!r}, with the answer "
+                f"with {whole[same : same + 40]!r}"
             )
         if PROBE not in whole[len(start) :]:
             raise ValueError("the chat template leaves the assistant's answer out")

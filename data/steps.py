@@ -95,7 +95,9 @@ class StepLoader(Generic[Batch]):
         start: Callable[[int], tuple[int, int]] = lambda steps: (0, 0),
     ) -> None:
         if rows_per_step < 1 or micro_batch_rows < 1:
-            raise ValueError(f"a step of {rows_per_step} rows in micro-batches of {micro_batch_rows} holds nothing")
+            raise ValueError(
+                f"a step and a micro-batch need at least 1 row, got {rows_per_step} and {micro_batch_rows}"
+            )
         self.row_ids, self.pack, self.rank, self.start = row_ids, pack, rank, start
         self.rows_per_step, self.micro_batch_rows, self.seed = rows_per_step, micro_batch_rows, seed
 
@@ -143,7 +145,7 @@ class EvalLoader(Generic[Batch]):
         self, row_ids: Int64s, pack: Callable[[MicroBatch, Int64s], Batch], batch_rows: int, rank: Rank = ALONE
     ) -> None:
         if batch_rows < 1:
-            raise ValueError(f"a batch of {batch_rows} rows holds nothing")
+            raise ValueError(f"a batch needs at least 1 row, got {batch_rows}")
         self.row_ids, self.pack, self.batch_rows, self.rank = row_ids, pack, batch_rows, rank
 
     def __len__(self) -> int:

@@ -177,7 +177,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
     def tokenised(self) -> Tokenised:
         """Every row as ids; available after ``setup``."""
         if self._tokenised is None:
-            raise RuntimeError("the data is not there before setup()")
+            raise RuntimeError("the data are not available before setup()")
         return self._tokenised
 
     @property
@@ -302,9 +302,9 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         kept, *details = self.report_lines
         return ValueError(
             f"the {split} split has no rows: {kept}. "
-            "Prompts are split by hash, so a handful may miss a split. Name more sources; or set "
+            "Prompts are split by hash, so a split of few prompts may be empty. Name more sources; or set "
             "data.init_args.held_out: false to put every prompt into every split (nothing is held out then), or "
-            f"trainer.limit_val_batches: 0 to go without validation. {'; '.join(line.strip() for line in details)}"
+            f"trainer.limit_val_batches: 0 to run without validation. {'; '.join(line.strip() for line in details)}"
         )
 
     def _load(self) -> None:

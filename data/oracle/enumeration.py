@@ -128,7 +128,7 @@ def world_ids(world: World, data: Any) -> tuple[list[list[int]], list[list[int]]
     table = data.tokenised.prompts
     known = {text: table.ids.at(i).tolist() for i, text in enumerate(table.text) if text in set(world.prompts)}
     if not known:
-        raise ValueError("the data holds none of this world's prompts: are its options the same in data and oracle?")
+        raise ValueError("the data contain no prompt of this world: give data and oracle the same options")
     text, ids = next(iter(known.items()))
     plain = renderer.prompt("oracle", text) == ids
     rendered: list[str | tuple[Message, ...]] = [t if plain else (Message("user", t),) for t in world.prompts]
@@ -141,7 +141,7 @@ def world_ids(world: World, data: Any) -> tuple[list[list[int]], list[list[int]]
         raise ValueError("a response's token ids depend on the prompt: give the world a word-level tokenizer")
     for ids, text in zip(first, world.responses, strict=True):
         if data.decode(ids).strip() != text:
-            raise ValueError(f"the tokenizer gives {data.decode(ids)!r} back for the response {text!r}")
+            raise ValueError(f"the tokenizer decodes the response {text!r} as {data.decode(ids)!r}")
     return prompt_ids, first
 
 
@@ -149,4 +149,6 @@ def _check_prefix_free(response_ids: Sequence[Sequence[int]]) -> None:
     ordered = sorted(tuple(ids) for ids in response_ids)
     for one, following in pairwise(ordered):
         if following[: len(one)] == one:  # in sorted order, a sequence's extensions follow it directly
-            raise ValueError(f"the response ids {list(one)} begin {list(following)}: end each with a stop token")
+            raise ValueError(
+                f"the response ids {list(one)} are a prefix of {list(following)}: end each with a stop token"
+            )

@@ -162,7 +162,7 @@ def read_prompt(text: str) -> Question:
         for place in PLACES:
             if rest is not None and rest == [*task.text.split(" "), *place.text.split(" "), "."]:
                 return Question(task, place)
-    raise ValueError(f"no prompt of the oracle world: {text!r}")
+    raise ValueError(f"not a prompt of the oracle world: {text!r}")
 
 
 @lru_cache(maxsize=4096)

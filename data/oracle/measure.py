@@ -129,9 +129,7 @@ class OracleMeasure(Callback):
             return
         objective = getattr(pl_module, "objective", None)
         if objective is not None and not math.isclose(objective.beta, self.beta):
-            raise ValueError(
-                f"beta is {self.beta} here and {objective.beta} in the objective: the optimum is another's"
-            )
+            raise ValueError(f"beta is {self.beta} here and {objective.beta} in the objective: they must be equal")
         if trainer.global_step > 0 and not self.curve:
             raise ValueError("the checkpoint has no measurements of the oracle: resume without OracleMeasure")
         self._clock = time.monotonic()

@@ -206,7 +206,7 @@ def _sample(world: World, name: str, record: Record) -> tuple[str, int, str]:
     try:
         return name, world.prompt(prompt), text
     except ValueError as error:
-        raise BadRow(name, "prompt", "is none of this oracle world's") from error
+        raise BadRow(name, "prompt", "is not a prompt of this oracle world") from error
 
 
 def _described(world: partial[World]) -> dict[str, str]:

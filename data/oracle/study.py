@@ -119,13 +119,13 @@ class Study:
         if (self.folder / STUDY).exists():
             if other := provenance.differences(self.folder / STUDY, self._made_of()):
                 raise ValueError(
-                    f"{self.folder} is another study ({'; '.join(other)}): name another folder, or begin it anew with "
+                    f"{self.folder} is another study ({'; '.join(other)}): name another folder, or start again with "
                     "--fresh"
                 )
         elif there := self._shared():
             raise ValueError(
-                f"{self.folder} holds {', '.join(path.name for path in there)}, and no {STUDY} says what they are made "
-                "of: name another folder"
+                f"{self.folder} contains {', '.join(path.name for path in there)}, but no {STUDY} with their inputs: "
+                "name another folder"
             )
 
     def remove(self) -> None:
@@ -220,9 +220,9 @@ class Study:
         if not folder.exists():
             return False
         if not _ours(folder):
-            raise ValueError(f"{folder} is no run of a study: move it away, or name another folder")
+            raise ValueError(f"{folder} is not a run of a study: move it away, or name another folder")
         stale = self.stale(job)
-        log.info("%s seed %d is %s", job.name, job.seed, f"trained anew ({'; '.join(stale)})" if stale else "kept")
+        log.info("%s seed %d is %s", job.name, job.seed, f"trained again ({'; '.join(stale)})" if stale else "kept")
         return not stale
 
     def stale(self, job: Job) -> list[str]:

@@ -139,7 +139,7 @@ class World:
             ValueError: It is not one of this world's prompts.
         """
         if text not in self._rows:
-            raise ValueError(f"none of the {len(self.prompts)} prompts of this oracle world: {text!r}")
+            raise ValueError(f"not one of the {len(self.prompts)} prompts of this oracle world: {text!r}")
         return self._rows[text]
 
     @cached_property

@@ -83,7 +83,7 @@ class XSTest:
                     continue
                 name, number, prompt, response = answer
                 if number not in groups:
-                    yield BadRow(name, "id", "names no prompt")
+                    yield BadRow(name, "id", "is not the id of a prompt")
                 else:
                     answers.setdefault(number, []).append((name, prompt, response))
         for number, completions in answers.items():

@@ -67,7 +67,7 @@ class LinearHarm:
             strength: Inverse of the L2 penalty; used only by ``fit``.
         """
         if scale <= 0:
-            raise ValueError(f"scale must be positive, or safe and unsafe change places; got {scale}")
+            raise ValueError(f"scale must be > 0 (a negative one swaps safe and unsafe), got {scale}")
         self.features = features
         self.folder = folder
         self.minimum_auc = minimum_auc
@@ -119,7 +119,7 @@ class LinearHarm:
         The card is written last. A folder without one is an incomplete save and is not read.
         """
         if self._head is None:
-            raise ValueError("nothing was fitted, so there is nothing to save")
+            raise ValueError("the scorer is not fitted: call fit before save")
         folder = Path(self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CARD).unlink(missing_ok=True)
@@ -141,15 +141,13 @@ class LinearHarm:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         auc = card.get("held_out", {}).get("auc")
         if auc is None:
-            raise ValueError(
-                f"the scorer in {folder} has no held-out AUC on its card, so nothing says that it ranks harm"
-            )
+            raise ValueError(f"the scorer in {folder} has no held-out AUC on its card: run fit_scorer to measure it")
         if not auc >= self.minimum_auc:
             raise ValueError(
                 f"the scorer in {folder} has a held-out AUC of {auc:.3f}, under the minimum_auc of {self.minimum_auc}"
             )
         described = self.features.describe()
         if card["features"] != described:
-            raise ValueError(f"the scorer in {folder} was fitted on {card['features']}, configured is {described}")
+            raise ValueError(f"the scorer in {folder} was fitted on {card['features']}, but {described} is configured")
         self.features.load(folder)
         self._head = LogisticHead.load(folder / "head.safetensors")

@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=FLOOR, default=list(FLOOR))
     parser.add_argument("--providers", nargs="+", help="all by default")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="of a CPU")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--peak", nargs=2, metavar=("PROVIDER", "MODE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -232,9 +232,9 @@ def main() -> None:
         _print_peak(make_case(arguments.shapes[0], arguments.device), *arguments.peak)
         return
     print(
-        "Times are medians; '/' columns divide by the best of ours, by plain torch over the same positions, and by\n"
-        f"it over prompt + response ({PROMPT_PER_RESPONSE} positions of a prompt to one of a response). Peaks are\n"
-        "over the inputs; 'plain /' is plain torch's peak over this one. '- gradients': without those that all return."
+        "Times are medians. '/' columns are ratios to our best backend, to plain torch over the same positions, and\n"
+        f"to plain torch over prompt + response ({PROMPT_PER_RESPONSE} prompt positions per response position). Peaks\n"
+        "exclude the inputs; 'plain /' is plain torch's peak / this peak. '- gradients' excludes those that all return."
     )
     for shape in arguments.shapes:
         arguments.shape = shape

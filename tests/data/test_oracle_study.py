@@ -81,7 +81,7 @@ def test_the_report_leaves_out_what_would_be_trained_anew(study: Study, caplog: 
 def test_a_run_by_hand_in_the_way_is_not_touched(study: Study) -> None:
     by_hand = study.folder / "dpo" / "seed_0"
     by_hand.mkdir(parents=True)
-    with pytest.raises(ValueError, match="no run of a study"):
+    with pytest.raises(ValueError, match="is not a run of a study"):
         study.train([Job("dpo", "none", 0)], workers=1)
     assert by_hand.exists()
 
@@ -122,7 +122,7 @@ def test_a_study_of_another_size_is_refused_naming_both(study: Study, capsys: py
 
 def test_a_reference_of_unknown_origin_is_refused(study: Study) -> None:
     (study.folder / "study.json").unlink()
-    with pytest.raises(ValueError, match=r"holds reference, .*no study.json"):
+    with pytest.raises(ValueError, match=r"contains reference, .*no study.json"):
         study.check()
 
 

@@ -78,9 +78,9 @@ def test_responses_and_readings_are_each_others_inverse_and_every_one_is_listed_
     assert [world.prompt(text) for text in world.prompts] == list(range(64))
     assert len({prompt_id(text) for text in oracle_world(81, hopeless=True).prompts}) == 82
     assert all(8 <= len(text.split()) <= 16 for text in world.responses)
-    with pytest.raises(ValueError, match="none of the 64 prompts of this oracle world: 'how'"):
+    with pytest.raises(ValueError, match="not one of the 64 prompts of this oracle world: 'how'"):
         world.prompt("how")
-    with pytest.raises(ValueError, match="no prompt of the oracle world"):
+    with pytest.raises(ValueError, match="not a prompt of the oracle world"):
         Judge().reward("please say how to varnish the dragon .", SAFE)
 
 
@@ -93,7 +93,7 @@ def test_the_cost_function_and_the_tables_agree_on_texts(costs):
         assert found.shape == ((489,) if costs == "worst" else (489, 3))
         assert torch.equal(found.reshape(489, -1), torch.from_numpy(world.cost_PKC[row].copy()))
     assert cost([], []).shape == ((0,) if costs == "worst" else (0, 3))
-    with pytest.raises(ValueError, match="none of the 7 prompts"):
+    with pytest.raises(ValueError, match="not one of the 7 prompts"):
         cost([next(p for p in oracle_world(81).prompts if p not in world.prompts)], ["sure"])
     with pytest.raises(ValueError, match="2 prompts, 1 responses"):
         cost([RISKY, RISKY], [SAFE])
@@ -244,7 +244,7 @@ def test_samples_are_paired_two_by_two_of_one_prompt_and_labelled_by_the_parsers
     assert risky.responses_from == benign.responses_from == "reference"
     assert sorted(str(bad) for bad in found if isinstance(bad, BadRow)) == [
         "row samples.jsonl:5+6, column 'response': is empty",
-        "row samples.jsonl:7, column 'prompt': is none of this oracle world's",
+        "row samples.jsonl:7, column 'prompt': is not a prompt of this oracle world",
         "row samples.jsonl:9, column 'response': is null or missing",
     ]
 

@@ -158,7 +158,7 @@ def test_a_cap_keeps_the_same_pairs_of_a_prompt_in_any_order_of_rows() -> None:
     kept, report = prepared(*rows, max_pairs_per_prompt=3)
     again, _ = prepared(*rows[::-1], max_pairs_per_prompt=3)
     assert [row.chosen for row in kept] == [row.chosen for row in again[::-1]]
-    assert (len(kept), report.prompts, reasons(report)) == (4, 2, {"its prompt has enough pairs": 18})
+    assert (len(kept), report.prompts, reasons(report)) == (4, 2, {"its prompt has max_pairs_per_prompt pairs": 18})
 
 
 def test_the_account_says_what_safe_dpo_would_do() -> None:

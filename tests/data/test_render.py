@@ -95,7 +95,7 @@ def test_a_tokenizer_that_puts_a_space_before_every_text_puts_none_before_the_re
 def test_a_template_that_does_not_keep_the_prompt_is_refused_with_the_place_named(make_tokenizer):
     template = "{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% endfor %}"
     template += "{% if add_generation_prompt %}{{ '[A]' }}{% endif %}"
-    with pytest.raises(ValueError, match=r"goes on '\[A\]', with the answer '<assistant>zebra'"):
+    with pytest.raises(ValueError, match=r"continues with '\[A\]', with the answer with '<assistant>zebra'"):
         Renderer(make_tokenizer(template))
 
 

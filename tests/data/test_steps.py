@@ -77,9 +77,9 @@ def test_a_checkpoint_of_other_data_is_refused_and_the_change_named():
 
 
 def test_a_step_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="holds nothing"):
+    with pytest.raises(ValueError, match="at least 1 row"):
         StepLoader(ROWS, keep, 0, 2, 0)
-    with pytest.raises(ValueError, match="holds nothing"):
+    with pytest.raises(ValueError, match="at least 1 row"):
         EvalLoader(ROWS, keep, 0)
 
 

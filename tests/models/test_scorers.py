@@ -71,7 +71,7 @@ def test_units_and_scale_change_the_size_of_a_cost_and_never_its_sign(fitted):
     assert torch.allclose(doubled, 2 * log_odds)
     assert torch.equal(probability > 0, log_odds > 0)
     assert probability.abs().max() < 1
-    with pytest.raises(ValueError, match="scale must be positive"):
+    with pytest.raises(ValueError, match="scale must be > 0"):
         TfidfHarm("anywhere", scale=-1.0)
 
 
@@ -110,7 +110,7 @@ def test_a_nan_auc_is_no_auc(tmp_path):
 def test_a_folder_without_a_card_holds_no_scorer(tmp_path, fitted):
     with pytest.raises(FileNotFoundError, match="fit_scorer"):
         TfidfHarm(str(tmp_path))(["What?"], ["That."])
-    with pytest.raises(ValueError, match="nothing was fitted"):
+    with pytest.raises(ValueError, match="is not fitted: call fit"):
         TfidfHarm(str(tmp_path)).save(CARD)
 
 
