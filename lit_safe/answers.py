@@ -123,7 +123,9 @@ def answers(
             costs = score(cost, [p.text for p in prompts], text)
             check_finite(cost, costs, [f"a response to prompt {p.prompt_id}" for p in prompts])
             if constraints not in (None, costs.shape[1:]):
-                raise ValueError(f"the cost function gave rows of {list(costs.shape[1:])} after {list(constraints)}")
+                raise ValueError(
+                    f"the cost function gave rows of {list(costs.shape[1:])} after rows of {list(constraints)}"
+                )
             constraints = costs.shape[1:]
         yield Answers(
             turn,

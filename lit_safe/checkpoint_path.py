@@ -23,7 +23,7 @@ def resolve_checkpoint(typed: str, run: Path) -> str:
         ValueError: For values that are not local files, but that Lightning accepts: a URL, ``hpc``, a registry.
     """
     if "://" in typed or typed == "hpc" or typed.partition(":")[0] == "registry":
-        raise ValueError(f"--ckpt_path {typed}: checkpoints are read from local files alone; download it and name it")
+        raise ValueError(f"--ckpt_path {typed}: only local files can be read: download it and give its path")
     path = run / FOLDER / NAMES[typed] if typed in NAMES else Path(typed)
     if path.is_file():
         return str(path)
@@ -39,5 +39,5 @@ def _there(folder: Path) -> str:
         return f" (nor a folder {folder})"
     found = sorted({*folder.glob("*.ckpt"), *folder.glob(f"{FOLDER}/*.ckpt")})
     if not found:
-        return " (no checkpoint lies there)"
+        return " (there are no checkpoints)"
     return f"; there is {', '.join(str(path.relative_to(folder)) for path in found)}"

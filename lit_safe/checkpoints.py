@@ -95,9 +95,9 @@ def verify(path: Path) -> None:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): go on from another checkpoint") from error
+        raise CheckpointError(f"{path} is damaged ({error}): continue from another checkpoint") from error
     if damaged is not None:
-        raise CheckpointError(f"{path} is damaged (the checksum of {damaged} is wrong): go on from another checkpoint")
+        raise CheckpointError(f"{path} is damaged (wrong checksum of {damaged}): continue from another checkpoint")
 
 
 def shipped(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,9 +136,9 @@ def _is_checkpoint(path: Path) -> None:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     if not path.stat().st_size:
-        raise CheckpointError(f"{path} is empty: go on from another checkpoint")
+        raise CheckpointError(f"{path} is empty: continue from another checkpoint")
     if not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path} is no checkpoint, or only part of one")
+        raise CheckpointError(f"{path} is not a checkpoint, or only part of one")
 
 
 def _read(path: Path, **options: Any) -> dict[str, Any]:
@@ -147,10 +147,10 @@ def _read(path: Path, **options: Any) -> dict[str, Any]:
         read = torch.load(path, **options)
     except pickle.UnpicklingError as error:
         first = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"{path} holds more than tensors and plain values, or is damaged: {first}") from error
+        raise CheckpointError(f"{path} contains more than tensors and plain values, or is damaged: {first}") from error
     except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"{path} is no checkpoint, or is damaged: {first}") from error
+        raise CheckpointError(f"{path} is not a checkpoint, or is damaged: {first}") from error
     if not isinstance(read, dict) or "state_dict" not in read:
-        raise CheckpointError(f"{path} is no checkpoint of a run: it has no state_dict")
+        raise CheckpointError(f"{path} is not a checkpoint of a run: it has no state_dict")
     return read

@@ -28,13 +28,13 @@ def chosen_device(name: str, trainer: Any = None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise SettingError(f"--device {name} is no device: use one of {NAMES}") from None
+        raise SettingError(f"--device {name} is not a device: use one of {NAMES}") from None
     if device.type == "cpu":
         return torch.device("cpu")
     count = torch.accelerator.device_count() if there is not None else 0
     if there is None or device.type != there.type or (device.index or 0) >= count:
         have = "no accelerator" if there is None else f"{count} of type {there.type}, numbered from 0"
-        raise ValueError(f"--device {name} is not there: this machine has {have}. Use one of {NAMES}")
+        raise ValueError(f"--device {name} does not exist: this machine has {have}. Use one of {NAMES}")
     return device
 
 

@@ -31,7 +31,7 @@ def with_essentials(config: dict[str, Any], configured: Iterable[Callback]) -> d
         ValueError: If ``enable_checkpointing`` is false.
     """
     if config.get("enable_checkpointing") is False:
-        raise ValueError("a run needs its checkpoints: leave trainer.enable_checkpointing out")
+        raise ValueError("a run needs its checkpoints: remove trainer.enable_checkpointing")
     users: list[Callback] = _listed(config.get("callbacks"))
     shows = config.get("enable_progress_bar") is not False
     if not shows:

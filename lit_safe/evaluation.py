@@ -86,8 +86,8 @@ def differences(after: Evaluation, before: Evaluation) -> dict[str, Estimate]:
     exchanged = int((orientation(*pairs) < 0).sum())
     if exchanged:
         raise ValueError(
-            f"{exchanged} of {len(pairs[0]['pair_id'])} shared pairs call the other response chosen: bring one "
-            "evaluation into the order of the other first (`oriented`)"
+            f"{exchanged} of {len(pairs[0]['pair_id'])} shared pairs have the other response as chosen: bring "
+            "the two evaluations into the same order first (`oriented`)"
         )
     rollouts = shared_rows(after.rollouts, before.rollouts, ROLLOUT_IDS)
     ours = Evaluation(pairs[0], rollouts[0]).measures()

@@ -25,7 +25,7 @@ def root() -> Path:
         if (folder / "configs" / "base.yaml").is_file():
             return folder
     raise FileNotFoundError(
-        f"{_PACKAGE} is incomplete (no models, data, ops, configs): `pip install --force-reinstall lit-safe` mends it"
+        f"{_PACKAGE} is incomplete (no models, data, ops, configs): `pip install --force-reinstall lit-safe` repairs it"
     )
 
 
@@ -67,6 +67,6 @@ def _is_python(path: Path) -> bool:
 
 def _hidden(name: str) -> str:
     return (
-        f"the Python package {name!r} of the working directory is hidden: {name!r} names a part of lit_safe. "
+        f"the Python package {name!r} in the working directory is hidden, because lit_safe has a part of this name. "
         "Rename yours to use it in a class path"
     )

@@ -59,7 +59,7 @@ def load_checkpoint(module: StepModule, path: str) -> dict[str, Any]:
     state = checkpoint["state_dict"] = checkpoints.shipped(checkpoint)
     policy = {name.removeprefix(POLICY): value for name, value in state.items() if name.startswith(POLICY)}
     if not policy:
-        raise ValueError(f"{path} is no checkpoint of ours: it holds no weights named {POLICY}*")
+        raise ValueError(f"{path} is not a checkpoint of lit_safe: it has no weights named {POLICY}*")
     assert isinstance(module.pair, nn.Module)
     module.pair.load_state_dict(policy)
     return checkpoint

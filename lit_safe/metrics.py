@@ -152,7 +152,7 @@ class Means(Metric):
             KeyError: If a name is missing or unknown.
         """
         if measured.keys() != set(self.names):
-            raise KeyError(f"measured {sorted(measured)}, the means are of {sorted(self.names)}")
+            raise KeyError(f"measured {sorted(measured)}, but the means are of {sorted(self.names)}")
         # one stack for all names, so a micro-batch needs few device operations
         value_KB = torch.stack([measured[name].value for name in self.names]).to(self.total)
         weight_KB = torch.stack([measured[name].weight for name in self.names]).to(self.total)

@@ -137,7 +137,7 @@ class PreferenceAlignment(StepModule):
         shape = [] if len(constraints) == 1 else [len(constraints)]
         if list(self.multiplier.shape) != shape:
             raise ValueError(
-                f"model.multiplier has shape {list(self.multiplier.shape)}, and the data have {len(constraints)} "
+                f"model.multiplier has shape {list(self.multiplier.shape)}, but the data have {len(constraints)} "
                 f"constraints ({', '.join(constraints)}): give {'a list of numbers' if shape else 'one number'}"
                 f"{f', {shape[0]} of them' if shape else ''}"
             )

@@ -107,9 +107,9 @@ class BoundWatch:
     def notes(self) -> list[str]:
         """Sentences for a report: which multiplier ended at 0 or at its maximum, for how long, and what that means."""
         meaning = {
-            "maximum": "its cost is over the limit all the same: the limit is out of reach under this maximum, or the "
-            "policy has not trained long enough under it.",
-            "0": "its cost keeps the limit: the limit does not bind, and training followed the preferences alone.",
+            "maximum": "its cost is still over the limit: the limit cannot be reached with this maximum, or the "
+            "policy has not trained long enough with it.",
+            "0": "its cost is within the limit: the limit does not bind, and training followed only the preferences.",
         }
         return [
             f"The multiplier{name} stood at {'its ' if where == 'maximum' else ''}{where} at the ends of the last "

@@ -82,7 +82,7 @@ class ReferenceCache:
                     ]
                     if wrong:
                         pair = int(batch.pair_id[wrong[0] // 2])
-                        raise FloatingPointError(f"the reference gives a response of pair {pair} no finite log-prob")
+                        raise FloatingPointError(f"the reference's log-prob of a response of pair {pair} is not finite")
                     self._known.update(zip(new, logp_N.tolist(), strict=True))
                 # to every rank, because later epochs distribute the pairs differently
                 logp_N = torch.tensor([self._known[key] for key in keys], dtype=torch.float64)
@@ -118,7 +118,7 @@ def _read(path: Path) -> dict[int, float]:
         whole = False
     if not whole:
         raise ValueError(
-            f"{path}: this file of reference log-probs is damaged, or of an earlier version; delete it, and the next "
+            f"{path}: this file of reference log-probs is damaged or from an earlier version. Delete it; the next "
             "run scores the reference again"
         )
     return dict(zip(key_n.tolist(), logp_n.tolist(), strict=True))

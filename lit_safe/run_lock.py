@@ -105,7 +105,7 @@ ADVICE = "wait for its end, stop it, or name another folder with --trainer.defau
 def unwritable(path: Path, error: OSError) -> RunFolderError:
     """What to raise where ``path``, in a run folder, cannot be written."""
     return RunFolderError(
-        f"{path} cannot be written ({error.strerror or error}): mend that, or name another folder with "
+        f"{path} cannot be written ({error.strerror or error}): fix this, or name another folder with "
         "--trainer.default_root_dir"
     )
 
@@ -137,7 +137,7 @@ def _holder(folder: Path) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["started"]))
         return f"process {holder['process']} of {holder['user']} on {holder['host']} since {since}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "which has not said who it is yet"
+        return "which has not recorded its process yet"
 
 
 def _user() -> str:

@@ -30,7 +30,7 @@ class RunSeed:
             self._drawn = _of_parent()
         if self._drawn is None:
             if max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_NTASKS")) > 1:
-                raise ValueError("--seed_everything true: every rank would draw a number of its own; type a number")
+                raise ValueError("--seed_everything true: every rank would draw its own number; type a number")
             self._drawn = secrets.randbelow(2**31)
             os.environ[DRAWN] = f"{os.getpid()} {self._drawn}"
         return self._drawn

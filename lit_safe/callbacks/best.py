@@ -34,7 +34,7 @@ class Best:
         """
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if getattr(callback, "ship", "last") == "average":
-                raise ValueError("keep_best keeps an iterate, and dual.ship: average ships none: choose one of the two")
+                raise ValueError("keep_best keeps an iterate, but dual.ship: average ships none: choose one of the two")
         if _dual(trainer) is None:
             raise ValueError("keep_best needs an estimate of the cost at the ends of epochs: set dual.estimator")
 

@@ -42,7 +42,7 @@ def move_aside(folder: Path) -> Path | None:
 
 def _renamed(folder: Path) -> Path:
     if folder.is_symlink() or os.path.ismount(folder):
-        raise OSError("others know it by its place")
+        raise OSError("a symbolic link or mount point")
     return folder.rename(_free(folder.parent, f"{folder.name}."))
 
 

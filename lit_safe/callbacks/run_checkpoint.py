@@ -213,4 +213,4 @@ def _check(path: Path) -> None:
     try:
         torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     except pickle.UnpicklingError as error:
-        raise TypeError(f"a checkpoint may hold tensors and plain values only: {error}") from error
+        raise TypeError(f"a checkpoint may contain only tensors and plain values: {error}") from error

@@ -101,7 +101,7 @@ class RunFolder(Callback):
         """
         missing = sorted(set(checkpoint["callbacks"]) - {callback.state_key for callback in trainer.callbacks})  # type: ignore[attr-defined]
         if trainer.state.fn == "fit" and missing:
-            raise ValueError(f"the checkpoint has the state of callbacks that this run lacks: {', '.join(missing)}")
+            raise ValueError(f"the checkpoint has state of callbacks that this run does not have: {', '.join(missing)}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the loggers' positions."""
@@ -231,8 +231,8 @@ def _folder(trainer: Trainer, stage: str) -> Path:
         return folder / TrainerFn(stage).value
     if Path.cwd().is_relative_to(folder.resolve()):
         raise ValueError(
-            f"trainer.default_root_dir is {name!r}, which holds the working directory: a run needs a folder of its "
-            "own, e.g. runs/first"
+            f"trainer.default_root_dir is {name!r}, which contains the working directory: a run needs its own "
+            "folder, e.g. runs/first"
         )
     return folder
 

@@ -144,7 +144,7 @@ def _find(baseline: str | None, folders: Sequence[Path], names: Sequence[str]) -
 
 def _advice(folder: Path) -> str:
     """How to write the report of a run that has none."""
-    return f"{folder} has no {REPORT}, which `python train.py report {folder}` writes"
+    return f"{folder} has no {REPORT}: `python train.py report {folder}` writes it"
 
 
 def _read(folder: Path, name: str) -> Run:
@@ -160,7 +160,7 @@ def _read(folder: Path, name: str) -> Run:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         cause = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise _Refused(
-            f"the report in {folder} cannot be read ({cause}): `python train.py report {folder}` writes it anew"
+            f"the report in {folder} cannot be read ({cause}): `python train.py report {folder}` writes it again"
         ) from error
 
 
@@ -174,7 +174,9 @@ def _in_order_of(run: Run, baseline: Run) -> tuple[Run, list[str]]:
     if not found.exchanged and not found.unclear:
         return run, []
     before, after = found.evaluations
-    unclear = f", {found.unclear} are left out: neither labels nor lengths tell their order" if found.unclear else ""
+    unclear = (
+        f", {found.unclear} are left out: labels and lengths do not determine their order" if found.unclear else ""
+    )
     said = (
         f"order: {found.exchanged} of {found.shared} shared pairs call the other response chosen in {run.name}: they "
         f"are counted in the order of {baseline.name}{unclear}; pairs only in {run.name} are left out"

@@ -49,7 +49,7 @@ def _copy(names: list[str]) -> int:
             shutil.copyfile(installation.root() / name, name)
             print(f"wrote {name}")
     for name in there:
-        print(f"kept {name}, which is there already")
+        print(f"kept {name}, which already exists")
     return 0
 
 

@@ -62,16 +62,16 @@ def export(
         # in evaluation mode: an adapter's dropout would make the checkpoint's log-probs random
         with quiet(module, hash64("export")):
             found = compare_folder(module.pair, draft, held_out)
-        seen = f"log-probs differ from the checkpoint's by {found.gap:.1e} nats a token, rounding by {found.bound:.1e}"
+        seen = f"log-probs differ from the checkpoint by up to {found.gap:.1e} nats per token (bound {found.bound:.1e})"
         if not found.same:
-            log.error("%s is not written: %s at most. Please report this with the model's name.", folder, seen)
+            log.error("%s is not written: %s. Please report this with the model's name.", folder, seen)
             return 1
         if folder.exists():
             folder.rmdir()
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    log.info("wrote %s (optimizer step %d of %s): %s at most", folder, checkpoint["global_step"], ckpt_path, seen)
+    log.info("wrote %s (optimizer step %d of %s): %s", folder, checkpoint["global_step"], ckpt_path, seen)
     return 0
 
 

@@ -92,7 +92,7 @@ def _end_again(folder: Path) -> bool:
     callbacks = [c for c in trainer.callbacks if not isinstance(c, SaveConfig)]  # type: ignore[attr-defined]
     trainer.callbacks = callbacks  # type: ignore[attr-defined]
     if not any(isinstance(callback, BeforeAfter) for callback in callbacks):
-        raise NoReport(f"{config} names no BeforeAfter among trainer.callbacks")
+        raise NoReport(f"{config} has no BeforeAfter in trainer.callbacks")
     for callback in callbacks:
         if isinstance(callback, RunCheckpoint):
             callback.only_end = True

@@ -44,7 +44,7 @@ class ImportanceCost:
         """
         if set(data.responses_from) != {"reference"}:
             raise ValueError(
-                f"importance weights need responses of the reference itself, and the dual split has responses from "
+                f"importance weights need responses of the reference itself, but the dual split has responses from "
                 f"{sorted(data.responses_from)}: the weights would correct for the wrong distribution. Use rollout"
             )
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []

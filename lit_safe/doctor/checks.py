@@ -65,7 +65,7 @@ def step_zero_loss(patient: Patient) -> Finding:
     expected = module.objective(none, batch.label, module.multiplier)
     bound = module.objective.beta * STEP_ZERO + 1e-6  # every shipped link is 1-Lipschitz in beta * margin
     off_plain, off_own = float((plain - math.log(2)).abs().max()), float((got.loss - expected.loss).abs().max())
-    seen = f"plain DPO {plain.mean():.6f} (log 2 is 0.693147); {module.objective!r} is {off_own:.1e} off its own value"
+    seen = f"plain DPO {plain.mean():.6f} (log 2 is 0.693147); {module.objective!r} is {off_own:.1e} off its value"
     # a dropped pair may have a NaN label and therefore a NaN loss
     good = off_own <= bound if own else bool(got.loss[got.weight > 0].isfinite().all())
     return Finding("loss at step 0", off_plain <= bound and good, seen)
@@ -127,7 +127,7 @@ def stop_token(patient: Patient) -> Finding:
         elif stops != [len(scored) - 1]:
             wrong.append(number)
     total = len(bounds) - 1
-    seen = f"{total - cut - len(wrong)} of {total} responses end with one, {cut} were cut, {len(wrong)} break the rule"
+    seen = f"{total - cut - len(wrong)} of {total} responses end with one, {cut} were cut, {len(wrong)} do not"
     return Finding("stop token", not wrong and cut < total, seen + (f": sequences {wrong[:8]}" if wrong else ""))
 
 
@@ -160,8 +160,10 @@ def reference_identity(patient: Patient) -> Finding:
             p.copy_(old)
     moved, stayed = _gap(policy_before, policy_after), torch.equal(before.detach(), after.detach())
     good = not before.requires_grad and stayed and moved > 0
-    seen = f"policy moved by {moved:.2g} nats under a nudge, reference by {_gap(before.detach(), after.detach()):.2g}"
-    return Finding("reference", good, seen + ("" if not before.requires_grad else ", but it carries a gradient"))
+    seen = (
+        f"weights changed: policy moved by {moved:.2g} nats, reference by {_gap(before.detach(), after.detach()):.2g}"
+    )
+    return Finding("reference", good, seen + ("" if not before.requires_grad else ", but it has a gradient"))
 
 
 def step(patient: Patient) -> Finding:
@@ -181,7 +183,7 @@ def step(patient: Patient) -> Finding:
             p.grad = None
     share, lr = moved / sum(p.numel() for p in parameters), optimizer.param_groups[0]["lr"]
     held = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
-    seen = f"at lr {lr:g} one step changes {share:.1%} of the weights that train, which are held in {', '.join(held)}"
+    seen = f"at lr {lr:g} one step changes {share:.1%} of the trainable weights, which are in {', '.join(held)}"
     return Finding("step", share >= MOVED or lr == 0, seen)
 
 

@@ -157,7 +157,7 @@ def refuse_repeated_keys(text: str) -> None:
             for key, value in node.value:
                 name = key.value if isinstance(key, yaml.ScalarNode) else None
                 if name in seen:
-                    raise RepeatedKeyError(problem=f"the key {name!r} stands twice", problem_mark=key.start_mark)
+                    raise RepeatedKeyError(problem=f"the key {name!r} appears twice", problem_mark=key.start_mark)
                 if name is not None:
                     seen.add(name)
                 waiting.append(value)

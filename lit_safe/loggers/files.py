@@ -8,7 +8,7 @@ from pathlib import Path
 TEMPORARY = ".tmp"
 """Suffix of temporary files that replace another file. A killed run may leave them."""
 
-ELSEWHERE = "To continue without it, name a fresh folder with --trainer.default_root_dir beside the same --ckpt_path"
+ELSEWHERE = "To continue without it, give a new folder with --trainer.default_root_dir and the same --ckpt_path"
 """Advice for continuing from a checkpoint whose logs are damaged."""
 
 

@@ -82,7 +82,7 @@ TABLE: dict[str, Mistake] = {
     ),
     "YAML key twice": Mistake(
         FIT,
-        ("run.yaml: the key 'trainer' stands twice", "run.yaml, line 18"),
+        ("run.yaml: the key 'trainer' appears twice", "run.yaml, line 18"),
         {"run.yaml": RUN + "trainer: {max_steps: 3}\n"},
     ),
     # class paths
@@ -311,7 +311,7 @@ TABLE: dict[str, Mistake] = {
         ("samples_per_prompt and batch_size must be >= 1", "--samples_per_prompt"),
     ),
     "doctor on no device": Mistake(
-        ("doctor", *BASE, "--device", "cudaa"), ("--device cudaa is no device", "auto, cpu, cuda")
+        ("doctor", *BASE, "--device", "cudaa"), ("--device cudaa is not a device", "auto, cpu, cuda")
     ),
     "copy of no file": Mistake(
         ("configs", "copy", "objective/safedpo"), ("there is no shipped file 'objective/safedpo'", "objective/safe_dpo")

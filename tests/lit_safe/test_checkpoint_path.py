@@ -38,5 +38,5 @@ def test_a_path_is_itself_and_a_missing_one_comes_with_what_is_there(run: Path) 
     "typed", ["hpc", "registry", "registry:mine", "s3://bucket/last.ckpt", "https://host/last.ckpt"]
 )
 def test_what_lies_elsewhere_is_refused(typed: str, run: Path) -> None:
-    with pytest.raises(ValueError, match="local files alone"):
+    with pytest.raises(ValueError, match="only local files"):
         resolve_checkpoint(typed, run)

@@ -57,13 +57,17 @@ def test_a_run_is_not_resumed_from_a_damaged_checkpoint(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[content.index(load_checkpoint(path)["state_dict"]["pair.logit_PK"].numpy().tobytes()) + 5] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged .*go on from another checkpoint"):
+    with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged .*continue from another checkpoint"):
         fit(tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"", "is empty"), (b"PK and then nothing", "no checkpoint"), (b"weights, honestly\n" * 50, "no checkpoint")],
+    [
+        (b"", "is empty"),
+        (b"PK and then nothing", "not a checkpoint"),
+        (b"weights, honestly\n" * 50, "not a checkpoint"),
+    ],
 )
 def test_what_is_no_checkpoint_is_one_line(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "foreign.ckpt"

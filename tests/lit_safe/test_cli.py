@@ -144,6 +144,6 @@ def test_doctor_and_export_build_what_the_yaml_names(typed: Run, capsys: pytest.
 @pytest.mark.parametrize("command", ["export", "sample"])
 def test_a_damaged_checkpoint_is_one_line_of_every_command(typed: Run, command: str) -> None:
     Path("damaged.ckpt").write_bytes(b"PK but not a checkpoint")
-    with pytest.raises(SystemExit, match=r"^damaged\.ckpt is no checkpoint, or only part of one$"):
+    with pytest.raises(SystemExit, match=r"^damaged\.ckpt is not a checkpoint, or only part of one$"):
         typed(command, *objective("dpo"), "--ckpt_path", "damaged.ckpt", "--out", "out")
     assert not Path("out").exists()

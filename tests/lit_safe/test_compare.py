@@ -109,7 +109,7 @@ def test_what_a_glob_brings_along_is_passed_over_and_a_run_without_report_is_nam
         assert compare(sorted(map(str, root.iterdir())), out=str(root / "compare")) == 1
     passed = [message for message in caplog.messages if "skipped" in message]
     assert sorted(message.split()[0].rpartition("/")[2] for message in passed) == ["notes.txt", "scorers"]
-    wanted = f"broken has no report.json, which `python train.py report {root / 'broken'}` writes"
+    wanted = f"broken has no report.json: `python train.py report {root / 'broken'}` writes it"
     assert any(wanted in message for message in caplog.messages)
     assert {run for run, _ in rows(root / "compare")} == {"plain", "safe"}
 
@@ -121,7 +121,7 @@ def test_one_run_is_nothing_to_compare(runs, tmp_path):
         compare([runs[0], str(unfinished)], out=str(tmp_path / "compared"))
     assert str(refused.value) == (
         "compare: two runs with a report.json are needed, and 1 of 2 folders have one; "
-        f"{unfinished} has no report.json, which `python train.py report {unfinished}` writes"
+        f"{unfinished} has no report.json: `python train.py report {unfinished}` writes it"
     )
 
 
@@ -171,7 +171,7 @@ def test_one_policy_on_two_orders_of_real_pairs_differs_by_nothing():
     shared = differences(brought.evaluations[0], found[0])
     assert shared["logps/accuracies"].count == brought.shared
     assert all(abs(estimate.mean) < 1e-4 for estimate in shared.values())
-    with pytest.raises(ValueError, match="call the other response chosen"):
+    with pytest.raises(ValueError, match="have the other response as chosen"):
         differences(found[1], found[0])
 
 
@@ -187,7 +187,7 @@ def test_pairs_whose_order_nothing_tells_are_left_out_of_a_comparison_of_two_ord
     ]
     compare(folders, out=str(tmp_path / "compared"))
     assert rows(tmp_path / "compared")["b", "logps/accuracies"]["shared"] == str(len(blind["pair_id"]) - 10)
-    assert any("10 are left out: neither labels nor lengths tell" in message for message in caplog.messages)
+    assert any("10 are left out: labels and lengths do not determine" in message for message in caplog.messages)
 
 
 def test_runs_under_other_labels_are_refused_in_one_line(runs, tmp_path):
@@ -231,7 +231,7 @@ def test_a_setting_that_differs_is_named_with_both_values(tmp_path, caplog, sett
 def test_runs_under_the_same_settings_are_compared_without_a_remark(runs, tmp_path, caplog):
     assert compare(runs, out=str(tmp_path / "compared")) == 0
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert "What differs" not in (tmp_path / "compared" / "compare.md").read_text(encoding="utf-8")
+    assert "Settings that differ" not in (tmp_path / "compared" / "compare.md").read_text(encoding="utf-8")
 
 
 def test_a_report_of_an_earlier_version_is_read_and_what_it_does_not_record_is_named(runs, tmp_path, caplog):
@@ -266,7 +266,7 @@ def test_a_report_that_cannot_be_read_is_refused_in_one_line(runs, tmp_path, nam
     said = str(refused.value)
     assert said.startswith(f"compare: the report in {folder} cannot be read (")
     assert cause in said
-    assert f"`python train.py report {folder}` writes it anew" in said
+    assert f"`python train.py report {folder}` writes it again" in said
     assert "\n" not in said
 
 

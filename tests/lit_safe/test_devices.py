@@ -51,7 +51,7 @@ def test_auto_is_the_accelerator_and_every_device_that_is_there_can_be_named(nam
 @pytest.mark.usefixtures("two_gpus")
 @pytest.mark.parametrize("name", ["cuda:2", "mps", "xpu:0", "meta"])
 def test_a_device_that_is_not_there_is_refused_in_one_line_that_says_what_is(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^--device {name} is not there: this machine has 2 of type cuda") as caught:
+    with pytest.raises(ValueError, match=f"^--device {name} does not exist: this machine has 2 of type cuda") as caught:
         chosen_device(name)
     assert "\n" not in str(caught.value)
 
@@ -64,7 +64,7 @@ def test_without_an_accelerator_auto_is_the_cpu_and_cuda_is_refused() -> None:
 
 
 def test_what_is_no_device_is_refused_with_the_names_that_are() -> None:
-    with pytest.raises(ValueError, match="--device gpu is no device: use one of auto, cpu, cuda"):
+    with pytest.raises(ValueError, match="--device gpu is not a device: use one of auto, cpu, cuda"):
         chosen_device("gpu")
 
 
@@ -115,7 +115,7 @@ def unread_module() -> Any:
 def test_a_missing_device_ends_a_command_before_anything_is_read(
     command: Callable[[Path], int], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="--device cuda:7 is not there"):
+    with pytest.raises(ValueError, match="--device cuda:7 does not exist"):
         command(tmp_path)
 
 

@@ -138,7 +138,7 @@ def test_pairs_that_call_the_other_response_chosen_are_not_compared_until_they_a
     before, after = evaluate(module(), HeldOut()), evaluate(module(optimum(2.0)), HeldOut())
     rows_n = np.arange(PAIRS) < 5
     exchanged = after._replace(pairs=turned(after.pairs, rows_n))
-    with pytest.raises(ValueError, match=f"5 of {PAIRS} shared pairs call the other response chosen"):
+    with pytest.raises(ValueError, match=f"5 of {PAIRS} shared pairs have the other response as chosen"):
         differences(exchanged, before)
     found = oriented([exchanged], before)
     assert found[1:] == (PAIRS, 5, 0)

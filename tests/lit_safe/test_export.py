@@ -218,7 +218,7 @@ def test_a_bf16_policy_is_compared_to_the_rounding_of_fp32(
     path, again = str(tmp_path / "run" / "checkpoints" / "last.ckpt"), aligned(SafeDPO(), pair=BF16[kind]())
     with caplog.at_level("INFO"):
         assert export(again, pairs(), ckpt_path=path, out=str(tmp_path / "out")) == 0
-    gap, bound = (float(x) for x in re.findall(r"by (\S+) nats a token, rounding by (\S+):? at most", caplog.text)[0])
+    gap, bound = (float(x) for x in re.findall(r"up to (\S+) nats per token \(bound (\S+)\)", caplog.text)[0])
     assert gap <= bound < 2e-5
     read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert read.dtype == (torch.bfloat16 if kind == "held in bf16" else torch.float32)

@@ -95,8 +95,8 @@ def test_a_run_that_resumes_at_its_maximum_says_so_again(tmp_path: Path, caplog:
     resumed.see([""], *see)
     assert len(caplog.messages) == 1
     assert resumed.notes() == [
-        "The multiplier stood at its maximum at the ends of the last 4 epochs, and its cost is over the limit all the "
-        "same: the limit is out of reach under this maximum, or the policy has not trained long enough under it."
+        "The multiplier stood at its maximum at the ends of the last 4 epochs, and its cost is still over the "
+        "limit: the limit cannot be reached with this maximum, or the policy has not trained long enough with it."
     ]
 
 

@@ -169,16 +169,16 @@ def test_a_byte_that_is_not_text_is_named_by_file_and_line(metrics: MetricsCSV, 
     metrics.log_metrics({"loss": 1.0}, step=1)
     path = tmp_path / "metrics.csv"
     path.write_bytes(path.read_bytes() + b"2,\xff\n3,4\n")
-    with pytest.raises(ValueError, match=r"metrics.csv, line 3, has a byte .*fresh folder with --trainer.default_root"):
+    with pytest.raises(ValueError, match=r"metrics.csv, line 3, has a byte .*new folder with --trainer.default_root"):
         MetricsCSV().open(tmp_path)
 
 
 def test_rows_that_are_missing_come_with_a_way_to_go_on(metrics: MetricsCSV, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"fresh folder with --trainer\.default_root_dir"):
+    with pytest.raises(ValueError, match=r"new folder with --trainer\.default_root_dir"):
         metrics.cut_back({"metrics.csv": 2})
     logger = TensorBoardRun()
     logger.open(tmp_path)
-    with pytest.raises(ValueError, match=r"fresh folder with --trainer\.default_root_dir"):
+    with pytest.raises(ValueError, match=r"new folder with --trainer\.default_root_dir"):
         logger.cut_back({"tensorboard/events.out.tfevents.1": 2})
 
 

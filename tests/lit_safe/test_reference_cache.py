@@ -150,7 +150,7 @@ def test_a_damaged_file_is_one_line_with_its_name(tmp_path: Path, damage: Callab
     ReferenceCache().load(path)
     damage(path)
     with pytest.raises(
-        ValueError, match=r"kept\.npz: this file of reference log-probs is damaged.*delete it"
+        ValueError, match=r"kept\.npz: this file of reference log-probs is damaged.*Delete it"
     ) as caught:
         ReferenceCache().load(path)
     assert "\n" not in str(caught.value)
@@ -161,7 +161,7 @@ def test_a_log_prob_that_is_not_finite_is_never_kept(monkeypatch: pytest.MonkeyP
     module.configure_model()
     (batch,) = next(iter(set_up(pairs(pairs_per_step=1)).train_dataloader()))
     monkeypatch.setattr(module.pair, "reference_logp", lambda s: torch.full((len(s.cu_seqlens) - 1,), torch.nan))
-    with pytest.raises(FloatingPointError, match=f"a response of pair {int(batch.pair_id[0])} no finite log-prob"):
+    with pytest.raises(FloatingPointError, match=f"of a response of pair {int(batch.pair_id[0])} is not finite"):
         ReferenceCache().fill(module, [batch])
 
 
