@@ -1,4 +1,4 @@
-"""How the dual step is logged: curves by the names of constraints, and texts."""
+"""Logs the dual step: curves by constraint name, and sampled texts."""
 
 from collections.abc import Mapping
 from textwrap import indent
@@ -14,11 +14,11 @@ from lit_safe.types import ScoredResponse
 if TYPE_CHECKING:
     from lit_safe.module import PreferenceAlignment
 
-CODE = " " * 4  # Markdown shows a text so indented as it stands
+CODE = " " * 4  # Markdown shows indented text verbatim
 
 
 def publish(trainer: Trainer, values: Mapping[str, float]) -> None:
-    """Log values at this optimizer step, and offer them to callbacks."""
+    """Log values at this optimizer step, and add them to the trainer's callback metrics."""
     for logger in trainer.loggers:
         logger.log_metrics(dict(values), step=trainer.global_step)
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
@@ -31,7 +31,7 @@ def publish_multiplier(trainer: Trainer, module: "PreferenceAlignment") -> None:
 
 
 def suffixes(trainer: Trainer, value: Tensor) -> list[str]:
-    """What names of curves end with: nothing where there is one constraint."""
+    """Suffixes of curve names by constraint. With one constraint, the suffix is empty."""
     if value.ndim == 0:
         return [""]
     return [f"_{name}" for name in trainer.datamodule.constraints]  # type: ignore[attr-defined]
@@ -43,13 +43,13 @@ def constraints(trainer: Trainer) -> tuple[str, ...]:
 
 
 def named(tag: str, value: Tensor, trainer: Trainer) -> dict[str, float]:
-    """A value [] or [C] under ``tag`` and the constraint's name."""
+    """The entries of a value [] or [C], named by ``tag`` and the constraint's name."""
     names = suffixes(trainer, value)
     return {tag + name: entry for name, entry in zip(names, value.reshape(-1).tolist(), strict=True)}
 
 
 def show(trainer: Trainer, samples: tuple[ScoredResponse, ...]) -> None:
-    """Responses for people to read, in TensorBoard."""
+    """Write responses and their costs to TensorBoard, for people to read."""
     text = "\n\n---\n\n".join(
         f"{indent(s.prompt, CODE)}\n\ncost {', '.join(f'{c:.3g}' for c in s.cost)}:\n\n{indent(s.response, CODE)}"
         for s in samples

@@ -39,7 +39,7 @@ class Standing(NamedTuple):
 
     @property
     def both_bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Bounds below and above E[cost], one-sided, 95 % each."""
+        """One-sided 95 % lower and upper bounds on E[cost]."""
         return self._bounds(-1.0), self.upper
 
     @property

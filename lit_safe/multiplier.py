@@ -89,20 +89,20 @@ class BoundWatch:
             return
         self._said |= {(name, where, long), (name, where, False)}
         if where == "maximum" and long:
-            log.warning("the multiplier%s has stood at its maximum %g for %d epochs and the cost %.4g is still over "
-                        "its limit %g: no multiplier up to dual.maximum holds this limit with these data and this "
+            log.warning("the multiplier%s has been at its maximum %g for %d epochs, and the cost %.4g is still over "
+                        "its limit %g: no multiplier up to dual.maximum meets this limit with these data and this "
                         "training", name, maximum, epochs, cost, limit)  # fmt: skip
         elif where == "maximum":
             log.warning(
-                "limit not reachable so far: the multiplier%s stands at its maximum %g and the cost at %.4g > %g. "
-                "Train longer under it, or raise the limit or dual.maximum",
+                "limit not reached so far: the multiplier%s is at its maximum %g, and the cost is %.4g > %g. "
+                "Train longer, or raise the limit or dual.maximum",
                 name, maximum, cost, limit,
             )  # fmt: skip
         elif long:
-            log.info("the multiplier%s has stood at 0 for %d epochs and the cost %.4g keeps its limit %g: the limit "
-                     "does not bind, training follows preferences alone", name, epochs, cost, limit)  # fmt: skip
+            log.info("the multiplier%s has been at 0 for %d epochs, and the cost %.4g is within its limit %g: the "
+                     "limit does not bind, training follows only preferences", name, epochs, cost, limit)  # fmt: skip
         elif old > 0:
-            log.info("the multiplier%s is back at 0: the cost %.4g keeps its limit %g", name, cost, limit)
+            log.info("the multiplier%s is back at 0: the cost %.4g is within its limit %g", name, cost, limit)
 
     def notes(self) -> list[str]:
         """Sentences for a report: which multiplier ended at 0 or at its maximum, for how long, and what that means."""
@@ -112,7 +112,7 @@ class BoundWatch:
             "0": "its cost is within the limit: the limit does not bind, and training followed only the preferences.",
         }
         return [
-            f"The multiplier{name} stood at {'its ' if where == 'maximum' else ''}{where} at the ends of the last "
+            f"The multiplier{name} was at {'its ' if where == 'maximum' else ''}{where} at the ends of the last "
             f"{epochs} epochs, and {meaning[where]}"
             for name, (where, epochs) in self._where.items()
             if where and epochs >= LONG

@@ -1,4 +1,4 @@
-"""How far something long is: a bar on a terminal, lines in a log elsewhere."""
+"""Shows progress of long tasks: as a bar on a terminal, otherwise as log lines."""
 
 import logging
 import sys
@@ -17,10 +17,10 @@ Item = TypeVar("Item")
 
 
 class _Screen:
-    """The one live display of a process: a bar for each thing that goes on, and what is logged above them.
+    """The live display of a process: one bar per running task, with log messages above the bars.
 
-    A handler of ``logging`` keeps the stream it was made with, and would write into the bars. So handlers on standard
-    error write through the display as long as it is there.
+    A handler of ``logging`` keeps the stream with which it was created, and would write into the bars. Handlers on
+    standard error therefore write through the display while it is shown.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class _Screen:
         self._moved: list[tuple[logging.StreamHandler[TextIO], TextIO]] = []
 
     def add(self, description: str, total: int | None, done: int) -> TaskID:
-        """Show another bar."""
+        """Add a bar."""
         if self._display is None:
             self._start()
         assert self._display is not None
@@ -38,12 +38,12 @@ class _Screen:
         return bar
 
     def update(self, bar: TaskID, done: int, note: str) -> None:
-        """Show that ``done`` is done."""
+        """Show ``done`` in the bar."""
         if self._display is not None:
             self._display.update(bar, completed=done, note=note)
 
     def remove(self, bar: TaskID) -> None:
-        """Take a bar away; the last one stays on the screen as it is."""
+        """Remove a bar. The last bar remains visible on the screen."""
         if self._display is None or bar not in self._bars:
             return
         self._bars.remove(bar)
@@ -79,12 +79,12 @@ class Tracker:
     """Shows ``done`` of ``total`` as a bar if standard error is a terminal, otherwise as a log line now and then.
 
     Args:
-        description: Of what is done.
-        total: How much there is to do; None where nobody knows.
-        done: How much was done before.
-        seconds: Between two log lines. What takes less leaves no line at all, unless ``last``; anything else ends with
-            one.
-        last: Whether the end always gets a line.
+        description: Description of the task.
+        total: Total amount of work. None if unknown.
+        done: Amount of work that was done before.
+        seconds: Time between two log lines. A shorter task logs nothing, unless ``last`` is set. A longer task logs its
+            end.
+        last: Whether the end is always logged.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Tracker:
         self._bar = _screen.add(description, total, done) if sys.stderr.isatty() else None
 
     def update(self, done: int, note: str = "") -> None:
-        """Show that ``done`` is done, and ``note`` beside it."""
+        """Show the amount of work ``done`` and a ``note``."""
         if self._bar is not None:
             _screen.update(self._bar, done, note)
             return
@@ -106,7 +106,7 @@ class Tracker:
             log.info("%s", ", ".join(filter(None, (self._how_far(done, now - self._started), note))))
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             _screen.remove(self._bar)
 
@@ -123,13 +123,13 @@ class Tracker:
 def progress(
     iterable: Iterable[Item], description: str, total: int | None = None, seconds: float = 30.0
 ) -> Iterator[Item]:
-    """Yield from ``iterable`` and show how far it is, on the first rank.
+    """Yield from ``iterable`` and show the progress, on the first rank.
 
     Args:
-        iterable: What is gone through.
-        description: Of what is done with it.
-        total: How many items there are; by default its length, where it has one.
-        seconds: Between two log lines; what takes less leaves none.
+        iterable: The items.
+        description: Description of the task.
+        total: Number of items. The default is the length of ``iterable``, if it has one.
+        seconds: Time between two log lines. A shorter task logs nothing.
     """
     if getattr(rank_zero_only, "rank", 0) != 0:
         yield from iterable

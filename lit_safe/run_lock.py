@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 LOCK = ".run.lock"
 HOLDER = ".run.holder.json"
 FILES = (LOCK, HOLDER)
-"""What a live run keeps in its folder beside its results. Both are removed when the run ends."""
+"""Files of a live run in its folder, besides its results. Both are removed when the run ends."""
 
 
 class RunFolderError(RuntimeError):
-    """The run folder cannot be used: another run lives in it, or it cannot be written. One line says what to do."""
+    """The run folder is used by another run, or cannot be written. The one-line message says what to do."""
 
 
 class RunLock:

@@ -43,6 +43,6 @@ def mean_cost(cost: Tensor, weight_n: Tensor, prompt_n: Tensor) -> MeanCost:
 
 
 def unsafe_interval(unsafe_n: Tensor, weight_n: Tensor, prompt_n: Tensor) -> dict[str, float]:
-    """The 95 % interval of the share of unsafe responses [n], clustered by prompt, under the names that are logged."""
+    """The 95 % interval of the share of unsafe responses [n], clustered by prompt, by logged name."""
     low, high = clustered_mean(unsafe_n.double(), prompt_n, weight_n, share=True).interval
     return {"dual/unsafe_low": low, "dual/unsafe_high": high}

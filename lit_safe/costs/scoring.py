@@ -22,7 +22,7 @@ class OnDevice(Protocol):
 
 
 def place(cost: object, device: torch.device) -> None:
-    """Move a cost function to ``device`` if it supports that (``OnDevice``). It may keep a device of its own."""
+    """Move a cost function to ``device`` if it supports that (``OnDevice``). It may keep its own device."""
     if isinstance(cost, OnDevice):
         cost.use_device(device)
 

@@ -28,7 +28,7 @@ class Setting(NamedTuple):
 
 
 class RepeatedKeyError(yaml.MarkedYAMLError):
-    """A key stands twice in one mapping of a YAML file."""
+    """A mapping in a YAML file has the same key twice."""
 
 
 class Words:
@@ -142,7 +142,7 @@ def check_file(path: str) -> Message | None:
 
 
 def refuse_repeated_keys(text: str) -> None:
-    """Refuse YAML in which a key stands twice in one mapping: the second would replace the first without a word.
+    """Refuse YAML in which a mapping has a key twice: the second would silently replace the first.
 
     Raises:
         RepeatedKeyError: At the second place.

@@ -54,7 +54,7 @@ def read(message: str) -> Problem | None:
             continue
         while stack and stack[-1][0] >= indent:
             stack.pop()
-        if found := _CALLABLE.match(line):  # as jsonargparse says it of classes with a __call__
+        if found := _CALLABLE.match(line):  # jsonargparse's message for classes with a __call__
             line = found["rest"]
             if other := _NOT_CALLABLE.match(line):
                 line = f"Import path {other[1]} does not implement protocol {found['kind']}"

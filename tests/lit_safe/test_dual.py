@@ -364,7 +364,7 @@ def test_a_limit_out_of_reach_drives_the_multiplier_to_its_maximum_and_says_so(
     assert rising == sorted(rising)
     assert model.multiplier == 4.0
     assert [r.message for r in caplog.records].count(caplog.records[-1].message) == 1
-    assert "limit not reachable" in caplog.text
+    assert "limit not reached" in caplog.text
 
 
 def test_a_limit_that_does_not_bind_brings_the_multiplier_back_to_zero_and_says_so(

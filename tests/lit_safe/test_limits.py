@@ -74,10 +74,8 @@ def test_a_limit_out_of_reach_is_said_whatever_the_maximum_and_the_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, maximum: float, at_maximum: bool
 ) -> None:
     fit(tmp_path, maximum if at_maximum else 0.0, maximum, LEAST - 3.0, max_epochs=5)
-    assert [m.partition(":")[0] for m in caplog.messages if "limit not reachable" in m] == [
-        "limit not reachable so far"
-    ]
-    [long] = [m for m in caplog.messages if "has stood at its maximum" in m]
+    assert [m.partition(":")[0] for m in caplog.messages if "limit not reached" in m] == ["limit not reached so far"]
+    [long] = [m for m in caplog.messages if "has been at its maximum" in m]
     assert f"maximum {maximum:g} for 2 epochs" in long
 
 
@@ -95,7 +93,7 @@ def test_a_run_that_resumes_at_its_maximum_says_so_again(tmp_path: Path, caplog:
     resumed.see([""], *see)
     assert len(caplog.messages) == 1
     assert resumed.notes() == [
-        "The multiplier stood at its maximum at the ends of the last 4 epochs, and its cost is still over the "
+        "The multiplier was at its maximum at the ends of the last 4 epochs, and its cost is still over the "
         "limit: the limit cannot be reached with this maximum, or the policy has not trained long enough with it."
     ]
 
@@ -104,7 +102,7 @@ def test_a_limit_that_does_not_bind_is_said_after_two_epochs(tmp_path: Path, cap
     with caplog.at_level(logging.INFO, "lit_safe.multiplier"):
         fit(tmp_path, 0.0, 4.0, 5.0, max_epochs=4)
     [said] = [m for m in caplog.messages if "multiplier" in m]
-    assert "has stood at 0 for 2 epochs" in said
+    assert "has been at 0 for 2 epochs" in said
     assert "the limit does not bind" in said
 
 
