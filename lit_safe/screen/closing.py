@@ -48,7 +48,7 @@ def closing(
         ("took", _took(trainer, report, seconds)),
         ("lies in", f"{folder}: {', '.join(_there(folder))}"),
         ("failed", "; ".join(one.partition(". ")[0] for one in failures(trainer.callbacks))),  # type: ignore[attr-defined]
-        ("next", _next(trainer, folder)),
+        ("next", next_command(folder, failed=bool(failures(trainer.callbacks)))),  # type: ignore[attr-defined]
     ]
     return rows("what came out", entries)
 
@@ -109,12 +109,17 @@ def _there(folder: Path) -> list[str]:
     return [name for name in names if (folder / name).exists()]
 
 
-def _next(trainer: Trainer, folder: Path) -> str:
-    """The command that fits: the missing report, else a comparison with the latest other run, else the export."""
+def next_command(folder: Path, *, failed: bool) -> str:
+    """The command that fits a run folder: the missing report, else a comparison with the latest other run, the export.
+
+    Args:
+        folder: Of the run; without ``config.yaml`` or a checkpoint there is no command.
+        failed: Whether something after training went wrong.
+    """
     config, checkpoint = folder / CONFIG, folder / FOLDER / LAST
     if not (config.exists() and checkpoint.exists()):
         return ""
-    if failures(trainer.callbacks):  # type: ignore[attr-defined]
+    if failed:
         return _command("report", folder)
     best = checkpoint.with_name(BEST)
     export = _command("export", "-c", config, "--ckpt_path", best if best.exists() else checkpoint,
@@ -127,6 +132,7 @@ def _next(trainer: Trainer, folder: Path) -> str:
 
 
 def _command(*words: object) -> str:
-    program = Path(sys.argv[0]).name
-    start = ["python", "train.py"] if program != "lit-safe" else [program]
+    program = Path(sys.argv[0])
+    installed = {"lit-safe": ["lit-safe"], "lit_safe/__main__.py": ["python", "-m", "lit_safe"]}
+    start = installed.get(program.name) or installed.get("/".join(program.parts[-2:])) or ["python", "train.py"]
     return shlex.join([*start, *map(str, words)])
