@@ -15,7 +15,7 @@ from lit_safe.ranks import gather
 
 log = logging.getLogger(__name__)
 
-LONG = 2  # epochs at 0 or at the maximum before a message is logged
+LONG = 2  # epochs at 0 or at the maximum after which the limit is said not to bind, or not to be met
 
 
 def dual_step(multiplier: Tensor, cost: Tensor, limit: Tensor | float, lr: Tensor | float, maximum: float) -> Tensor:
