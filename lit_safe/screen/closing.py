@@ -1,5 +1,6 @@
 """What came out of a run, in a table of a few lines."""
 
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -62,7 +63,7 @@ def _limits(trainer: Trainer) -> list[tuple[str, str]]:
     for row in limit["constraints"]:
         name = f" on {row['constraint']}" if len(limit["constraints"]) > 1 else ""
         upper = row["upper"]
-        cost, bound = told_apart([row["cost"], row["cost"] if upper is None else upper])
+        cost, bound = told_apart([math.nan if value is None else value for value in (row["cost"], upper)])
         told = "its error is not known" if upper is None else f"95 % one-sided bound {bound}"
         entries.append(("limit", f"{row['limit']:g}{name}: {row['verdict']}; E[cost] {cost}, {told}"))
     more = len(entries) - 4

@@ -52,7 +52,9 @@ def settings_of(thing: object) -> str:
     if is_dataclass(thing):
         known = {field.name: getattr(thing, field.name) for field in fields(thing)}
     else:
-        known = {key: value for key, value in vars(thing).items() if isinstance(value, int | float | str)}
+        known = {
+            key: value for key, value in getattr(thing, "__dict__", {}).items() if isinstance(value, int | float | str)
+        }
     listed = ", ".join(f"{key} {value}" for key, value in known.items() if not key.startswith("_"))
     return f"{name}: {listed}" if listed else name
 
@@ -105,7 +107,7 @@ def _computes(trainer: Trainer, module: StepModule, data: Any) -> str:
 
 def _data(data: Any) -> str:
     report = data.report
-    splits, prompts = report["splits"], report.get("prompts", {})
+    splits, prompts = report.get("splits", {}), report.get("prompts", {})
     unit = "pairs" if hasattr(data, "pairs_per_step") else "responses"
     order = f", chosen is the {data.order} one" if getattr(data, "order", None) in ("helpful", "safer") else ""
     held_out = "" if report.get("held_out", True) else "; nothing is held out: every split is the whole data"
@@ -115,7 +117,7 @@ def _data(data: Any) -> str:
         else ""
     )
     counts = ", ".join(f"{count:,} {name}{train if name == 'train' else ''}" for name, count in splits.items())
-    return f"{unit}: {counts}{order}{held_out}"
+    return f"{unit}: {counts}{order}{held_out}" if counts else ""
 
 
 def _left_out(trainer: Trainer, data: Any) -> str:
@@ -130,7 +132,7 @@ def _left_out(trainer: Trainer, data: Any) -> str:
     more = sum(count for _, count in ranked[REASONS:])
     told += [f"{more:,} for other reasons"] if more else []
     ids = getattr(trainer.train_dataloader, "row_ids", None)
-    unused = 0 if ids is None else report["splits"].get("train", 0) - len(ids)
+    unused = 0 if ids is None else report.get("splits", {}).get("train", 0) - len(ids)
     told += [f"{unused:,} train pairs by the objective, for their labels"] if unused > 0 else []
     rows_out = sum(reasons.values())
     total = f"{rows_out:,} of {rows_out + sum(_kept(report)):,} rows" if rows_out else ""
@@ -138,7 +140,7 @@ def _left_out(trainer: Trainer, data: Any) -> str:
 
 
 def _kept(report: Mapping[str, Any]) -> list[int]:
-    splits = report["splits"].values()
+    splits = report.get("splits", {}).values()
     return list(splits) if report.get("held_out", True) else [max(splits, default=0)]
 
 

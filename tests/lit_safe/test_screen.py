@@ -17,11 +17,12 @@ from lightning import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.annotators.scores import Score, Scores
+from data.module import PreferenceData
 from lit_safe.callbacks.announce import Announce
 from lit_safe.callbacks.run_folder import RunFolder
 from lit_safe.dual import DualAscent
 from lit_safe.loggers.tensorboard import TensorBoardRun
-from lit_safe.objectives import ConstrainedDPO, SafeDPO
+from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO
 from lit_safe.screen.closing import next_command
 from lit_safe.screen.words import duration, interval, large, told_apart
 from lit_safe.sft import SupervisedFineTuning
@@ -213,6 +214,36 @@ def test_rows_that_were_left_out_are_counted_with_their_reason_in_one_line(
     trainer(tmp_path, max_steps=1, callbacks=[Announce()]).fit(aligned(), pairs(Damaged()))
     assert entries(said(caplog)[0])["left out"].startswith("5 of 37 rows: 5 ")
     assert not [message for message in caplog.messages if message.startswith("data: ")], "the report has these lines"
+
+
+class Mine(PreferenceData):
+    """Data that says nothing of its rows."""
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return {}
+
+
+class Slots:
+    """An objective of somebody's own."""
+
+    __slots__ = ()
+    beta, needs, reads_multiplier = 0.1, (), False
+
+    def __call__(self, *args: Any) -> Any:
+        return DPO()(*args)
+
+
+def test_data_and_objectives_of_a_users_own_need_not_describe_themselves(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    data = Mine([Fruit()], Scores((Score("cost"),), Score("reward")), pairs_per_step=4, max_length=128)
+    data.connect(TinyLlama())
+    trainer(tmp_path, max_steps=1, callbacks=[Announce()]).fit(aligned(Slots()), data)
+    before, after = map(entries, said(caplog))
+    assert before["objective"] == after["objective"] == "Slots"
+    assert before["left out"] == "no row"
 
 
 def test_fine_tuning_has_no_limit_and_no_reference(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
