@@ -90,7 +90,7 @@ def test_a_checkpoint_from_elsewhere_begins_a_fresh_folder_and_leaves_its_own_al
 def test_a_run_continued_without_a_callback_that_has_state_stops_and_names_it(tmp_path: Path) -> None:
     trainer(tmp_path / "run", Counter()).fit(Line(), BATCHES, BATCHES)
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    with pytest.warns(UserWarning, match="callbacks"), pytest.raises(ValueError, match="lacks: Counter"):
+    with pytest.warns(UserWarning, match="callbacks"), pytest.raises(ValueError, match="does not have: Counter"):
         trainer(tmp_path / "run", max_epochs=2).fit(Line(), BATCHES, BATCHES, ckpt_path=checkpoint)
 
 
