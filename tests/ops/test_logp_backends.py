@@ -125,6 +125,7 @@ def test_gradients_are_those_of_the_outputs(backend, form, learn, many_blocks):
     torch.autograd.gradcheck(lambda h, w, b: ours(backend, **form)(h, w, b, target_T), leaves)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch 2.15's own check
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if hasattr(torch.ops.sequence_logratio, name)])
 @pytest.mark.parametrize("head_frozen", [True, False])
 def test_the_operator_is_one_torch_understands(backend, head_frozen):
