@@ -99,8 +99,7 @@ class StopOnSignal(Checkpoint):
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
         elif not self._at_steps:
-            if launcher := self._trainer.strategy.launcher:
-                launcher.kill(number)
+            _end_children(self._trainer)
             raise Stopped(self._status(number))
 
     def _status(self, number: int) -> int:
@@ -216,6 +215,20 @@ def _is_child(trainer: Trainer) -> bool:
     """Whether Lightning started this process as an additional rank."""
     environment = getattr(trainer.strategy, "cluster_environment", None)
     return isinstance(environment, LightningEnvironment) and environment.local_rank() != 0
+
+
+def _end_children(trainer: Trainer) -> None:
+    """End the ranks that Lightning started. They have nothing to save.
+
+    A rank that waits for this one in a collective operation does not react to SIGTERM, and a rank that does would send
+    it back to this process. Lightning's observer kills this process when one of its children fails. It reads the same
+    list, so the list is emptied first.
+    """
+    children = getattr(trainer.strategy.launcher, "procs", [])
+    ended = list(children)
+    children.clear()
+    for child in ended:
+        child.kill()
 
 
 def _nothing() -> None:

@@ -4,11 +4,14 @@
 message names have to be read again.
 """
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 from lightning import Trainer
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from tests.lit_safe.pair_world import trainer
 
@@ -68,3 +71,11 @@ def test_an_epoch_is_counted_where_a_resumed_run_counts_it() -> None:
     assert loop.trainer.max_epochs == 7
     loop.epoch_loop.max_steps = 11
     assert loop.max_steps == loop.trainer.max_steps == 11
+
+
+def test_the_observer_of_child_ranks_reads_the_launchers_list() -> None:
+    """``StopOnSignal`` empties this list so that the observer does not kill the first rank."""
+    observer = _ChildProcessObserver(main_pid=-1, child_processes=(children := [object()]))
+    children.clear()
+    assert observer._run()
+    assert "_launch_process_observer(self.procs)" in inspect.getsource(_SubprocessScriptLauncher.launch)
