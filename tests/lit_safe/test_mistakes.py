@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_safe.__main__ import main
+from lit_safe.__main__ import PROGRAMS, main
 from lit_safe.errors.exceptions import mistake as mistake_of
 from lit_safe.errors.message import LINES, TRACEBACK, Message, SettingError
 from lit_safe.errors.places import Words
@@ -49,6 +49,8 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
             Path(name).parent.mkdir(parents=True, exist_ok=True)
             Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
         monkeypatch.setattr(sys, "argv", ["train.py", *mistake.words])
+        for module in PROGRAMS.values():  # imported by an earlier test; a fresh process has not
+            monkeypatch.delitem(sys.modules, module, raising=False)
         with pytest.raises(SystemExit) as stopped:
             main()
         assert isinstance(stopped.value.code, int)

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,18 @@ PLACES = ("micro_batch", "step", "validation", "dual", "whole checkpoint", "logg
 
 def handlers() -> dict[int, Any]:
     return {number: signal.getsignal(number) for number in SIGNALS}
+
+
+@pytest.fixture(autouse=True)
+def none_is_ignored() -> Iterator[None]:
+    """A shell starts background commands with SIGINT ignored, nohup with SIGHUP ignored. These tests need both."""
+    former = handlers()
+    for number, handler in former.items():
+        if handler == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in former.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
