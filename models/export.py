@@ -14,6 +14,11 @@ from models.modes import open_to_readers
 
 SHARD = "5GB"  # maximum size of a file of weights
 
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Settings of a generation config that have no effect without ``do_sample``."""
+BEAMS = ("early_stopping", "length_penalty")
+"""Settings that have no effect with one beam."""
+
 IGNORED = (
     "Input and output embeddings are no longer tied after merging",  # a full copy of the embedding was trained
     "Could not find a config file in",  # the base model is not a folder
@@ -57,10 +62,16 @@ def save_pretrained(
             warnings.filterwarnings("ignore", known, UserWarning)
         if has_adapter and not adapter_only:
             model = model.merge_and_unload()
-        model.save_pretrained(folder, **({} if adapter_only else {"max_shard_size": SHARD}))
+        lm = model if isinstance(model, transformers.PreTrainedModel) else policy.causal_lm
+        shipped = lm.generation_config
+        stopping = _stopping_at(stop_ids, shipped)
+        lm.generation_config = stopping  # written with the model, too
+        try:
+            model.save_pretrained(folder, **({} if adapter_only else {"max_shard_size": SHARD}))
+        finally:
+            lm.generation_config = shipped
     tokenizer.save_pretrained(folder)
-    # written last: it replaces the model's own generation config, and an adapter has none
-    _stopping_at(stop_ids, policy.causal_lm.generation_config).save_pretrained(folder)
+    stopping.save_pretrained(folder)  # an adapter writes none
     open_to_readers(place)
 
 
@@ -71,8 +82,19 @@ def eos_ids(config: transformers.GenerationConfig | None) -> frozenset[int]:
 
 
 def _stopping_at(ids: Iterable[int], config: transformers.GenerationConfig | None) -> transformers.GenerationConfig:
-    """A copy of ``config`` with ``ids`` as additional stop tokens."""
+    """A copy of ``config`` with ``ids`` as additional stop tokens, in a form that transformers writes.
+
+    Some models come with settings of a way of decoding that they do not use, such as ``do_sample: false`` with
+    ``temperature: 0.9``. Transformers reads such a config, but refuses to write it. These settings have no effect, so
+    they are left out.
+    """
     found = transformers.GenerationConfig() if config is None else copy.deepcopy(config)
+    try:
+        found.validate(strict=True)
+    except ValueError:
+        plain = transformers.GenerationConfig()
+        for name in (*(() if found.do_sample else SAMPLING), *(() if (found.num_beams or 1) > 1 else BEAMS)):
+            setattr(found, name, getattr(plain, name, None))
     stops = sorted({*ids, *eos_ids(found)})
     found.eos_token_id = stops if len(stops) > 1 else next(iter(stops), None)
     return found

@@ -25,16 +25,28 @@ class InverseCDF(transformers.LogitsProcessor):
         self.uniforms = uniforms
         self.temperature = temperature
         self.begin = begin
+        self.finite_n1: Tensor | None = None  # whether all logits of a row were finite; None before the first step
+
+    def check(self) -> None:
+        """Raise a ValueError if logits were not finite. Called once at the end: reading a result makes a GPU wait."""
+        if self.finite_n1 is not None and not bool(self.finite_n1.all()):
+            row = int((~self.finite_n1).nonzero()[0, 0])
+            raise ValueError(
+                f"the logits of the model that samples are not finite (prompt {row} of {len(self.finite_n1)}): its "
+                "weights are NaN or infinite, or its activations exceed their dtype (float16 holds up to 65504)"
+            )
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.begin
         place = exact_device(scores.device)
         cumulative_nV = (scores.to(place).double() / self.temperature).softmax(-1).cumsum(-1)
         total_n1 = cumulative_nV[:, -1:].contiguous()
+        self.finite_n1 = total_n1.isfinite() if self.finite_n1 is None else self.finite_n1 & total_n1.isfinite()
         wanted_n1 = self.uniforms[:, step : step + 1].to(total_n1) * total_n1
         drawn_n1 = torch.searchsorted(cumulative_nV, wanted_n1, right=True)
         last_n1 = torch.searchsorted(cumulative_nV, total_n1)  # the product above can round up to the total
-        chosen_n1 = torch.minimum(drawn_n1, last_n1).to(scores.device)
+        # for NaN, both indices are outside the vocabulary, which ends in an assertion on CUDA
+        chosen_n1 = torch.minimum(drawn_n1, last_n1).clamp(max=scores.shape[-1] - 1).to(scores.device)
         return torch.full_like(scores, -torch.inf).scatter(-1, chosen_n1, 0.0)
 
 
@@ -70,7 +82,8 @@ def generate(
         Token ids of each response.
 
     Raises:
-        ValueError: If shapes, numbers or the temperature are invalid, or a response could exceed the model's positions.
+        ValueError: If shapes, numbers or the temperature are invalid, a response could exceed the model's positions, or
+            logits are not finite.
     """
     if not prompts:
         return []
@@ -88,16 +101,18 @@ def generate(
     shipped, was_training = model.generation_config, model.training
     model.generation_config = config  # keeps out the model's own settings (repetition penalty, ...)
     model.eval()
+    sampler = InverseCDF(uniforms.to(exact_device(model.device)), temperature, width)
     try:
         out = model.generate(
             input_ids=ids_nP,
             attention_mask=mask_nP,
             generation_config=config,
-            logits_processor=[InverseCDF(uniforms.to(exact_device(model.device)), temperature, width)],
+            logits_processor=[sampler],
         )
     finally:
         model.generation_config = shipped
         model.train(was_training)
+    sampler.check()
     return [_until_stop(row, frozenset(stop_ids)) for row in out[:, width:].tolist()]
 
 

@@ -128,3 +128,12 @@ def test_a_pair_stops_at_its_tokenizers_end_and_checkpointing_does_not_matter():
     assert stopped
     assert all(r[-1] == 258 and 258 not in r[:-1] for r in stopped)
     assert responses == generate(pair.policy.causal_lm, [ids] * 40, numbers, temperature=9.0, stop_ids=[258])
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_are_an_error_that_names_the_prompt(wrong, random_model):
+    model = random_model("llama")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[9] = wrong  # only the second prompt has this token
+    with pytest.raises(ValueError, match=r"not finite \(prompt 1 of 3\)"):
+        sample(model)
