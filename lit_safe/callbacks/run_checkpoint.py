@@ -187,14 +187,19 @@ def _keep(file: Path, name: Path) -> None:
 
 def _ends_epoch(trainer: Trainer, batch_idx: int) -> bool:
     last_batch = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
-    return last_batch or trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+    return last_batch or _stops_early(trainer) or 0 <= trainer.max_steps <= trainer.global_step
 
 
 def _ends_training(trainer: Trainer) -> bool:
     """Whether ``on_train_end`` follows this end of an epoch. If training continues, the next end is saved."""
     epochs, steps = trainer.max_epochs, trainer.max_steps
     last_epoch = epochs is not None and 0 <= epochs <= trainer.current_epoch + 1
-    return last_epoch or trainer.should_stop or 0 <= steps <= trainer.global_step
+    return last_epoch or _stops_early(trainer) or 0 <= steps <= trainer.global_step
+
+
+def _stops_early(trainer: Trainer) -> bool:
+    """Whether a callback asked for the end of training, and ``min_epochs`` and ``min_steps`` allow it."""
+    return trainer.should_stop and trainer.fit_loop._can_stop_early
 
 
 def _validates(trainer: Trainer, batch_idx: int) -> bool:

@@ -137,7 +137,7 @@ class StopOnSignal(Checkpoint):
     def end_saved(self, trainer: Trainer) -> None:
         """Stop before the final evaluation. Everything is saved, and a resumed run makes the evaluation."""
         self._at_steps = False
-        if self._agreed:
+        if self._agree(trainer):  # again: a signal may have come while the end was saved
             self._stop(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -19,6 +19,7 @@ SOURCES = Path(__file__).parents[2] / "lit_safe"
 LOOP = r"\b(?:fit_loop|epoch_loop|loop|epoch_progress|progress)\.([a-z_.]+)"
 
 FIT_LOOP = {
+    "_can_stop_early",
     "epoch_loop",
     "epoch_loop.max_steps",
     "epoch_loop.reset_restart_stage",

@@ -142,6 +142,20 @@ def test_before_the_first_step_it_ends_at_once_and_leaves_nothing(
     assert caplog.text.count("run the same command to start again") == 1
 
 
+class AsksForTheEnd(Callback):
+    """As early stopping does."""
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        trainer.should_stop = True
+
+
+def test_it_stops_and_saves_while_early_stopping_waits_for_min_epochs(tmp_path: Path) -> None:
+    sends = Sends("on_train_epoch_end", signal.SIGTERM)
+    with pytest.raises(Stopped):
+        trainer(tmp_path / "run", AsksForTheEnd(), sends, min_epochs=5, max_epochs=5).fit(Line(), BATCHES, BATCHES)
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
 def test_validate_ends_at_once_with_the_status(tmp_path: Path) -> None:
     run = trainer(tmp_path / "run", Sends("on_validation_batch_start", signal.SIGTERM), limit_val_batches=1)
     with pytest.raises(Stopped) as stopped:
@@ -225,5 +239,21 @@ def test_after_training_it_ends_before_the_evaluation_and_the_end_is_saved(
     with pytest.raises(Stopped):
         trainer(tmp_path / "run", sends, Evaluates(), max_epochs=1).fit(Line(), BATCHES, BATCHES)
     assert "stopped by SIGTERM after training, saved in" in caplog.text
+    stored = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert stored["callbacks"]["RunCheckpoint"]["ended"]
+
+
+def test_a_signal_while_the_end_is_saved_ends_it_before_the_evaluation(tmp_path: Path) -> None:
+    class Evaluates(Callback):
+        def on_train_end(self, *args: Any) -> None:
+            raise AssertionError("went on")
+
+    class AtTheEnd(Callback):
+        def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+            if trainer.current_epoch == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        trainer(tmp_path / "run", AtTheEnd(), Evaluates(), max_epochs=1).fit(Line(), BATCHES, BATCHES)
     stored = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert stored["callbacks"]["RunCheckpoint"]["ended"]
