@@ -53,7 +53,7 @@ def test_what_is_no_cost_is_refused_at_setup_and_in_every_pass_with_the_class_na
 def test_rows_that_change_their_length_within_a_pass_are_refused() -> None:
     widths = iter((1, 2, 2, 2))
     growing = Gives(lambda n: torch.zeros(n, next(widths)))
-    with pytest.raises(ValueError, match=r"gave rows of \[2\] after \[1\]"):
+    with pytest.raises(ValueError, match=r"gave rows of \[2\] after rows of \[1\]"):
         RolloutCost(growing, batch_size=1)(SimpleNamespace(pair=Table()), Toy(), seed=0, epoch=0)
 
 
