@@ -117,7 +117,7 @@ class LoRA:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             for known in IGNORED:
                 warnings.filterwarnings("ignore", known)
-            torch.manual_seed(self.seed)
+            torch.random.default_generator.manual_seed(self.seed)  # `torch.manual_seed` also seeds GPUs
             try:
                 adapted = peft.get_peft_model(model, config)
             except ValueError as fault:

@@ -14,6 +14,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from lit_safe.commands.fit_scorer import LabelledTexts, TextPair, labelled_responses
+from lit_safe.commands.sizes import check_sizes
 from lit_safe.costs.scoring import check_finite, place, score
 from lit_safe.devices import chosen_device, use
 from lit_safe.hashing import hash64
@@ -46,9 +47,10 @@ def annotate(
         The exit status, 0.
 
     Raises:
-        ValueError: If the scorer returns no costs, a cost is not finite (the error names the row), or the device does
-            not exist.
+        ValueError: If ``batch_pairs`` is below 1, the scorer returns no costs, a cost is not finite (the error names
+            the row), or the device does not exist.
     """
+    check_sizes(batch_pairs=batch_pairs)
     place(scorer, use(chosen_device(device)))
     pairs = {split: [pair for pair in data.pairs(split) if not pair.evaluation_only] for split in SPLITS}
     path = Path(out)

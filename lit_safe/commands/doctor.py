@@ -8,6 +8,7 @@ from lightning import Trainer
 from rich.console import Console
 from rich.table import Table
 
+from lit_safe.commands.sizes import check_sizes
 from lit_safe.doctor.checks import examine
 from lit_safe.doctor.patient import Patient, take_pairs
 from lit_safe.loading import make_ready
@@ -47,6 +48,7 @@ def doctor(
     Returns:
         The exit status: 0 if every check passed, 1 otherwise.
     """
+    check_sizes(pairs=pairs)
     place = make_ready(module, data, device, trainer, stage="fit")
     module.train()
     with run_precision(module, place):

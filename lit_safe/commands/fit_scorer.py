@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from lit_safe.costs.scoring import place
+from lit_safe.costs.scoring import as_costs, place, score
 from lit_safe.devices import chosen_device, use
 from lit_safe.ranking import clustered_auc
 from lit_safe.statistics import Estimate, clustered_mean
@@ -119,7 +119,7 @@ def fit_scorer(data: LabelledTexts, *, scorer: TrainableScorer, minimum_auc: flo
     started = time.perf_counter()
     out_of_fold = scorer.fit(train.prompts, train.responses, train.unsafe, train.prompt_ids)
     fitted = time.perf_counter()
-    cross = clustered_auc(out_of_fold.double().numpy(), train.unsafe, train.prompt_ids)
+    cross = clustered_auc(as_costs(scorer, out_of_fold, len(train.responses)).numpy(), train.unsafe, train.prompt_ids)
     auc, accuracy, share = evaluate(scorer, held_out, val)
     scored = time.perf_counter()
     card = {
@@ -182,7 +182,7 @@ def evaluate(
     scorer: TrainableScorer, pairs: Sequence[TextPair], texts: LabelledResponses
 ) -> tuple[Estimate, Estimate, float]:
     """AUC, accuracy within pairs of one safe and one unsafe response (a tie counts 0.5), predicted unsafe share."""
-    costs = scorer(texts.prompts, texts.responses).double().numpy()
+    costs = score(scorer, texts.prompts, texts.responses).numpy()
     auc = clustered_auc(costs, texts.unsafe, texts.prompt_ids)
     keys = zip(texts.prompt_ids, texts.responses, strict=True)
     known = dict(zip(keys, zip(costs, texts.unsafe, strict=True), strict=True))

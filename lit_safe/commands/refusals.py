@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lit_safe.commands.sizes import check_sizes
 from lit_safe.hashing import hash64
 from lit_safe.held_out import Columns
 from lit_safe.loading import load_checkpoint, make_ready
@@ -67,9 +68,10 @@ def refusals(
         The exit status, 0.
 
     Raises:
-        ValueError: If the file lacks a column, none of its prompts has the values of ``keep``, or the device does not
-            exist.
+        ValueError: If a size is below 1, the file lacks a column or a cell, none of its prompts has the values of
+            ``keep``, or the device does not exist.
     """
+    check_sizes(samples_per_prompt=samples_per_prompt, batch_size=batch_size, max_new_tokens=max_new_tokens)
     texts = _asked(Path(prompts), keep or {"label": "safe"})
     make_ready(module, data, device, trainer)
     chosen = [data.ask(text) for text in texts]
@@ -118,11 +120,14 @@ def compare_refusals(before: Columns, after: Columns) -> dict[str, Estimate]:
 
 def _asked(path: Path, keep: Mapping[str, str]) -> list[str]:
     """The file's distinct prompts with the values of ``keep``, in order."""
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     missing = {"prompt", *keep} - set(rows[0] if rows else ())
     if missing:
         raise ValueError(f"{path} has no column {sorted(missing)}")
+    short = next((k for k, row in enumerate(rows, 1) if any(row[column] is None for column in ("prompt", *keep))), None)
+    if short is not None:
+        raise ValueError(f"{path.name}:{short}: has fewer cells than the header has names")
     kept = [row["prompt"].strip() for row in rows if all(row[column] == value for column, value in keep.items())]
     if not kept:
         raise ValueError(f"none of the {len(rows)} prompts of {path} has {dict(keep)}")

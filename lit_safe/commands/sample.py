@@ -10,7 +10,7 @@ from lightning import Trainer
 from torch import Tensor
 
 from lit_safe.answers import answers
-from lit_safe.errors.message import SettingError
+from lit_safe.commands.sizes import check_sizes
 from lit_safe.hashing import hash64, uniforms
 from lit_safe.loading import load_checkpoint, make_ready
 from lit_safe.quiet import quiet
@@ -60,8 +60,7 @@ def sample(
     Raises:
         ValueError: If a count is not positive, the split has no prompts, or the device does not exist.
     """
-    if samples_per_prompt < 1 or batch_size < 1:
-        raise SettingError(f"samples_per_prompt and batch_size must be >= 1, got {samples_per_prompt} and {batch_size}")
+    check_sizes(samples_per_prompt=samples_per_prompt, batch_size=batch_size, max_new_tokens=max_new_tokens)
     make_ready(module, data, device, trainer)
     if ckpt_path is not None:
         load_checkpoint(module, ckpt_path)

@@ -36,20 +36,29 @@ def score(cost: CostFunction, prompts: Sequence[str], responses: Sequence[str]) 
     Raises:
         ValueError: If it does not return a tensor of real numbers, or the shape is wrong. The message names the class.
     """
-    name = name_of(cost)
     with torch.no_grad(), _no_autocast():
         found = cost(list(prompts), list(responses))
+    return as_costs(cost, found, len(responses))
+
+
+def as_costs(cost: object, found: object, count: int) -> Tensor:
+    """Costs [n] or [n, C] in float64 on the CPU, from what ``cost`` returned for ``count`` responses.
+
+    Raises:
+        ValueError: As in ``score``.
+    """
+    name = name_of(cost)
     if not isinstance(found, Tensor):
         raise ValueError(f"the cost function {name} gave a {type(found).__name__}, not a torch.Tensor of costs")
     if found.is_complex() or found.is_quantized or found.is_sparse:
         raise ValueError(f"the cost function {name} gave costs of type {found.dtype}: they must be real numbers")
     if found.ndim not in (1, 2) or (found.ndim == 2 and not found.shape[1]):
         raise ValueError(
-            f"the cost function {name} gave costs of shape {list(found.shape)} for {len(responses)} responses: it must "
+            f"the cost function {name} gave costs of shape {list(found.shape)} for {count} responses: it must "
             "give one number for each, or a row of one number for each constraint"
         )
-    if len(found) != len(responses):
-        raise ValueError(f"the cost function {name} gave {len(found)} costs of {len(responses)} responses")
+    if len(found) != count:
+        raise ValueError(f"the cost function {name} gave {len(found)} costs of {count} responses")
     return found.detach().cpu().double()
 
 

@@ -57,7 +57,7 @@ class TinyLlama:
             pad_token_id=tokenizer.pad_token_id,
         )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.random.default_generator.manual_seed(self.seed)
             return transformers.LlamaForCausalLM(config)
 
     def load_tokenizer(self) -> transformers.PreTrainedTokenizerBase:

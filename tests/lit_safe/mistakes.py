@@ -308,7 +308,7 @@ TABLE: dict[str, Mistake] = {
     ),
     "sample of no responses": Mistake(
         ("sample", *BASE, "--out", "s.jsonl", "--samples_per_prompt", "0"),
-        ("samples_per_prompt and batch_size must be >= 1", "--samples_per_prompt"),
+        ("samples_per_prompt must be >= 1", "--samples_per_prompt"),
     ),
     "doctor on no device": Mistake(
         ("doctor", *BASE, "--device", "cudaa"), ("--device cudaa is not a device", "auto, cpu, cuda")

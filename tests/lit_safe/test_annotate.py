@@ -173,3 +173,25 @@ def test_a_broken_scorer_is_named_and_the_older_file_stays(tmp_path, scorer, mes
     with pytest.raises(ValueError, match=message):
         annotate(kitchen(tmp_path), scorer=scorer, out=str(out))
     assert out.read_text(encoding="utf-8") == "the older file"
+
+
+class Learning(CountsPeanuts):
+    """Its costs have a gradient, and are on the device of its weight."""
+
+    def __init__(self):
+        self.weight = torch.ones(1, requires_grad=True)
+
+    def __call__(self, prompts, responses):
+        return self.weight * super().__call__(prompts, responses)
+
+    def fit(self, prompts, responses, unsafe, prompt_ids):
+        return self(prompts, responses)
+
+    def save(self, card):
+        self.card = card
+
+
+def test_a_scorer_whose_costs_have_a_gradient_is_fitted_and_measured(tmp_path):
+    scorer = Learning()
+    assert fit_scorer(kitchen(tmp_path), scorer=scorer) == 0
+    assert scorer.card["held_out"]["auc"] == scorer.card["fitted_on"]["out_of_fold_auc"] == 1.0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_safe.commands.refusals import compare_refusals, refusals
+from lit_safe.commands.refusals import _asked, compare_refusals, refusals
 from tests.lit_safe.pair_world import aligned, pairs
 
 
@@ -69,3 +69,12 @@ def test_a_file_that_does_not_fit_is_named(tmp_path: Path, keep: dict[str, str],
     options = {"prompts": prompts_file(tmp_path), "keep": keep, "ckpt_path": "", "out": ""}
     with pytest.raises(ValueError, match=message):
         refusals(aligned(), pairs(), judge=Longwinded(), **options)
+
+
+def test_a_file_as_spreadsheets_write_it_is_read_and_a_short_row_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text("label,prompt\nsafe,Who?\n", encoding="utf-8-sig")  # with a byte order mark
+    assert _asked(path, {"label": "safe"}) == ["Who?"]
+    path.write_text("label,prompt\nsafe,Who?\nsafe\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"prompts\.csv:2: has fewer cells"):
+        _asked(path, {"label": "safe"})

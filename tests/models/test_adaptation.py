@@ -1,9 +1,11 @@
 """What trains under each adaptation."""
 
 import pytest
+import torch
 import transformers
 
-from models.adaptation import LastLayers
+from models.adaptation import LastLayers, LoRA
+from models.sources import TinyLlama
 
 OPT = {"num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 32, "max_position_embeddings": 64}
 MODELS = {
@@ -50,3 +52,12 @@ def test_with_the_head_trains_what_stands_between_it_and_the_last_layer(name):
 def test_without_the_head_the_last_layers_alone_train():
     model = LastLayers(1).apply(transformers.AutoModelForCausalLM.from_config(MODELS["llama"][0]()))
     assert {key.split(".")[2] for key, p in model.named_parameters() if p.requires_grad} == {"1"}
+
+
+def test_weights_are_drawn_without_a_change_to_the_random_state_of_gpus(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    state = torch.random.get_rng_state()
+    LoRA(r=2).apply(TinyLlama().load_model())
+    assert not seeded
+    assert torch.equal(torch.random.get_rng_state(), state)
