@@ -9,16 +9,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lit_safe.errors.exceptions import FAULT, is_fault
+
 T = TypeVar("T")
 
 KNOWN = "known_to_all_ranks"  # attribute of an error that all ranks raise
 
 
 class Failure(NamedTuple):
-    """An error as it is sent to other ranks: its nearest built-in class, and its text."""
+    """An error as it is sent to other ranks: its nearest built-in class, its text, and whether it is a fault of code.
+
+    A fault is shown with a traceback on every rank, since the launcher may end the failing rank before it prints one.
+    """
 
     kind: str
     text: str
+    fault: bool
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -111,8 +117,8 @@ def _meet(failure: Failure | None = None) -> None:
 def _failure(error: Exception) -> Failure:
     kind = next(base.__name__ for base in type(error).__mro__ if base.__module__ == "builtins")
     if kind == "Exception":
-        return Failure("RuntimeError", f"{type(error).__name__}: {error}")
-    return Failure(kind, str(error))
+        return Failure("RuntimeError", f"{type(error).__name__}: {error}", is_fault(error))
+    return Failure(kind, str(error), is_fault(error))
 
 
 def _error(rank: int, failure: Failure) -> Exception:
@@ -121,6 +127,8 @@ def _error(rank: int, failure: Failure) -> Exception:
         error: Exception = getattr(builtins, failure.kind)(text)
     except TypeError:  # some classes, such as UnicodeDecodeError, take other arguments than a text
         error = RuntimeError(f"{failure.kind}: {text}")
+    if failure.fault:
+        vars(error)[FAULT] = True
     return error
 
 

@@ -17,6 +17,9 @@ from lit_safe.installation import PACKAGES, root
 PURPOSEFUL = (ValueError, TypeError, ArithmeticError, RuntimeError, OSError, ImportError)
 """Types of exceptions that our code raises on purpose. Other types are faults."""
 
+FAULT = "fault_of_another_rank"
+"""Attribute of an error that ``lit_safe.ranks`` raises for another rank, if it is a fault there."""
+
 LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities")
 FRAMEWORKS = (*LIGHTNING, "torch", "transformers", "peft")
 """Packages whose errors are shown in one line if they were raised by a check of a setting."""
@@ -30,7 +33,7 @@ def mistake(error: BaseException, words: Words) -> Message | None:
     """The message for a user's mistake. None for a fault, whose traceback should be shown."""
     chain = list(_chain(error))
     for one in chain:
-        if isinstance(one, PURPOSEFUL) and _raised(one, _ours):
+        if isinstance(one, PURPOSEFUL) and _raised(one, _ours) and FAULT not in vars(one):
             return _of_ours(one, words)
     for one in chain:
         if (message := known(one, words)) is not None:
@@ -45,6 +48,14 @@ def mistake(error: BaseException, words: Words) -> Message | None:
         if isinstance(one, TypeError | ValueError) and _building(one) and _package(_frames(one)[-1]) == "jsonargparse":
             return Message(_plain(one), words.mentioned(str(one)) or words.only_with_value_in(str(one)), _see(), USAGE)
     return None
+
+
+def is_fault(error: Exception) -> bool:
+    """Whether the error is a fault, as far as this can be seen without the command's settings. Never raises."""
+    try:
+        return mistake(error, Words([])) is None
+    except Exception:  # an error about an error must not replace it
+        return True
 
 
 def _of_ours(error: BaseException, words: Words) -> Message:

@@ -29,6 +29,17 @@ class Loaded:
     licence: str = "unknown"
 
     def load_model(self) -> transformers.PreTrainedModel:
+        """A copy of the model, in evaluation mode.
+
+        Raises:
+            ValueError: If weights hold no numbers, because they are offloaded to the CPU or a disk. Names the first.
+        """
+        elsewhere = [name for name, parameter in self.model.named_parameters() if parameter.is_meta]
+        if elsewhere:
+            raise ValueError(
+                f"{self.describe()}: {elsewhere[0]} holds no numbers ({len(elsewhere)} such weights): the model is "
+                "offloaded, or on the meta device. Read it without device_map"
+            )
         return copy.deepcopy(self.model).eval()
 
     def load_tokenizer(self) -> transformers.PreTrainedTokenizerBase:

@@ -13,6 +13,8 @@ import torch.distributed as dist
 
 from lit_safe.anchors.reference_mass import ReferenceMass
 from lit_safe.costs.rollout import RolloutCost
+from lit_safe.errors.exceptions import mistake
+from lit_safe.errors.places import Words
 from lit_safe.evaluation import evaluate
 from lit_safe.quiet import quiet
 from lit_safe.ranks import failing_together, gather, merge, of_first_rank, rank_and_world
@@ -64,6 +66,28 @@ def a_kind_of_ones_own() -> None:
 def both() -> None:
     with failing_together():
         raise ValueError(f"mine, {rank_and_world()[0]}")
+
+
+def a_fault() -> None:
+    with failing_together():
+        if rank_and_world()[0] == 1:
+            torch.ones(2) + torch.ones(3)
+        gather(torch.ones(1), CPU)
+
+
+def a_mistake() -> None:
+    with failing_together():
+        if rank_and_world()[0] == 1:
+            Path("no such file").read_bytes()
+        gather(torch.ones(1), CPU)
+
+
+def says_a_mistake(case: Callable[[], None]) -> bool:
+    try:
+        case()
+    except Exception as error:
+        return mistake(error, Words([])) is not None
+    raise AssertionError("no error")
 
 
 class FailsOnRankOne(TableCost):
@@ -122,6 +146,7 @@ if __name__ == "__main__":
         (out / "a file").write_text("in the way of a folder", encoding="utf-8")
     cases = (before_they_meet, after_they_met, inside_two_blocks, a_kind_of_ones_own, both, rollouts, evaluation)
     found: dict[str, Any] = {case.__name__: outcome(case) for case in cases}
+    found["mistakes"] = [says_a_mistake(case) for case in (a_fault, a_mistake)]
     found["reference_cache"] = outcome(reference_cache(out))
     with failing_together():
         found["afterwards"] = str(gather(torch.tensor([rank]), CPU).tolist())

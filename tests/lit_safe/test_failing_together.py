@@ -59,6 +59,12 @@ def test_an_error_of_ones_own_kind_is_named_on_the_other_rank(ends: list[dict[st
     assert ends[1]["a_kind_of_ones_own"] == "RuntimeError: NoText: row 3 has no prompt (on rank 0)"
 
 
+def test_a_fault_keeps_its_traceback_on_both_ranks_and_a_mistake_is_one_message_on_both(
+    ends: list[dict[str, Any]],
+) -> None:
+    assert [end["mistakes"] for end in ends] == [[False, True], [False, True]]
+
+
 def test_each_rank_keeps_its_own_error(ends: list[dict[str, Any]]) -> None:
     assert [end["both"] for end in ends] == ["ValueError: mine, 0", "ValueError: mine, 1"]
 

@@ -5,7 +5,7 @@ import gguf
 import pytest
 import torch
 
-from models.sources import HuggingFace, ModelSource, PackagedGGUF, TinyLlama
+from models.sources import HuggingFace, Loaded, ModelSource, PackagedGGUF, TinyLlama
 
 
 def weights(model):
@@ -173,3 +173,10 @@ def test_a_gguf_file_is_read_in_float32_and_can_be_saved(packaged, tmp_path):
     assert model.dtype == torch.float32
     model.save_pretrained(tmp_path / "saved")
     assert equal(weights(HuggingFace(str(tmp_path / "saved")).load_model()), weights(model))
+
+
+def test_a_model_in_memory_whose_weights_are_elsewhere_is_refused():
+    model = TinyLlama().load_model()
+    model.model.layers[0].to("meta")  # as accelerate leaves weights that it keeps on a disk
+    with pytest.raises(ValueError, match=r"model\.layers\.0\.\S+ holds no numbers \(\d+ such weights\)"):
+        Loaded(model, TinyLlama().load_tokenizer()).load_model()
