@@ -29,6 +29,7 @@ FEWEST = 6
 """Smallest number of clusters for an interval of a mean. With fewer, no interval that we tried covers skewed values."""
 
 RESAMPLES = 1999
+ROUNDING = 1e-6
 MOST = 1000
 """Above this number of clusters only Student's t is used, because the mean is hardly skewed."""
 
@@ -53,15 +54,18 @@ def mean_bounds(estimate: float, stderr: float, parts: Parts, effective: float, 
     student = float(stdtrit(max(effective - 1, 1.0), 0.975))
     below = above = student
     if clusters <= MOST:
-        t_R = _studentised(parts)
+        t_R = _studentised(parts, stderr)
         t_R *= student / float(stdtrit(clusters - 1, 0.975))
         rank = max(int((RESAMPLES + 1) * 0.025 * effective / (effective + 12)), 1)
         below, above = max(float(t_R[RESAMPLES - rank]), student), max(-float(t_R[rank - 1]), student)
     return estimate - below * stderr, estimate + above * stderr
 
 
-def _studentised(parts: Parts) -> Floats:
-    """[R] sorted: each resample's deviation from the estimate, divided by its own standard error."""
+def _studentised(parts: Parts, stderr: float) -> Floats:
+    """[R] sorted: each resample's deviation from the estimate, divided by its own standard error.
+
+    A resample without the few clusters that differ has a standard error of 0, up to rounding: it counts as infinite.
+    """
     clusters = len(parts[0][0])
     weight_RG = _resamples(clusters)
     change_R = np.zeros(RESAMPLES)
@@ -77,7 +81,9 @@ def _studentised(parts: Parts) -> Floats:
         for k, (one_R, one_G) in enumerate(terms):
             for j, (other_R, other_G) in enumerate(terms[: k + 1]):
                 square_R += (1 if j == k else 2) * one_R * other_R * (weight_RG @ (one_G * other_G))
-        t_R = change_R / np.sqrt(clusters / (clusters - 1) * square_R.clip(0))
+        error_R = np.sqrt(clusters / (clusters - 1) * square_R.clip(0))
+        error_R[error_R < ROUNDING * stderr] = 0  # the squares cancel to about 1e-16, their root to 1e-8
+        t_R = change_R / error_R
     return np.sort(np.nan_to_num(t_R, nan=0.0, posinf=np.inf, neginf=-np.inf))
 
 

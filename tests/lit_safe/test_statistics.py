@@ -109,6 +109,15 @@ def test_the_interval_of_a_skewed_mean_reaches_further_towards_the_long_tail():
     assert mirrored == pytest.approx((-high, -low))
 
 
+def test_an_interval_that_one_prompt_decides_has_no_bound_on_its_side_rather_than_a_number_from_rounding():
+    # 20 responses of 8 tokens but one: a resample without it has no error but rounding's
+    value = np.full(20, 8.0)
+    value[3] = 1.0
+    low, high = clustered_mean(value, np.arange(20)).interval
+    assert low == -math.inf
+    assert value.mean() < high < 10
+
+
 def test_intervals_follow_units_and_are_the_same_on_every_call():
     value = np.random.default_rng(0).lognormal(size=40)
     once = clustered_mean(value, np.arange(40) // 2)
