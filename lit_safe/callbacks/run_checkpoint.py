@@ -55,6 +55,7 @@ class RunCheckpoint(Checkpoint):
         self._within: int | None = None  # the epoch whose end has begun but is not complete
         self._caller = ""
         self._ended = False
+        self._had_ended = False  # in the restored checkpoint
 
     # -- Lightning's hooks
 
@@ -68,6 +69,7 @@ class RunCheckpoint(Checkpoint):
             trainer.strategy.checkpoint_io = CheckpointFiles()
         if stage != "fit":
             return
+        self._had_ended = False  # an earlier fit's
         others = [c for c in trainer.callbacks if not (isinstance(c, FirstInLine) and c.owner is self)]  # type: ignore[attr-defined]
         trainer.callbacks = [FirstInLine(self), *others]  # type: ignore[attr-defined]
         if self.best is not None:
@@ -85,6 +87,7 @@ class RunCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if a save is due. If a validation follows, save after it instead."""
+        self._had_ended = False
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         due = due and not _ends_epoch(trainer, batch_idx)
         self._after_validation = due and _validates(trainer, batch_idx)
@@ -118,6 +121,7 @@ class RunCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from ``state_dict()``."""
         self._within, self._caller = state_dict.get("within_end_of_epoch"), state_dict.get("at", "")
+        self._had_ended = state_dict.get("ended", False)
         if self.best is not None:
             self.best.load_state_dict(state_dict.get("best", {}))
 
@@ -129,17 +133,27 @@ class RunCheckpoint(Checkpoint):
         self._save(trainer)
 
     def left_open(self, trainer: Trainer) -> bool:
-        """Whether the run of the restored checkpoint still had something to do after its last step."""
+        """Whether the restored run has something to do after its last step.
+
+        The end of a finished run is repeated too: what it logged after its last checkpoint has been cut off.
+        """
         after = [c for c in trainer.callbacks if isinstance(c, ActsAfterTraining)]  # type: ignore[attr-defined]
-        return self._within is not None or any(c.acts_after_training() for c in after)
+        return self._within is not None or self._had_ended or any(c.acts_after_training() for c in after)
 
     def save_end(self, trainer: Trainer) -> None:
         """Save the end of training."""
-        self._within, self._caller, self._ended = None, "", True
-        self._save(trainer, trainer.current_epoch - 1)
-        self._ended = False
+        if not self._is_saved(trainer):
+            self._within, self._caller, self._ended = None, "", True
+            self._save(trainer, trainer.current_epoch - 1)
+            self._ended = False
         if self.best is not None and trainer.is_global_zero:
             self.best.say(self._folder(trainer) / BEST)
+
+    def _is_saved(self, trainer: Trainer) -> bool:
+        """Whether the run was resumed from its own end and has not been trained since."""
+        if not self._had_ended or trainer.ckpt_path is None:
+            return False
+        return Path(trainer.ckpt_path).resolve() == (self._folder(trainer) / LAST).resolve()
 
     # -- files
 
