@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lit_safe.callbacks.best import Best
 from lit_safe.callbacks.end_of_run import ActsAfterTraining, FirstInLine, end_epoch_again
 from lit_safe.checkpoints import BEST, FOLDER, LAST, CheckpointError, CheckpointFiles
+from lit_safe.ranks import failing_together
 
 log = logging.getLogger(__name__)
 
@@ -167,23 +168,35 @@ class RunCheckpoint(Checkpoint):
         path = self._folder(trainer) / LAST
         new = path.with_suffix(".tmp")
         best = self.best is not None and ended is not None and self.best.improves(trainer, ended)
-        trainer.save_checkpoint(new, weights_only=False)  # on every rank: sharded weights need all ranks
-        if trainer.is_global_zero:
-            _check(new)
-            try:
-                with new.open("r+b") as file:  # Windows can sync only writable handles
-                    os.fsync(file.fileno())
-                # the other files first: a run killed here repeats this save, a run killed after it would not
-                if self.keep_epochs and ended is not None:
-                    _keep(new, path.with_name(f"epoch-{ended}.ckpt"))
-                if best and self.best is not None:
-                    _keep(new, path.with_name(BEST))
-                    record = json.dumps(self.best.record, indent=2, allow_nan=False)
-                    path.with_name(BEST).with_suffix(".json").write_text(record + "\n", encoding="utf-8")
-                os.replace(new, path)
-            except OSError as error:
-                raise CheckpointError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
+        unwritten: CheckpointError | None = None
+        try:
+            trainer.save_checkpoint(new, weights_only=False)  # on every rank: sharded weights need all ranks
+        except CheckpointError as error:  # on the rank that writes; the others wait at the end of this method
+            trainer.strategy.barrier("Trainer.save_checkpoint")
+            unwritten = error
+        with failing_together():
+            if unwritten is not None:
+                raise unwritten
+            if trainer.is_global_zero:
+                self._put(new, path, ended, best)
         trainer.strategy.barrier("last.ckpt")
+
+    def _put(self, new: Path, path: Path, ended: int | None, best: bool) -> None:
+        """Put the complete file ``new`` in the places of the checkpoints that it is."""
+        _check(new)
+        try:
+            with new.open("r+b") as file:  # Windows can sync only writable handles
+                os.fsync(file.fileno())
+            # the other files first: a run killed here repeats this save, a run killed after it would not
+            if self.keep_epochs and ended is not None:
+                _keep(new, path.with_name(f"epoch-{ended}.ckpt"))
+            if best and self.best is not None:
+                _keep(new, path.with_name(BEST))
+                record = json.dumps(self.best.record, indent=2, allow_nan=False)
+                path.with_name(BEST).with_suffix(".json").write_text(record + "\n", encoding="utf-8")
+            os.replace(new, path)
+        except OSError as error:
+            raise CheckpointError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
 
 
 def _keep(file: Path, name: Path) -> None:

@@ -16,6 +16,7 @@ from lit_safe.callbacks.signals import Stopped
 from lit_safe.config_files import OF_FIT
 from lit_safe.loggers.files import TEMPORARY
 from lit_safe.loggers.run_logger import Position, RunLogger
+from lit_safe.ranks import failing_together
 from lit_safe.run_lock import LOCK, RunFolderError, RunLock, check_writable
 
 FOLDERS = ("checkpoints", "tensorboard")  # subfolders of a run folder
@@ -157,17 +158,18 @@ class RunFolder(Callback):
             raise ValueError(
                 f"{trainer.ckpt_path} does not say where its metrics ended: RunFolder was not in callbacks"
             )
-        if trainer.is_global_zero:
-            _remove_temporary(folder)
-            if not resumed:
-                _close_experiments(trainer, folder)
-                self._move_aside(folder)
-                self._fresh = True
-        self._open(trainer, folder)
-        if resumed:
-            assert self._restored is not None
-            for logger in self._loggers:
-                logger.cut_back(self._restored)
+        with failing_together():
+            if trainer.is_global_zero:
+                _remove_temporary(folder)
+                if not resumed:
+                    _close_experiments(trainer, folder)
+                    self._move_aside(folder)
+                    self._fresh = True
+            self._open(trainer, folder)
+            if resumed:
+                assert self._restored is not None
+                for logger in self._loggers:
+                    logger.cut_back(self._restored)
         trainer.strategy.barrier("run folder")
 
     def _move_aside(self, folder: Path) -> None:

@@ -12,6 +12,9 @@ import torch
 import torch.distributed as dist
 
 from lit_safe.anchors.reference_mass import ReferenceMass
+from lit_safe.callbacks.run_checkpoint import RunCheckpoint
+from lit_safe.callbacks.run_folder import RunFolder
+from lit_safe.checkpoints import CheckpointError
 from lit_safe.costs.rollout import RolloutCost
 from lit_safe.errors.exceptions import mistake
 from lit_safe.errors.places import Words
@@ -113,6 +116,36 @@ def reference_cache(folder: Path) -> Callable[[], None]:
     return write
 
 
+def first_and_other() -> SimpleNamespace:
+    """The part of a trainer that callbacks use to write, in a folder that cannot be written."""
+    return SimpleNamespace(
+        default_root_dir=sys.argv[3], fast_dev_run=False, is_global_zero=rank_and_world()[0] == 0, loggers=[],
+        strategy=SimpleNamespace(barrier=lambda name: dist.barrier()), ckpt_path=None, save_checkpoint=save,
+    )  # fmt: skip
+
+
+def save(path: Path, weights_only: bool) -> None:
+    """As Lightning does: the first rank writes, then all meet."""
+    on_rank(0, CheckpointError("cannot write: no space left"))
+    dist.barrier()
+
+
+def full_disk() -> None:
+    RunCheckpoint()._save(first_and_other())  # type: ignore[arg-type]
+
+
+def disk_that_fails_later() -> None:
+    trainer = first_and_other()
+    trainer.save_checkpoint = lambda path, weights_only: dist.barrier()
+    RunCheckpoint()._save(trainer)  # type: ignore[arg-type]  # there is no file to look at
+
+
+def earlier_run_stays() -> None:
+    folder = RunFolder()
+    folder._move_aside = lambda folder: on_rank(0, OSError("read-only"))  # type: ignore[method-assign]
+    folder._begin(first_and_other())  # type: ignore[arg-type]
+
+
 def anchor() -> list[Any]:
     """How many responses this rank drew, and all that it then knows."""
     drawn: list[int] = []
@@ -145,6 +178,7 @@ if __name__ == "__main__":
     if rank == 0:
         (out / "a file").write_text("in the way of a folder", encoding="utf-8")
     cases = (before_they_meet, after_they_met, inside_two_blocks, a_kind_of_ones_own, both, rollouts, evaluation)
+    cases += (full_disk, disk_that_fails_later, earlier_run_stays)
     found: dict[str, Any] = {case.__name__: outcome(case) for case in cases}
     found["mistakes"] = [says_a_mistake(case) for case in (a_fault, a_mistake)]
     found["reference_cache"] = outcome(reference_cache(out))

@@ -54,6 +54,15 @@ def test_a_file_that_only_the_first_rank_writes_fails_on_both(ends: list[dict[st
     assert ends[1]["reference_cache"].endswith("(on rank 0)")
 
 
+@pytest.mark.parametrize("case", ["full_disk", "disk_that_fails_later", "earlier_run_stays"])
+def test_a_checkpoint_or_folder_that_the_first_rank_cannot_write_ends_both(
+    ends: list[dict[str, Any]], case: str
+) -> None:
+    assert "no error" not in ends[0][case]
+    assert "(on rank" not in ends[0][case]
+    assert ends[1][case].endswith("(on rank 0)")
+
+
 def test_an_error_of_ones_own_kind_is_named_on_the_other_rank(ends: list[dict[str, Any]]) -> None:
     assert ends[0]["a_kind_of_ones_own"] == "NoText: row 3 has no prompt"
     assert ends[1]["a_kind_of_ones_own"] == "RuntimeError: NoText: row 3 has no prompt (on rank 0)"
