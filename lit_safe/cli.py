@@ -198,8 +198,11 @@ class SafeCLI(LightningCLI):
                 stop.restore()
 
     def after_fit(self) -> None:
-        """Exit with status 1 if a step after training failed. Its error was printed, and the checkpoint is complete."""
-        if failures(self.trainer.callbacks):  # type: ignore[attr-defined]
+        """Exit with status 1 if a step after training failed. Its error was printed, and the checkpoint is complete.
+
+        Only on the first rank: Lightning kills it, in the middle of its closing lines, if another rank exits so.
+        """
+        if self.trainer.is_global_zero and failures(self.trainer.callbacks):  # type: ignore[attr-defined]
             sys.exit(1)
 
     def _typed_model(self) -> dict[str, Any]:

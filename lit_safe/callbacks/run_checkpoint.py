@@ -234,6 +234,8 @@ def _validates(trainer: Trainer, batch_idx: int) -> bool:
     epochs = trainer.check_val_every_n_epoch
     if not trainer.enable_validation or trainer.val_check_batch is None:
         return False  # None: validation by wall time, which a resumed run does not reproduce
+    if trainer.num_val_batches and not sum(trainer.num_val_batches):
+        return False  # Lightning passes over a validation without batches
     if epochs is not None and (trainer.current_epoch + 1) % epochs:
         return False
     step = trainer.fit_loop.total_batch_idx if epochs is None else batch_idx

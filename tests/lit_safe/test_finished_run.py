@@ -1,7 +1,8 @@
-"""A finished run that is resumed without further steps."""
+"""The end of a run: a finished run that is resumed without further steps, and the exit status."""
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_safe.callbacks.announce import Announce
 from lit_safe.callbacks.run_checkpoint import RunCheckpoint
 from lit_safe.callbacks.run_folder import RunFolder
+from lit_safe.cli import SafeCLI
+from lit_safe.dual import DualAscent
 from lit_safe.loggers.metrics_csv import MetricsCSV
 from lit_safe.loggers.tensorboard import TensorBoardRun
 from lit_safe.objectives import ConstrainedDPO
@@ -38,3 +41,13 @@ def test_a_finished_run_that_is_resumed_keeps_its_last_rows_and_says_again_what_
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"tensors": 0})
     events.Reload()
     assert len(events.Tensors("outcome/text_summary")) == 1
+
+
+def test_only_the_first_rank_exits_with_an_error_after_training() -> None:
+    """Lightning kills the first rank, which still writes, when a rank that it started exits with an error."""
+    dual = DualAscent()
+    dual.failed = "no estimate"
+    first, other = (SimpleNamespace(callbacks=[dual], is_global_zero=zero) for zero in (True, False))
+    with pytest.raises(SystemExit, match="1"):
+        SafeCLI.after_fit(SimpleNamespace(trainer=first))  # type: ignore[arg-type]
+    SafeCLI.after_fit(SimpleNamespace(trainer=other))  # type: ignore[arg-type]

@@ -35,7 +35,15 @@ FIT_LOOP = {
     "restarted_on_epoch_end",
     "total_batch_idx",
 }
-TRAINER = {"enable_validation", "is_last_batch", "should_stop", "val_check_batch", "num_training_batches", "datamodule"}
+TRAINER = {
+    "enable_validation",
+    "num_val_batches",
+    "is_last_batch",
+    "should_stop",
+    "val_check_batch",
+    "num_training_batches",
+    "datamodule",
+}
 
 
 def reached(run: object, path: str) -> object:

@@ -199,3 +199,15 @@ def test_lightnings_own_loggers_in_the_run_folder_follow_the_run(kind: Any, tmp_
         run.fit(Line(), BATCHES, BATCHES)
     for place in (tmp_path / "run.1" / "lightning_logs", folder / "lightning_logs"):
         assert [path for path in place.glob("version_*/[me]*") if b"loss" in path.read_bytes()]
+
+
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
+def test_steps_are_saved_though_the_validation_that_is_due_has_no_batches(tmp_path: Path) -> None:
+    class Fails(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Line, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 1:
+                raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer(tmp_path / "run", Fails(), limit_val_batches=1.0, val_check_interval=1).fit(Line(), BATCHES, [])
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 1
