@@ -4,6 +4,7 @@ Letters: N sequences, S tokens of a sequence, V vocabulary.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,8 +47,9 @@ def compare_folder(pair: PairModel, folder: Path, held_out: PackedSequences | No
 
     The tolerance is derived as follows. A dot product computed in blocks has a relative error of a few units u (2^-24
     in fp32). A model with L layers adds 2 L + 1 such products. Independent errors grow with the square root of their
-    number, to about sqrt(2 L + 1) u of a logit. A log-prob is a difference of two such numbers. With a safety factor of
-    4, the bound is 8 sqrt(2 L + 1) u (1 + largest logit) nats per token.
+    number, to about sqrt(2 L + 1) u of a logit. A log-prob is the difference of a logit and the logarithm of a sum,
+    which is at most log V larger than the largest logit. The sum over tokens rounds at the size of the log-probs. With
+    a safety factor of 4, the bound is 8 sqrt(2 L + 1) u (1 + log V + largest logit) nats per token.
 
     Args:
         pair: The loaded policy, in evaluation mode. The comparison runs on its device. Its weights are cast in place.
@@ -59,7 +61,7 @@ def compare_folder(pair: PairModel, folder: Path, held_out: PackedSequences | No
     dtype = torch.promote_types(dtype, torch.float32)
     pair.to(dtype)
     device = device_of(pair)
-    model = _read(pair, folder).to(device, dtype).eval()
+    model = _read(pair, folder, dtype).to(device, dtype).eval()
     config = model.config.get_text_config()
     gap = largest = 0.0
     for sequences in [fixed(pair.load_tokenizer(), config), *([] if held_out is None else [held_out])]:
@@ -72,7 +74,8 @@ def compare_folder(pair: PairModel, folder: Path, held_out: PackedSequences | No
         gap_N = (ours_N - theirs_N).abs() / tokens_N.clamp(min=1)
         gap, largest = max(gap, float(gap_N.nan_to_num(torch.inf).max())), max(largest, logit)
     unit = torch.finfo(dtype).eps / 2
-    return Comparison(gap, 8 * (2 * config.num_hidden_layers + 1) ** 0.5 * unit * (1 + largest))
+    size = 1 + math.log(config.vocab_size) + largest
+    return Comparison(gap, 8 * (2 * config.num_hidden_layers + 1) ** 0.5 * unit * size)
 
 
 def plain_logp(model: Any, sequences: PackedSequences) -> tuple[Tensor, float]:
@@ -111,12 +114,15 @@ def first(sequences: PackedSequences, count: int) -> PackedSequences:
     return PackedSequences(ids, target, position, bounds)
 
 
-def _read(pair: Any, folder: Path) -> Any:
-    """Load the folder with plain transformers. For an adapter, the base model comes from the pair's source."""
+def _read(pair: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """Load the folder with plain transformers. For an adapter, the base model comes from the pair's source.
+
+    The base model is cast first, because peft would round an adapter's full copies (modules_to_save) to its dtype.
+    """
     if (folder / "adapter_config.json").exists():
         from peft import PeftModel  # installed, because there is an adapter
 
-        return PeftModel.from_pretrained(pair.source.load_model(), str(folder))
+        return PeftModel.from_pretrained(pair.source.load_model().to(dtype), str(folder))
     from transformers import AutoModelForCausalLM  # takes seconds to import; only exports need it
 
     return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
