@@ -127,7 +127,8 @@ TABLE: tuple[tuple[tuple[str, ...], str, Explained], ...] = (
         _incomplete_model,
     ),
     (("SafetensorError",), "", _safetensors),
-    (("UnpicklingError", "EOFError"), "", _torch_file),
+    (("UnpicklingError",), "", _torch_file),
+    (("EOFError",), "Ran out of input", _torch_file),  # other texts: a process whose partner ended
     (("RuntimeError",), "PytorchStreamReader|PyTorchStreamReader|failed finding central directory", _torch_file),
     (("RuntimeError",), r"^Error\(s\) in loading state_dict", _state),
     (

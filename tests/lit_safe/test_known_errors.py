@@ -52,6 +52,7 @@ KNOWN = [
         "a *.safetensors file is cut or damaged",
         "again",
     ),
+    (EOFError("Ran out of input"), "a checkpoint cannot be read", "another checkpoint"),
     (pickle.UnpicklingError("invalid load key, 'h'."), "a checkpoint cannot be read", "another checkpoint"),
     (RuntimeError("PytorchStreamReader failed reading zip archive: x"), "a checkpoint cannot be read", "another"),
     (
@@ -74,7 +75,10 @@ def test_a_known_error_of_another_package_is_told_in_our_words(error: Exception,
     assert message.status == 1
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), AssertionError(), ValueError("x"), KeyError("state")])
+UNKNOWN = [RuntimeError("shapes differ"), AssertionError(), ValueError("x"), KeyError("state"), EOFError()]
+
+
+@pytest.mark.parametrize("error", UNKNOWN)
 def test_an_unknown_error_of_another_package_keeps_its_traceback(error: Exception) -> None:
     assert mistake(error, WORDS) is None
 
