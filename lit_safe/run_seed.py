@@ -37,5 +37,11 @@ class RunSeed:
 
 
 def _of_parent() -> int | None:
+    """The number of the first rank, if Lightning started this process as another rank.
+
+    Other processes that inherit the variable, such as the runs that a notebook starts after its own, draw anew.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        return None
     process, _, seed = os.environ.get(DRAWN, "").partition(" ")
     return int(seed) if process and int(process) != os.getpid() else None

@@ -20,7 +20,7 @@ __all__ = ["typed"]  # a fixture
 
 @pytest.fixture(autouse=True)
 def _no_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (DRAWN, "WORLD_SIZE", "SLURM_NTASKS"):
+    for name in (DRAWN, "WORLD_SIZE", "SLURM_NTASKS", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -38,7 +38,18 @@ def test_a_rank_that_this_process_starts_has_its_number(monkeypatch: pytest.Monk
     drawn = RunSeed()(True)
     process = os.getpid()
     monkeypatch.setattr("lit_safe.run_seed.os.getpid", lambda: process + 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")  # as Lightning does for the ranks that it starts
     assert RunSeed()(True) == drawn
+
+
+@pytest.mark.parametrize("rank", [None, "0"])
+def test_a_run_that_another_run_starts_draws_its_own_number(monkeypatch: pytest.MonkeyPatch, rank: str | None) -> None:
+    drawn = RunSeed()(True)
+    process = os.getpid()
+    monkeypatch.setattr("lit_safe.run_seed.os.getpid", lambda: process + 1)
+    if rank is not None:  # Lightning sets it in the first rank too, and a process that this one starts inherits it
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert RunSeed()(True) != drawn
 
 
 def test_ranks_that_others_start_cannot_agree_on_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
