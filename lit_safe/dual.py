@@ -23,6 +23,7 @@ from lit_safe.frozen_policy import complete_epochs, warn_of_frozen_policy
 from lit_safe.limits import Standing, standing
 from lit_safe.module import PreferenceAlignment
 from lit_safe.multiplier import BoundWatch, agree, dual_step
+from lit_safe.ranks import failing_together
 from lit_safe.schedules import Constant, Schedule
 from lit_safe.screen.dual_line import dual_lines
 from lit_safe.types import CostEstimate
@@ -297,7 +298,9 @@ class DualAscent(Callback):
         self, trainer: Trainer, module: PreferenceAlignment, estimator: CostEstimator, epoch: int
     ) -> CostEstimate:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        estimate = estimator(module, data, seed=module.seed if self.seed is None else self.seed, epoch=epoch)
+        with failing_together():
+            seed = module.seed if self.seed is None else self.seed
+            estimate = estimator(module, data, seed=seed, epoch=epoch).cpu()
         if estimate.mean.shape != module.multiplier.shape:
             raise ValueError(
                 f"the estimated cost has shape {list(estimate.mean.shape)}, the module's multiplier "

@@ -151,6 +151,11 @@ class CostEstimate(NamedTuple):
     clusters: int | None = None
     bounds: Tensor | None = None
 
+    def cpu(self) -> CostEstimate:
+        """The same on the CPU, where the multiplier moves."""
+        bounds = None if self.bounds is None else self.bounds.cpu()
+        return self._replace(mean=self.mean.cpu(), stderr=self.stderr.cpu(), unsafe=self.unsafe.cpu(), bounds=bounds)
+
 
 @runtime_checkable
 class Objective(Protocol):
