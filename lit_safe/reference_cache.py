@@ -94,9 +94,14 @@ class ReferenceCache:
     def attach(self, batch: PackedBatch) -> PackedBatch:
         """The batch with its reference log-probs, or unchanged if one of them is unknown.
 
+        A filler pair has weight 0 and needs none: it gets 0. A rank without a pair of its own trains on such pairs.
         Reads the batch's ids on the host, so call it before the batch is moved to its device.
         """
-        known = [self._known.get(key) for key in _keys(batch.sequences)]
+        present_N = batch.present.repeat_interleave(2).tolist()
+        known = [
+            self._known.get(key, None if present else 0.0)
+            for key, present in zip(_keys(batch.sequences), present_N, strict=True)
+        ]
         if None in known:
             return batch
         logp_N = torch.tensor(known, dtype=torch.float32, device=batch.pair_id.device)

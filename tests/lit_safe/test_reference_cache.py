@@ -193,6 +193,15 @@ def test_a_batch_with_an_unknown_response_is_left_to_the_reference() -> None:
     assert torch.equal(torch.stack(known, dim=1).flatten(), expected_N)
 
 
+def test_a_filler_pair_needs_no_score() -> None:
+    """On two ranks the last step may leave one of them with a pair of weight 0 alone."""
+    batch, *_ = next(iter(set_up(pairs(pairs_per_step=4)).train_dataloader()))
+    assert ReferenceCache().attach(batch).reference_logp is None
+    filler = ReferenceCache().attach(batch._replace(present=torch.zeros_like(batch.present)))
+    assert filler.reference_logp is not None
+    assert all(bool((side == 0).all()) for side in filler.reference_logp)
+
+
 def test_the_same_tokens_scored_from_another_place_are_another_response() -> None:
     module = aligned()
     module.configure_model()

@@ -71,7 +71,8 @@ def test_a_run_stopped_anywhere_and_resumed_ends_on_the_same_bits(
     elif stopped:
         last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
         rows = (folder / "metrics.csv").read_text(encoding="utf-8").count("\n") - 1
-        assert last["callbacks"]["RunFolder"]["position"]["metrics.csv"] == rows  # saved where it stopped
+        saved = last["callbacks"]["RunFolder"]["position"]["metrics.csv"]
+        assert saved == rows or (place == "end" and saved < rows)  # what the end logs after its save is logged again
         resumable_run.fit(Job(str(folder), variant))
     assert_same_run(folder, whole[variant])
 

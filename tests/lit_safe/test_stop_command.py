@@ -44,7 +44,13 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), "fit", *configs, *words],
         cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8",
+        preexec_fn=from_a_terminal,
     )  # fmt: skip
+
+
+def from_a_terminal() -> None:
+    """A shell starts background commands with SIGINT ignored, and a process inherits that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
