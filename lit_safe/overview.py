@@ -37,10 +37,15 @@ def overview(program: str) -> str:
 
 def summaries() -> dict[str, str]:
     """The first line of the docstring of each function in ``lit_safe/commands``, by command."""
-    return {path.stem: _summary(path) for path in sorted(COMMANDS.glob("[a-z]*.py"))}
+    found = {path.stem: _function(path) for path in sorted(COMMANDS.glob("[a-z]*.py"))}
+    return {name: _first_line(function) for name, function in found.items() if function is not None}
 
 
-def _summary(path: Path) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == path.stem)
+def _function(path: Path) -> ast.FunctionDef | None:
+    """The function that a file of ``lit_safe/commands`` is named after. A file of helpers has none."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return next((node for node in body if isinstance(node, ast.FunctionDef) and node.name == path.stem), None)
+
+
+def _first_line(function: ast.FunctionDef) -> str:
     return (ast.get_docstring(function) or "").partition("\n")[0].replace("``", "`")
