@@ -94,6 +94,7 @@ def verify(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
+    # a flipped byte in a header may name an encryption (RuntimeError) or a compression that zipfile does not know
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): continue from another checkpoint") from error
     if damaged is not None:

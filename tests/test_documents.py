@@ -48,6 +48,13 @@ def test_readme_stays_on_one_page():
     assert not [line for line in lines if len(line) > 120 and not line.startswith("|")]
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_prose_reads_in_a_terminal(document):
+    """Tables and code blocks may be wider: they cannot be wrapped."""
+    prose = re.sub(r"^```.*?^```", "", text(document), flags=re.M | re.S)
+    assert not [line for line in prose.splitlines() if len(line) > 160 and not line.startswith("|")]
+
+
 def test_nothing_that_is_shipped_names_a_folder_beside_the_checkout():
     files = [path for path in [*SHIPPED, *DOCUMENTS] if path.suffix in (".py", ".yaml", ".md")]
     assert not [str(path.relative_to(ROOT)) for path in files if "../shared" in text(path)]

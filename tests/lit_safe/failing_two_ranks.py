@@ -131,19 +131,19 @@ def save(path: Path, weights_only: bool) -> None:
 
 
 def full_disk() -> None:
-    RunCheckpoint()._save(first_and_other())  # type: ignore[arg-type]
+    RunCheckpoint()._save(first_and_other())
 
 
 def disk_that_fails_later() -> None:
     trainer = first_and_other()
     trainer.save_checkpoint = lambda path, weights_only: dist.barrier()
-    RunCheckpoint()._save(trainer)  # type: ignore[arg-type]  # there is no file to look at
+    RunCheckpoint()._save(trainer)  # there is no file to look at
 
 
 def earlier_run_stays() -> None:
     folder = RunFolder()
-    folder._move_aside = lambda folder: on_rank(0, OSError("read-only"))  # type: ignore[method-assign]
-    folder._begin(first_and_other())  # type: ignore[arg-type]
+    folder._move_aside = lambda folder: on_rank(0, OSError("read-only"))
+    folder._begin(first_and_other())
 
 
 def anchor() -> list[Any]:
@@ -157,8 +157,8 @@ def anchor() -> list[Any]:
 
     mass = ReferenceMass(samples_per_prompt=5, samples_per_step=2, prompts_per_step=2, batch_size=3, seed=0)
     data = HeldOut()
-    data.prompts = lambda split: HeldOut().prompts("val")[:3]  # type: ignore[method-assign]
-    mass.prepare(SimpleNamespace(pair=Counting(), seed=0), data)  # type: ignore[arg-type]
+    data.prompts = lambda split: HeldOut().prompts("val")[:3]
+    mass.prepare(SimpleNamespace(pair=Counting(), seed=0), data)
     return [sum(drawn), mass._responses, mass._reference_PN.tolist()]
 
 

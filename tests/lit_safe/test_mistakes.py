@@ -89,7 +89,7 @@ def test_the_environment_variable_adds_the_traceback(typed: Typed, name: str, mo
 
 def raised(code: str, file: str = "lit_safe/module.py") -> Exception:
     """The exception of code that claims to stand in one of our files."""
-    with pytest.raises(Exception) as caught:  # noqa: PT011
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # each case raises another kind
         exec(compile(code, str(ROOT / file), "exec"), {"SettingError": SettingError})
     return caught.value
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from transformers import AutoModelForCausalLM
 
 from data.schema import BadRow
@@ -22,7 +23,7 @@ def test_the_page_trains_two_policies_and_saves_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's advice to a script
+        warnings.filterwarnings("ignore", category=PossibleUserWarning)  # Lightning's advice to a script
         for block in re.findall(r"```python\n(.*?)```", PAGE, re.S):
             exec(compile(block, "python.md", "exec"), names)
     saved = AutoModelForCausalLM.from_pretrained("aligned")

@@ -201,7 +201,7 @@ def test_lightnings_own_loggers_in_the_run_folder_follow_the_run(kind: Any, tmp_
         assert [path for path in place.glob("version_*/[me]*") if b"loss" in path.read_bytes()]
 
 
-@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")  # the case under test
 def test_steps_are_saved_though_the_validation_that_is_due_has_no_batches(tmp_path: Path) -> None:
     class Fails(Callback):
         def on_train_batch_start(self, trainer: Trainer, pl_module: Line, batch: Any, batch_idx: int) -> None:

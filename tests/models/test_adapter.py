@@ -173,7 +173,7 @@ def test_a_stored_adapter_that_would_be_merged_into_two_weights_is_refused(tmp_p
         HuggingFace(str(tmp_path / "base")).load_model()
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # peft warns of what the next lines ask us to refuse
         adapted.save_pretrained(tmp_path / "adapter")
     with pytest.raises(ValueError, match="embed_tokens of LlamaForCausalLM is tied to lm_head"):
         HuggingFace(str(tmp_path / "adapter")).load_model()
