@@ -1,5 +1,6 @@
 """The entry point of ``lit-safe``, ``python -m lit_safe`` and ``python train.py``."""
 
+import os
 import runpy
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -14,8 +15,15 @@ PROGRAMS = {"oracle": "data.oracle.run", "bench": "ops.sequence_logratio.bench"}
 
 def main() -> None:
     """Run the command in ``sys.argv``. A user's mistake ends in a short message (``lit_safe.errors``)."""
-    with short_errors(sys.argv[1:]):
-        _run()
+    try:
+        try:
+            with short_errors(sys.argv[1:]):
+                _run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        sys.exit(1)
 
 
 def _run() -> None:

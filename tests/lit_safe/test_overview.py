@@ -1,5 +1,6 @@
 """``python train.py`` and ``--help`` list the commands at once, without what the commands need."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,3 +33,16 @@ def test_it_imports_neither_torch_nor_lightning(words, status):
     assert told.endswith(f"status {status}\nimported []\n")
     assert all(f"  {name} " in told for name in [*LIGHTNING, *COMMANDS, *PROGRAMS])
     assert max(len(line) for line in told.splitlines()) <= 130
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_reader_that_stops_reading_is_no_error(buffered):
+    """``python train.py --help | head -1``."""
+    code = "import time; time.sleep(1); import runpy; runpy.run_path('train.py', run_name='__main__')"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment |= {} if buffered else {"PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    with subprocess.Popen([sys.executable, "-c", code, "--help"], cwd=ROOT, env=environment, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
