@@ -15,6 +15,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ops.sequence_logratio import sequence_logp
+from tests.ranks import run_on_two_ranks
 
 pytestmark = pytest.mark.slow  # processes that import torch
 
@@ -111,15 +112,6 @@ def fsdp2_in_bf16(rank: int) -> None:
     scores_and_trains_in_bf16(rank)
 
 
-def rank_main(rank: int, store: str, what: Callable[[int], None]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    try:
-        what(rank)
-    finally:
-        dist.destroy_process_group()
-
-
 @pytest.mark.parametrize("what", [ddp, fsdp2, fsdp2_in_bf16], ids=lambda what: what.__name__)
 def test_two_ranks_end_where_one_process_does(what: Callable[[int], None], tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(rank_main, (str(tmp_path / "store"), what), nprocs=2)
+    run_on_two_ranks(what, tmp_path)

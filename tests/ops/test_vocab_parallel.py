@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ops.sequence_logratio import slabs, token_logp, vocab_parallel_token_logp
+from tests.ranks import run_on_two_ranks
 
 FORM = {"scale": 0.7, "softcap": 5.0}
 T, CUT, V = 40, 200, 333  # two ranks hold 200 and 133 columns
@@ -136,19 +137,14 @@ def agrees_with_the_whole_head_and_the_other_rank() -> None:
     assert torch.equal(*both)
 
 
-def rank_main(rank: int, store_path: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store_path}", rank=rank, world_size=2)
-    try:
-        agrees_with_the_whole_head_and_the_other_rank()
-        exchanges_three_numbers_a_token_once()
-        for dtype in (torch.float32, torch.bfloat16):
-            for sharpness in (0.0, 1.0, 6.0):
-                is_no_worse_than_plain_torch(dtype, sharpness)
-    finally:
-        dist.destroy_process_group()
+def agrees_at_every_precision(rank: int) -> None:
+    agrees_with_the_whole_head_and_the_other_rank()
+    exchanges_three_numbers_a_token_once()
+    for dtype in (torch.float32, torch.bfloat16):
+        for sharpness in (0.0, 1.0, 6.0):
+            is_no_worse_than_plain_torch(dtype, sharpness)
 
 
 @pytest.mark.slow  # processes that import torch
 def test_two_ranks_agree_to_the_bit_and_with_the_whole_head_for_one_exchange(tmp_path):
-    torch.multiprocessing.spawn(rank_main, (str(tmp_path / "store"),), nprocs=2)
+    run_on_two_ranks(agrees_at_every_precision, tmp_path)
