@@ -1,5 +1,6 @@
 """The documents name what exists: links, configs, commands and make targets; README stays on one page."""
 
+import importlib.util
 import re
 import subprocess
 from pathlib import Path
@@ -33,6 +34,12 @@ def test_named_configs_exist(document):
 def test_named_make_targets_exist(document):
     targets = set(re.findall(r"^([a-z-]+):", text(ROOT / "Makefile"), re.M))
     assert set(re.findall(r"(?:`|^ {4})make ([a-z][a-z-]+)", text(document), re.M)) <= targets
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_modules_that_are_run_exist(document):
+    modules = set(re.findall(r"python -m ([\w.]+)", text(document)))
+    assert not [module for module in modules if importlib.util.find_spec(module) is None]
 
 
 def test_readme_lists_every_command_and_no_other():

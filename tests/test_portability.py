@@ -13,8 +13,7 @@ import psutil
 import pytest
 import torch
 
-from data.oracle import workers
-from data.oracle.study import Job, Study
+from data.oracle.study import Job, Study, workers
 from lit_safe.callbacks.run_checkpoint import RunCheckpoint
 from lit_safe.process_memory import limit_bytes, peak_bytes
 from ops.sequence_logratio import peak_memory
@@ -135,7 +134,7 @@ def test_without_a_fork_server_workers_are_spawned(tmp_path: Path, monkeypatch: 
 def test_a_study_reads_the_shipped_files_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job("c_dpo_dual", "reference_support=0.3", 1)
     monkeypatch.chdir(ROOT)
-    here = Study(tmp_path)._made_of(), job.config
+    here = Study(tmp_path).reference_inputs(), job.config
     monkeypatch.chdir(tmp_path)
-    assert (Study(tmp_path)._made_of(), job.config) == here
+    assert (Study(tmp_path).reference_inputs(), job.config) == here
     assert job.missing == []

@@ -22,8 +22,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from data.oracle.report import write_report
 from data.oracle.study import Job, Study
+from data.oracle.study.report import write_report
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from data.oracle.optimum import frontier, lagrangian, masked, measure, regret, solve_multiplier, tilt
+from data.oracle.truth.optimum import frontier, lagrangian, masked, measure, regret, solve_multiplier, tilt
 
 LN3 = math.log(3)
 

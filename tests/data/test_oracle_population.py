@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy.special import expit, log_softmax, logit
 from torch.autograd.functional import hessian, jacobian
 
-from data.oracle.imitation import table
-from data.oracle.optimum import masked, measure, regret, tilt
-from data.oracle.population import PopulationLoss, minimise
+from data.oracle.study.imitation import table
+from data.oracle.truth.optimum import masked, measure, regret, tilt
+from data.oracle.truth.population import PopulationLoss, minimise
 from data.oracle.world import oracle_world
 from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO
 from lit_safe.objectives.bradley_terry import nll

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from data.oracle import estimators
-from data.oracle.estimators import importance_bias, rollout_coverage
-from data.oracle.optimum import frontier, measure, regret, tilt
-from data.oracle.report import read_runs, summarise, write_report
-from data.oracle.tradeoff import write_tradeoff
+from data.oracle.study import estimators
+from data.oracle.study.estimators import importance_bias, rollout_coverage
+from data.oracle.study.report import write_report
+from data.oracle.study.results import read_runs, summarise
+from data.oracle.study.tradeoff import write_tradeoff
+from data.oracle.truth.optimum import frontier, measure, regret, tilt
 from lit_safe.statistics import clustered_mean
 
 BETA = 0.5

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import yaml
 
-from data.oracle.optimum import measure, tilt
-from data.oracle.reference_table import read_reference
 from data.oracle.run import main
-from data.oracle.study import CONFIGS, SFT, Job
+from data.oracle.study import Job
+from data.oracle.study.inputs import SFT
+from data.oracle.study.job import CONFIGS
+from data.oracle.truth.optimum import measure, tilt
+from data.oracle.truth.reference_table import read_reference
 from data.oracle.world import oracle_world
 
 OBJECTIVES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in ("sft", "preference"))
@@ -58,7 +60,7 @@ def hasty(monkeypatch, tmp_path):
     """A barely trained reference, which is as good a reference as any, in a folder that is no checkout."""
     monkeypatch.chdir(tmp_path)
     short = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "20")
-    monkeypatch.setattr("data.oracle.study.SFT", (*SFT, *short))
+    monkeypatch.setattr("data.oracle.study.inputs.SFT", (*SFT, *short))
 
 
 @pytest.mark.slow

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.oracle import provenance
 from data.oracle.run import main
-from data.oracle.study import Job, Study
+from data.oracle.study import Job, Study, provenance
 from data.oracle.world import oracle_world
 
 PROMPTS = 4
@@ -22,7 +21,7 @@ def study(tmp_path: Path) -> Study:
     """As after a reference, two seeds' samples and one run, of which only the files' presence matters."""
     made = Study(tmp_path / "study", PROMPTS)
     made.folder.mkdir()
-    provenance.write(made.folder / "study.json", made._made_of())
+    provenance.write(made.folder / "study.json", made.reference_inputs())
     (made.folder / "reference").mkdir()
     (made.folder / "reference" / "model.safetensors").write_bytes(b"weights")
     shape = oracle_world(PROMPTS).reward_PK.shape
@@ -39,7 +38,7 @@ def finish(study: Study, job: Job) -> None:
     for name in ("objective.yaml", "overlay.yaml"):
         (folder / name).touch()
     (folder / "oracle.json").write_text(json.dumps({"seed": job.seed}), encoding="utf-8")
-    provenance.write(folder / "finished.json", study._made_of_run(job))
+    provenance.write(folder / "finished.json", study.run_inputs(job))
 
 
 def test_a_run_that_is_made_of_the_same_is_kept(study: Study, caplog: pytest.LogCaptureFixture) -> None:
@@ -63,7 +62,7 @@ def test_other_options_another_reference_or_other_samples_make_another_run(study
 def test_an_edited_config_makes_another_run(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     edited = tmp_path / "preference.yaml"
     edited.write_text("trainer: {max_epochs: 3}", encoding="utf-8")
-    monkeypatch.setattr("data.oracle.study.PREFERENCE", ("-c", str(edited)))
+    monkeypatch.setattr("data.oracle.study.inputs.PREFERENCE", ("-c", str(edited)))
     assert study.stale(SEED_1)
 
 
@@ -135,7 +134,7 @@ def test_a_misspelt_objective_is_named_before_anything_runs(tmp_path: Path, caps
 
 @pytest.mark.parametrize(("objective", "drawn"), [("c_dpo_dual", {"seed": 1}), ("dpo_soft", None)])
 def test_the_dual_steps_estimates_are_drawn_by_the_runs_own_seed(study: Study, objective: str, drawn: object) -> None:
-    assert study._made_of_run(Job(objective, "none", 1))["overlay"].get("dual") == drawn
+    assert study.run_inputs(Job(objective, "none", 1))["overlay"].get("dual") == drawn
 
 
 @pytest.mark.parametrize(("exitcode", "result"), [(143, True), (130, True), (0, False)])
@@ -151,8 +150,8 @@ def test_a_run_that_was_stopped_half_way_is_not_finished(
         def is_alive(self) -> bool:
             return False
 
-    monkeypatch.setattr("data.oracle.study.start", Ended)
-    monkeypatch.setattr("data.oracle.study.LONGEST_WAIT", 0.0)
+    monkeypatch.setattr("data.oracle.study.folder.start", Ended)
+    monkeypatch.setattr("data.oracle.study.folder.LONGEST_WAIT", 0.0)
     job = Job("dpo_soft", "none", 0)
     assert study.train([job], workers=1) == [job]
     assert not (study.run_folder(job) / "finished.json").exists()

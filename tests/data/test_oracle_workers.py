@@ -1,6 +1,6 @@
 import pytest
 
-from data.oracle.workers import run, start
+from data.oracle.study.workers import run, start
 
 
 @pytest.mark.slow

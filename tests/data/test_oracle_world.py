@@ -12,11 +12,12 @@ from transformers import AutoTokenizer
 
 from data.annotators.scores import Score, Scores
 from data.module import PreferenceData
-from data.oracle.cost import OracleCost
-from data.oracle.grammar import HOPELESS, SLOTS, read_prompt, read_response, say_response
-from data.oracle.language import save, tokenizer
-from data.oracle.sources import OraclePairs, OracleSft
-from data.oracle.world import MALFORMED_REWARD, REFUSAL_REWARD, Judge, oracle_world
+from data.oracle.world import Judge, oracle_world
+from data.oracle.world.cost import OracleCost
+from data.oracle.world.grammar import HOPELESS, SLOTS, read_prompt, read_response, say_response
+from data.oracle.world.judge import MALFORMED_REWARD, REFUSAL_REWARD
+from data.oracle.world.language import save, tokenizer
+from data.oracle.world.sources import OraclePairs, OracleSft
 from data.preparation import prepare
 from data.render import Renderer
 from data.schema import BadRow, Row

@@ -1,7 +1,7 @@
 """The trade-off of an anchor: malformed mass against regret, over the weights of each anchor of a study.
 
     python -m data.oracle.run --folder runs/anchors --objectives safe_dpo_soft --anchors none reference_support
-    python -m data.oracle.tradeoff runs/anchors
+    python -m data.oracle.study.tradeoff runs/anchors
 
 (an anchor may have a weight, as in ``reference_support=0.3``) writes ``tradeoff.md`` and ``tradeoff.png`` there.
 """
@@ -9,18 +9,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from data.oracle.plots import COLOURS, GREY, LOWEST, MARKERS, SIZE, label
-from data.oracle.report import read_runs
-
-Run = Mapping[str, Any]
+from data.oracle.study.plots import COLOURS, GREY, LOWEST, MARKERS, SIZE, label
+from data.oracle.study.results import Run, read_runs
 
 
 class Point(NamedTuple):

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from data.oracle.world import Costs, Judge, oracle_world
+from data.oracle.world.judge import Costs, Judge
+from data.oracle.world.tables import oracle_world
 
 
 class OracleCost:

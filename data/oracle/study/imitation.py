@@ -1,6 +1,6 @@
 """The effect of the anchor ``PreferredNLL`` on the optimum: exact population minimisers with and without it.
 
-    python -m data.oracle.imitation "runs/oracle/dpo_soft+reference_support/seed_0" --weights 0.03 0.1
+    python -m data.oracle.study.imitation "runs/oracle/dpo_soft+reference_support/seed_0" --weights 0.03 0.1
 
 prints a table in Markdown. No model is trained.
 """
@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.oracle.measure import TABLES
-from data.oracle.optimum import Floats, masked, measure, regret, solve_multiplier, tilt
-from data.oracle.population import minimise
-from data.oracle.study import Job
+from data.oracle.study.job import Job
+from data.oracle.truth.optimum import Floats, masked, measure, regret, solve_multiplier, tilt
+from data.oracle.truth.population import minimise
+from data.oracle.truth.result import TABLES
 from data.oracle.world import oracle_world
 from lit_safe.types import Objective
 

@@ -17,7 +17,7 @@ from lit_safe.installation import root
 
 log = logging.getLogger(__name__)
 
-IMPORTED_ONCE = ["lit_safe.cli", "models.pair", "data.module", "data.sft", "data.oracle.measure"]
+IMPORTED_ONCE = ["lit_safe.cli", "models.pair", "data.module", "data.sft", "data.oracle.truth.measure"]
 
 
 def start(*words: str, log_to: Path) -> BaseProcess:

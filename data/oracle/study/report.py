@@ -1,6 +1,6 @@
 """Runs of the oracle world in one table: the figures of each objective and of its optimum.
 
-    python -m data.oracle.report runs/oracle
+    python -m data.oracle.study.report runs/oracle
 
 reads ``runs/oracle/<objective>/seed_<k>/oracle.json`` and writes ``report.md``, ``report.json`` and ``report.png``
 there. Every number in them comes from those files.
@@ -9,18 +9,15 @@ there. Every number in them comes from those files.
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from data.oracle.measure import RESULT
-from data.oracle.plots import label, plot_report
-
-Run = Mapping[str, Any]
+from data.oracle.study.plots import label, plot_report
+from data.oracle.study.results import Row, Run, Summary, over_seeds, read_runs, summarise
 
 AIMS = {
     "tilt": "the optimum without a limit",
@@ -29,41 +26,8 @@ AIMS = {
     "population": "the minimiser of its population loss",
 }
 DIVERGES = "diverges: no optimum to compare with"
-
-
 POPULATION = " at multiplier 0, which is DPO's population loss: preference probabilities instead of drawn preferences"
 NO_ANCHOR = ("NoneType", "Anchor")  # ``Anchor`` is the base class, which adds nothing
-
-
-class Summary(NamedTuple):
-    """A figure over seeds; ``stderr`` is the standard error of their mean, None with one seed."""
-
-    mean: float | None
-    stderr: float | None
-    most: float | None
-
-
-class Row(NamedTuple):
-    """An objective: its figures by name, those of its optimum, and the seeds of the mean."""
-
-    name: str
-    aim: str
-    seeds: tuple[Any, ...]
-    figures: dict[str, Summary]
-    at_optimum: dict[str, Summary]
-    runs: tuple[Run, ...]
-
-
-def read_runs(folder: Path) -> list[dict[str, Any]]:
-    """Every ``<folder>/<name>/seed_<k>/oracle.json``, with the ``name`` of its folder.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    paths = sorted(folder.glob(f"*/seed_*/{RESULT}"))
-    if not paths:
-        raise FileNotFoundError(f"no {folder}/<objective>/seed_<k>/{RESULT}")
-    return [{**json.loads(path.read_text(encoding="utf-8")), "name": path.parents[1].name} for path in paths]
 
 
 def write_report(folder: Path, runs: Sequence[Run]) -> None:
@@ -88,27 +52,6 @@ def write_report(folder: Path, runs: Sequence[Run]) -> None:
     )
     (folder / "report.md").write_text(markdown(rows), encoding="utf-8")
     plot_report(folder, runs)
-
-
-def summarise(runs: Sequence[Run]) -> list[Row]:
-    """One row for each name, in order of appearance."""
-    rows = []
-    for name in dict.fromkeys(run["name"] for run in runs):
-        own = tuple(run for run in runs if run["name"] == name)
-        aims = {run["optimum"] for run in own}
-        if len(aims) > 1:
-            raise ValueError(f"the seeds of {name} are compared with different optima: {', '.join(sorted(aims))}")
-        rows.append(
-            Row(
-                name,
-                own[0]["optimum"],
-                tuple(run["seed"] for run in own),
-                _over_seeds([{**run["final"], **_beside(run, "multiplier")} for run in own]),
-                _over_seeds([{**run["at_optimum"], **_aim(run)} for run in own]),
-                own,
-            )
-        )
-    return rows
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -144,7 +87,7 @@ def markdown(rows: Sequence[Row]) -> str:
         _number("reward"), *map(_number, costs), _percent("unsafe"), _percent("malformed"),
         _worst("malformed_worst"), _number("kl"), _percent("regret_share"), *map(_number, multipliers),
     ]  # fmt: skip
-    reference = _over_seeds([run["reference"] for row in rows for run in row.runs])
+    reference = over_seeds([run["reference"] for row in rows for run in row.runs])
     lines.append(_line("reference", columns, reference, "", lonely=True))
     for row in rows:
         lines.append(_line(_title(row), columns, row.figures, f"{row.figures['seconds'].mean:.0f}"))
@@ -257,29 +200,6 @@ def _limit(run: Run) -> str:
 
 def _cost_names(run: Run) -> list[str]:
     return [name for name in run["final"] if name.startswith("cost")]
-
-
-def _beside(run: Run, key: str) -> dict[str, float]:
-    """Multipliers by name, and seconds."""
-    values = run[key] or []
-    names = ["multiplier"] if len(run["constraints"]) == 1 else [f"multiplier_{name}" for name in run["constraints"]]
-    return {**dict(zip(names, values, strict=bool(values))), "seconds": run["seconds"]["training"]}
-
-
-def _aim(run: Run) -> dict[str, float]:
-    if run.get("diverges"):
-        return {}
-    return {} if run["optimum"] == "masked" else _beside(run, "multiplier_at_optimum")  # which has no multiplier
-
-
-def _over_seeds(figures: Sequence[Mapping[str, float | None]]) -> dict[str, Summary]:
-    summaries = {}
-    for name in figures[0]:
-        values = [value for one in figures if (value := one[name]) is not None]
-        stderr = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
-        mean = float(np.mean(values)) if values else None
-        summaries[name] = Summary(mean, stderr, max(values) if values else None)
-    return summaries
 
 
 def _to_json(rows: Sequence[Row], runs: Sequence[Run]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
 
-from data.oracle.enumeration import Floats, enumerate_policy, world_ids
+from data.oracle.truth.enumeration import Floats, enumerate_policy, world_ids
 from data.oracle.world import oracle_world
+from lit_safe.precision import run_precision
 
 
 class ReferenceTable(Callback):
@@ -36,7 +37,7 @@ class ReferenceTable(Callback):
         """Enumerate the policy and write the file."""
         pair: Any = pl_module.pair
         ids = world_ids(oracle_world(**self.options), trainer.datamodule)  # type: ignore[attr-defined]
-        with trainer.precision_plugin.forward_context():
+        with run_precision(pl_module, pl_module.device):
             reference_PK = enumerate_policy(pair, *ids, batch=self.batch_size)
         if trainer.is_global_zero:
             np.savez_compressed(self.path, reference_PK=reference_PK)

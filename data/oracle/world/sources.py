@@ -8,7 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from data.oracle.world import Costs, World, oracle_world
+from data.oracle.world.judge import Costs
+from data.oracle.world.tables import World, oracle_world
 from data.schema import BadRow, Response, Row, SftRow, check_text
 from data.sources.files import Record, Table
 from lit_safe.hashing import hash64, uniform

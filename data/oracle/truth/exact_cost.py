@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.oracle.enumeration import enumerate_policy, world_ids
-from data.oracle.optimum import measure
+from data.oracle.truth.enumeration import enumerate_policy, world_ids
+from data.oracle.truth.optimum import measure
 from data.oracle.world import Costs, oracle_world
 from data.split import Split
 from lit_safe.types import CostEstimate

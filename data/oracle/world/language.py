@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from data.oracle.grammar import words
+from data.oracle.world.grammar import words
 
 END = "<end>"  # ends a response and pads, so that tests detect code that masks by the pad id
 UNKNOWN = "<unk>"

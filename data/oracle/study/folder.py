@@ -6,95 +6,27 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from data.oracle import provenance
-from data.oracle.language import save
-from data.oracle.measure import RESULT
-from data.oracle.optimum import Floats, solve_multiplier
-from data.oracle.reference_table import read_reference
-from data.oracle.report import read_runs
-from data.oracle.workers import run, start
-from data.oracle.world import oracle_world
-from lit_safe.installation import find_config
+from data.oracle.study import inputs, provenance
+from data.oracle.study.job import Job
+from data.oracle.study.results import read_runs
+from data.oracle.study.workers import run, start
+from data.oracle.truth.result import RESULT
+from data.oracle.world.language import save
 
 log = logging.getLogger(__name__)
 
-CONFIGS = Path("configs/oracle")
-SFT = ("-c", "configs/base.yaml", "-c", str(CONFIGS / "sft.yaml"))
-PREFERENCE = ("-c", "configs/base.yaml", "-c", str(CONFIGS / "preference.yaml"))
-SAMPLES = ("--samples_per_prompt", "512", "--max_new_tokens", "24", "--batch_size", "1024")
 STUDY = "study.json"  # inputs of reference and samples
 FINISHED = "finished.json"  # inputs of a run, written after it has ended without error
 SHARED = ("tokenizer", "sft", "sft.yaml", "sft.log", "export.log", "reference", "reference.partial", "reference.npz",
           "samples_*.jsonl", "samples_*.jsonl.partial", "sample_*.log", "cache")  # fmt: skip
 REPORT = ("report.md", "report.json", "report.png", "report_*.png")
 LONGEST_WAIT = 1.0  # maximum seconds between two checks of the workers
-REFERENCE_TABLE = "reference.npz"
-WORLD = ("hopeless", "seed")  # options of the world that, with ``prompts``, decide its prompts
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training; ``options`` are further arguments of its ``fit``."""
-
-    objective: str
-    anchor: str
-    seed: int
-    options: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The name of its row in the report."""
-        return self.objective if self.anchor == "none" else f"{self.objective}+{self.anchor}"
-
-    @property
-    def path(self) -> Path:
-        """The objective's file."""
-        return CONFIGS / f"{self.objective}.yaml"
-
-    @property
-    def anchor_path(self) -> Path | None:
-        """The anchor's file."""
-        return None if self.anchor == "none" else CONFIGS / "anchor" / f"{self.anchor.partition('=')[0]}.yaml"
-
-    @property
-    def missing(self) -> list[Path]:
-        """Its files that do not exist."""
-        return [path for path in (self.path, self.anchor_path) if path is not None and not _shipped(path).exists()]
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The content of the objective's file."""
-        return _yaml(self.path)
-
-    @property
-    def at_optimal_multiplier(self) -> bool:
-        """Whether it trains with the exact multiplier that meets the limit, without dual steps."""
-        return self.aim.get("optimum") == "tilt_at_limit" and not self.config.get("dual", {}).get("lr")
-
-    @property
-    def aim(self) -> dict[str, Any]:
-        """The options of its ``OracleMeasure``."""
-        for callback in self.config["trainer"]["callbacks+"]:
-            if callback["class_path"] == "data.oracle.measure.OracleMeasure":
-                options: dict[str, Any] = callback["init_args"]
-                return options
-        raise ValueError(f"{self.path} has no data.oracle.measure.OracleMeasure")
-
-    def optimal_multiplier(self, reference_PK: Floats, prompts: int) -> float | list[float]:
-        """Nats per cost unit, from the reference's log-probabilities for the world's first ``prompts`` prompts."""
-        world = oracle_world(prompts, **{key: self.aim[key] for key in ("costs", *WORLD) if key in self.aim})
-        multiplier_C = solve_multiplier(
-            reference_PK, world.reward_PK, world.cost_PKC, limit=self.aim["limit"], beta=self.aim["beta"]
-        )
-        values: list[float] = multiplier_C.tolist()
-        return values if len(values) > 1 else values[0]
 
 
 class _Running(NamedTuple):
@@ -117,7 +49,7 @@ class Study:
             ValueError: Names the differences, or the files.
         """
         if (self.folder / STUDY).exists():
-            if other := provenance.differences(self.folder / STUDY, self._made_of()):
+            if other := provenance.differences(self.folder / STUDY, self.reference_inputs()):
                 raise ValueError(
                     f"{self.folder} is another study ({'; '.join(other)}): name another folder, or start again with "
                     "--fresh"
@@ -144,10 +76,6 @@ class Study:
     def _shared(self) -> list[Path]:
         return [path for pattern in SHARED for path in sorted(self.folder.glob(pattern))]
 
-    def _made_of(self) -> dict[str, Any]:
-        configs = {name: _yaml(Path(name)) for name in SFT if name.endswith(".yaml")}
-        return {"prompts": self.prompts, "words": [*SFT, *SAMPLES], "configs": configs}
-
     def prepare(self, seeds: Sequence[int], workers: int) -> None:
         """Make the tokenizer, the fine-tuned reference, its table and its samples, each only if it does not exist.
 
@@ -157,18 +85,18 @@ class Study:
         """
         self.check()
         self.folder.mkdir(parents=True, exist_ok=True)
-        provenance.write(self.folder / STUDY, self._made_of())
+        provenance.write(self.folder / STUDY, self.reference_inputs())
         reference, checkpoint = self.folder / "reference", self.folder / "sft" / "checkpoints" / "last.ckpt"
-        if not (reference.exists() and (self.folder / REFERENCE_TABLE).exists()):
+        if not (reference.exists() and (self.folder / inputs.REFERENCE_TABLE).exists()):
             shutil.rmtree(self.folder / "sft", ignore_errors=True)  # left by an interrupted study
             save(self.folder / "tokenizer")
-            overlay = self._overlay("sft", self._sft())
-            run("fit", *SFT, "-c", overlay, log_to=self.folder / "sft.log")
+            overlay = self._overlay("sft", inputs.sft_overlay(self.folder, self.prompts))
+            run("fit", *inputs.SFT, "-c", overlay, log_to=self.folder / "sft.log")
             partial = reference.with_name(f"{reference.name}.partial")
             for folder in (partial, reference):
                 shutil.rmtree(folder, ignore_errors=True)
             run(
-                *("export", *SFT, "-c", overlay, "--ckpt_path", str(checkpoint), "--out", str(partial)),
+                *("export", *inputs.SFT, "-c", overlay, "--ckpt_path", str(checkpoint), "--out", str(partial)),
                 log_to=self.folder / "export.log",
             )
             partial.rename(reference)  # the final name marks a complete folder
@@ -183,8 +111,9 @@ class Study:
 
     def _draw(self, seed: int, checkpoint: Path) -> BaseProcess:
         """Start drawing a seed's samples of the reference. The file gets its final name when it is complete."""
+        fitted = ("--ckpt_path", str(checkpoint), *inputs.SAMPLES)
         return start(
-            *("sample", *SFT, "-c", str(self.folder / "sft.yaml"), "--ckpt_path", str(checkpoint), *SAMPLES),
+            *("sample", *inputs.SFT, "-c", str(self.folder / "sft.yaml"), *fitted),
             *("--out", str(self.samples(seed)), "--seed", str(seed)),
             log_to=self.folder / f"sample_{seed}.log",
         )
@@ -205,7 +134,7 @@ class Study:
             while waiting or running:
                 while waiting and len(running) < workers:
                     job = waiting.pop(0)
-                    made_of = self._made_of_run(job)
+                    made_of = self.run_inputs(job)
                     running[job] = _Running(self._start(job, made_of), made_of, time.monotonic())
                 time.sleep(LONGEST_WAIT)
                 failed += self._reap(running)
@@ -232,7 +161,7 @@ class Study:
             return ["not finished"]
         if job.missing:
             return [f"no {path}" for path in job.missing]
-        return provenance.differences(folder / FINISHED, self._made_of_run(job))
+        return provenance.differences(folder / FINISHED, self.run_inputs(job))
 
     def results(self, options: tuple[str, ...]) -> list[dict[str, Any]]:
         """Results of all runs of the folder, except those that would be trained again under ``options``."""
@@ -265,54 +194,19 @@ class Study:
 
     def samples(self, seed: int) -> Path:
         """The file of the reference's responses from which a seed's pairs are made."""
-        return self.folder / f"samples_{seed}.jsonl"
+        return inputs.samples(self.folder, seed)
 
     def run_folder(self, job: Job) -> Path:
         """The output folder of a job."""
-        return self.folder / job.name / f"seed_{job.seed}"
+        return inputs.run_folder(self.folder, job)
 
-    def _made_of_run(self, job: Job) -> dict[str, Any]:
-        """Everything that decides a run's result, except code and machine."""
-        folder, preference, objective = self.run_folder(job), _yaml(CONFIGS / "preference.yaml"), job.config
-        for callback in objective["trainer"]["callbacks+"]:
-            callback["init_args"] |= {"prompts": self.prompts}
-        source = {**preference, **objective}["data"]["init_args"]["sources"][0]
-        drawn = {"responses": str(self.samples(job.seed)), "draw": job.seed, "prompts": self.prompts}
-        overlay: dict[str, Any] = {
-            "seed_everything": job.seed,
-            "trainer": {"default_root_dir": str(folder)},
-            "model": {"init_args": {"reference_cache_dir": str(self.folder / "cache")}},
-            "data": {
-                "init_args": {
-                    "sources": [{**source, "init_args": {**source["init_args"], **drawn}}],
-                    "cache_dir": str(self.folder / "cache"),
-                    "seed": job.seed,
-                }
-            },
-        }
-        if "dual" in objective:
-            overlay["dual"] = {"seed": job.seed}  # otherwise all seeds would have the same rollout errors
-        pair = preference["model"]["init_args"]["pair"]
-        pair["init_args"]["source"]["init_args"]["name_or_path"] = str(self.folder / "reference")
-        overlay["model"]["init_args"]["pair"] = pair
-        if job.at_optimal_multiplier:
-            reference_PK = read_reference(self.folder / REFERENCE_TABLE)
-            overlay["model"]["init_args"]["multiplier"] = job.optimal_multiplier(reference_PK, self.prompts)
-        words = ["fit", *PREFERENCE, "-c", str(folder / "objective.yaml"), "-c", str(folder / "overlay.yaml")]
-        read = [Path(word) for word in PREFERENCE if word.endswith(".yaml")]
-        if job.anchor_path is not None:
-            read.append(job.anchor_path)
-            weight = job.anchor.partition("=")[2]
-            words += ["--model.anchor", str(job.anchor_path)]
-            words += ["--model.anchor.init_args.weight", weight] if weight else []
-        files = [*sorted((self.folder / "reference").iterdir()), self.samples(job.seed)]
-        return {
-            "words": [*words, *job.options],
-            "objective": objective,
-            "overlay": overlay,
-            "configs": {str(path): _yaml(path) for path in read},
-            "sha256": {str(path): provenance.digest(path) for path in files if path.exists()},
-        }
+    def reference_inputs(self) -> dict[str, Any]:
+        """The inputs of the reference and its samples."""
+        return inputs.of_reference(self.prompts)
+
+    def run_inputs(self, job: Job) -> dict[str, Any]:
+        """The inputs of a run."""
+        return inputs.of_run(self.folder, self.prompts, job)
 
     def _start(self, job: Job, made_of: dict[str, Any]) -> BaseProcess:
         folder = self.run_folder(job)
@@ -322,37 +216,10 @@ class Study:
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(made_of[name], sort_keys=False), encoding="utf-8")
         return start(*made_of["words"], log_to=folder / "log.txt")
 
-    def _sft(self) -> dict[str, Any]:
-        config = _yaml(CONFIGS / "sft.yaml")
-        pair, sources = config["model"]["init_args"]["pair"], config["data"]["init_args"]["sources"]
-        pair["init_args"]["source"]["init_args"]["tokenizer"] = str(self.folder / "tokenizer")
-        options = sources[0]["init_args"]
-        options |= {"prompts": self.prompts}
-        world = {key: options[key] for key in ("prompts", *WORLD) if key in options}
-        table = {
-            "class_path": "data.oracle.reference_table.ReferenceTable",
-            "init_args": {"path": str(self.folder / REFERENCE_TABLE), **world},
-        }
-        return {
-            "trainer": {"default_root_dir": str(self.folder / "sft"), "callbacks+": [table]},
-            "model": {"init_args": {"pair": pair}},
-            "data": {"init_args": {"sources": sources}},
-        }
-
     def _overlay(self, name: str, content: dict[str, Any]) -> str:
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         return str(path)
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(_shipped(path).read_text(encoding="utf-8"))
-    return content
-
-
-def _shipped(path: Path) -> Path:
-    """The file that the command line reads for this path: outside a checkout, the one in the package."""
-    return Path(find_config(path.as_posix()))
 
 
 def _ours(folder: Path) -> bool:

@@ -12,7 +12,7 @@ import torch
 from scipy.special import log_softmax  # type: ignore[import-untyped]
 from torch import Tensor
 
-from data.oracle.optimum import Bools, Floats
+from data.oracle.truth.optimum import Bools, Floats
 from lit_safe.types import Annotation, Objective, Pair
 
 SETTLED = 1e-10  # tolerance of a step: change of beta * log-ratio differences; its square is that of the loss

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-Run = Mapping[str, Any]
+from data.oracle.study.results import Run
 
 # Okabe & Ito's colours, distinguishable without colour vision; each has a marker, for print without colour
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

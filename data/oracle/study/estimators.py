@@ -1,6 +1,6 @@
 """Tests the claims of E[cost] estimates by drawing them many times from known probability tables.
 
-    python -m data.oracle.estimators runs/oracle/c_dpo/seed_0 --mean lit_safe.statistics.clustered_mean
+    python -m data.oracle.study.estimators runs/oracle/c_dpo/seed_0 --mean lit_safe.statistics.clustered_mean
 
 Letters: P prompts, K cells, D draws of a whole estimate, G prompts of an estimate, S responses to each, n = G * S.
 """
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data.oracle.measure import RESULT, TABLES
-from data.oracle.optimum import tilt
+from data.oracle.truth.optimum import tilt
+from data.oracle.truth.result import RESULT, TABLES
 from lit_safe.hashing import hash64
 
 Floats = npt.NDArray[np.float64]

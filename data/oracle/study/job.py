@@ -1,0 +1,86 @@
+"""One training of a study: an objective, an anchor and a seed, named by files of ``configs/oracle``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.oracle.truth.optimum import Floats, solve_multiplier
+from data.oracle.world import oracle_world
+from lit_safe.installation import find_config
+
+CONFIGS = Path("configs/oracle")
+WORLD = ("hopeless", "seed")  # options of the world that, with ``prompts``, decide its prompts
+MEASURE = "data.oracle.truth.measure.OracleMeasure"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training; ``options`` are further arguments of its ``fit``."""
+
+    objective: str
+    anchor: str
+    seed: int
+    options: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of its row in the report."""
+        return self.objective if self.anchor == "none" else f"{self.objective}+{self.anchor}"
+
+    @property
+    def path(self) -> Path:
+        """The objective's file."""
+        return CONFIGS / f"{self.objective}.yaml"
+
+    @property
+    def anchor_path(self) -> Path | None:
+        """The anchor's file."""
+        return None if self.anchor == "none" else CONFIGS / "anchor" / f"{self.anchor.partition('=')[0]}.yaml"
+
+    @property
+    def missing(self) -> list[Path]:
+        """Its files that do not exist."""
+        return [path for path in (self.path, self.anchor_path) if path is not None and not shipped(path).exists()]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The content of the objective's file."""
+        return read_yaml(self.path)
+
+    @property
+    def at_optimal_multiplier(self) -> bool:
+        """Whether it trains with the exact multiplier that meets the limit, without dual steps."""
+        return self.aim.get("optimum") == "tilt_at_limit" and not self.config.get("dual", {}).get("lr")
+
+    @property
+    def aim(self) -> dict[str, Any]:
+        """The options of its ``OracleMeasure``."""
+        for callback in self.config["trainer"]["callbacks+"]:
+            if callback["class_path"] == MEASURE:
+                options: dict[str, Any] = callback["init_args"]
+                return options
+        raise ValueError(f"{self.path} has no {MEASURE}")
+
+    def optimal_multiplier(self, reference_PK: Floats, prompts: int) -> float | list[float]:
+        """Nats per cost unit, from the reference's log-probabilities for the world's first ``prompts`` prompts."""
+        world = oracle_world(prompts, **{key: self.aim[key] for key in ("costs", *WORLD) if key in self.aim})
+        multiplier_C = solve_multiplier(
+            reference_PK, world.reward_PK, world.cost_PKC, limit=self.aim["limit"], beta=self.aim["beta"]
+        )
+        values: list[float] = multiplier_C.tolist()
+        return values if len(values) > 1 else values[0]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The content of a YAML file that we ship."""
+    content: dict[str, Any] = yaml.safe_load(shipped(path).read_text(encoding="utf-8"))
+    return content
+
+
+def shipped(path: Path) -> Path:
+    """The file that the command line reads for this path: outside a checkout, the one in the package."""
+    return Path(find_config(path.as_posix()))

@@ -1,0 +1,1 @@
+"""What is optimal in the oracle world, and exact measurements of a policy."""

@@ -1,0 +1,155 @@
+"""Exact figures of a policy: its enumerated probabilities, compared with the reference's and the optimum's.
+
+Letters: P prompts, R well-formed responses, K = R + 1 cells (the last is malformed text), C cost constraints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning import LightningModule
+from scipy.special import log_softmax  # type: ignore[import-untyped]
+
+from data.oracle.truth.enumeration import Which, enumerate_policy, world_ids
+from data.oracle.truth.optimum import Floats, masked, measure, regret, solve_multiplier, tilt
+from data.oracle.truth.population import minimise
+from data.oracle.world import World
+from lit_safe.precision import run_precision
+
+Optimum = Literal["tilt", "tilt_at_limit", "masked", "population"]
+
+
+class Exact:
+    """The reference's probabilities, the optimum, and the figures of the current policy compared with both.
+
+    Args:
+        module: A LightningModule with ``pair``, and for ``population`` with ``objective``. Its current policy is
+            measured; the trainer's precision is used if it has a trainer.
+        data: The run's data module, set up.
+        world: The world of the data.
+        beta: Strength of the KL term.
+        optimum: As in ``OracleMeasure``, like the next two.
+        limit: [] or [C], needed by ``tilt_at_limit``.
+        flip: Probability with which the data reverse an order, for ``population``.
+        batch_size: Number of sequences scored at once.
+
+    Attributes:
+        tables: Log-probs of the reference [P, K], rewards [P, K] and costs [P, K, C].
+        optimum_PK: Log-probs of the optimum.
+        multiplier_C: Multipliers of the optimum, nats per cost unit.
+        diverges: Whether the population loss has no finite minimiser. Figures then contain no regret.
+
+    Raises:
+        ValueError: If the limit cannot be met, the data are of another world, or the data's flip differs.
+    """
+
+    def __init__(
+        self,
+        module: LightningModule,
+        data: Any,
+        world: World,
+        beta: float,
+        optimum: Optimum = "tilt",
+        limit: float | list[float] | None = None,
+        flip: float = 0.0,
+        batch_size: int = 512,
+    ) -> None:
+        self.world, self.beta = world, beta
+        self._module, self._batch = module, batch_size
+        self._pair: Any = module.pair
+        self._ids = world_ids(world, data)
+        self._seen: tuple[str, Floats] | None = None
+        self.reference_PK = self._enumerate("reference")
+        self.tables = (self.reference_PK, world.reward_PK, world.cost_PKC)
+        self.multiplier_C: Floats = np.zeros(len(world.constraints))
+        if optimum == "tilt_at_limit":
+            if limit is None:
+                raise ValueError("optimum: tilt_at_limit needs a limit")
+            self.multiplier_C = solve_multiplier(*self.tables, limit=limit, beta=beta)
+        self.diverges = False
+        if optimum == "population":
+            self._minimise(data, flip)
+        elif optimum == "masked":
+            self.optimum_PK = self.masked_PK
+        else:
+            self.optimum_PK = tilt(*self.tables, multiplier=self.multiplier_C, beta=beta)
+
+    @property
+    def masked_PK(self) -> Floats:
+        """[P, K] log-probs of SafeDPO's optimum."""
+        return masked(*self.tables, beta=self.beta)
+
+    def _minimise(self, data: Any, flip: float) -> None:
+        """Compute the minimiser of the objective's population loss."""
+        rates = {source.flip for source in data.sources if hasattr(source, "flip")}
+        if rates - {flip}:
+            raise ValueError(f"flip is {flip} here and {', '.join(map(str, sorted(rates)))} in the data")
+        multiplier = np.array(multiplier_of(self._module) or [0.0])
+        objective: Any = self._module.objective
+        found = minimise(objective, *self.tables, multiplier[0] if len(multiplier) == 1 else multiplier, flip)
+        self.optimum_PK, self.diverges = found.logp_PK, found.diverges
+        if not self.diverges:
+            self.multiplier_C = np.broadcast_to(multiplier, self.multiplier_C.shape)
+
+    def policy(self, untouched: bool = False) -> Floats:
+        """[P, K] log-probabilities, the same on every rank. Unchanged weights are not enumerated again.
+
+        If an ``untouched`` policy gives the first prompt's responses exactly the reference's probabilities, bit for
+        bit, the reference's table is used for all prompts.
+        """
+        digest = hashlib.sha256()
+        for parameter in self._pair.parameters():
+            digest.update(parameter.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        if self._seen is None or self._seen[0] != digest.hexdigest():
+            same = untouched and np.array_equal(self._enumerate("policy", prompts=1), self._enumerate("reference", 1))
+            self._seen = digest.hexdigest(), self.reference_PK if same else self._enumerate("policy")
+        return self._seen[1]
+
+    def _enumerate(self, which: Which, prompts: int | None = None) -> Floats:
+        prompt_ids, response_ids = self._ids
+        with run_precision(self._module, self._module.device):
+            return enumerate_policy(self._pair, prompt_ids[:prompts], response_ids, which=which, batch=self._batch)
+
+    def values(self, policy_PK: Floats) -> dict[str, float]:
+        """Every figure of a policy, by its logged name."""
+        found = measure(policy_PK, *self.tables)
+        lost = regret(policy_PK, self.optimum_PK, self.reference_PK, self.beta)
+        policy_PR, optimum_PR, reference_PR = map(_given_wellformed, (policy_PK, self.optimum_PK, self.reference_PK))
+        return {
+            "reward": found.reward,
+            **self._named("cost", found.cost),
+            "unsafe": found.unsafe,
+            "unsafe_worst": found.unsafe_worst,
+            "malformed": found.malformed,
+            "malformed_worst": found.malformed_worst,
+            "kl": found.kl,
+            "regret": math.nan if self.diverges else lost.nats,
+            "regret_share": math.nan if self.diverges else lost.share,
+            "leak": lost.leak,
+            "wellformed/reward": found.reward_wellformed,
+            **self._named("wellformed/cost", found.cost_wellformed),
+            "wellformed/unsafe": found.unsafe_wellformed,
+            "wellformed/kl": found.kl_wellformed,
+            "wellformed/regret_share": (
+                math.nan if self.diverges else regret(policy_PR, optimum_PR, reference_PR, self.beta).share
+            ),
+        }
+
+    def _named(self, name: str, cost_C: Floats) -> dict[str, float]:
+        if len(cost_C) == 1:
+            return {name: float(cost_C[0])}
+        return {f"{name}_{c}": float(cost) for c, cost in zip(self.world.constraints, cost_C, strict=True)}
+
+
+def multiplier_of(module: LightningModule) -> list[float] | None:
+    """The module's multiplier(s), nats per cost unit; None if it has none."""
+    multiplier = getattr(module, "multiplier", None)
+    return None if multiplier is None else multiplier.reshape(-1).tolist()
+
+
+def _given_wellformed(logp_PK: Floats) -> Floats:
+    return np.asarray(log_softmax(logp_PK[:, :-1], -1))
