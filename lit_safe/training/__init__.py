@@ -1,0 +1,1 @@
+"""Trains models: preference training, fine-tuning and score models."""
