@@ -22,22 +22,22 @@ from lightning import LightningDataModule, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from lit_safe.callbacks.end_of_run import failures
-from lit_safe.callbacks.progress import Progress
-from lit_safe.callbacks.run_checkpoint import RunCheckpoint
-from lit_safe.callbacks.run_folder import RunFolder, SaveConfig
-from lit_safe.callbacks.signals import StopOnSignal, Stopped
-from lit_safe.checkpoint_path import resolve_checkpoint
-from lit_safe.checkpoints import CheckpointError, glance
 from lit_safe.config_files import OF_FIT, read_yaml_with_shipped_files, with_shipped_files
-from lit_safe.dual import DualAscent
+from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.errors.message import UsageExit
 from lit_safe.errors.parser import SafeParser
-from lit_safe.essentials import with_essentials
-from lit_safe.run_data import missing_members
-from lit_safe.run_lock import RunFolderError
-from lit_safe.run_seed import RunSeed
-from lit_safe.stepping import StepModule
+from lit_safe.protocols.data import missing_members
+from lit_safe.runs.checkpoint_path import resolve_checkpoint
+from lit_safe.runs.checkpoints import CheckpointError, glance
+from lit_safe.runs.end_of_run import failures
+from lit_safe.runs.essentials import with_essentials
+from lit_safe.runs.progress_bar import Progress
+from lit_safe.runs.run_checkpoint import RunCheckpoint
+from lit_safe.runs.run_folder import RunFolder, SaveConfig
+from lit_safe.runs.run_lock import RunFolderError
+from lit_safe.runs.run_seed import RunSeed
+from lit_safe.runs.signals import StopOnSignal, Stopped
+from lit_safe.training.stepping import StepModule
 
 COMMANDS: tuple[str, ...] = (
     "doctor",

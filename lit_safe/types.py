@@ -43,7 +43,7 @@ class Annotation(NamedTuple):
     """The labels of both responses. A missing label is NaN.
 
     ``draw`` [B] in [0, 1) decides sampled labels (``labels="sampled"``). It is a hash of the run's seed and the pair.
-    Training replaces it when the multiplier changes (``lit_safe/label_draws.py``).
+    Training replaces it when the multiplier changes (``lit_safe/training/label_draws.py``).
     """
 
     reward: Pair

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from lit_safe.metrics import Measured
+from lit_safe.training.metrics import Measured
 from lit_safe.types import PackedBatch, Pair
 
 if TYPE_CHECKING:
-    from lit_safe.module import PreferenceAlignment
+    from lit_safe.training.module import PreferenceAlignment
 
 
 class Anchor:

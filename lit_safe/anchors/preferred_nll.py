@@ -10,7 +10,7 @@ from lit_safe.anchors import Anchor
 from lit_safe.types import PackedBatch, Pair
 
 if TYPE_CHECKING:
-    from lit_safe.module import PreferenceAlignment
+    from lit_safe.training.module import PreferenceAlignment
 
 
 class PreferredNLL(Anchor):

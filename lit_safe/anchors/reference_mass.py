@@ -14,16 +14,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lit_safe.anchors import Anchor
-from lit_safe.answers import Rows, answers
+from lit_safe.execution.quiet import device_of, quiet
+from lit_safe.execution.ranks import rank_and_world
 from lit_safe.hashing import hash64, uniforms
-from lit_safe.metrics import Measured
-from lit_safe.quiet import device_of, quiet
-from lit_safe.ranks import rank_and_world
+from lit_safe.rollouts.answers import Rows, answers
 from lit_safe.sequences import pack_sequences
+from lit_safe.training.metrics import Measured
 from lit_safe.types import Prompt
 
 if TYPE_CHECKING:
-    from lit_safe.module import PreferenceAlignment
+    from lit_safe.training.module import PreferenceAlignment
 
 
 class ReferenceMass(Anchor):

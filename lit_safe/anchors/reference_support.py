@@ -8,12 +8,12 @@ from torch import Tensor
 
 from lit_safe.anchors import Anchor
 from lit_safe.hashing import uniform
-from lit_safe.metrics import Measured
 from lit_safe.sequences import select_sequences
+from lit_safe.training.metrics import Measured
 from lit_safe.types import PackedBatch, Pair
 
 if TYPE_CHECKING:
-    from lit_safe.module import PreferenceAlignment
+    from lit_safe.training.module import PreferenceAlignment
 
 
 class ReferenceSupport(Anchor):

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from lit_safe.commands.fit_scorer import LabelledTexts, TextPair, labelled_responses
 from lit_safe.commands.sizes import check_sizes
-from lit_safe.costs.scoring import check_finite, place, score
-from lit_safe.devices import chosen_device, use
+from lit_safe.execution.devices import chosen_device, use
+from lit_safe.execution.quiet import quiet
 from lit_safe.hashing import hash64
-from lit_safe.quiet import quiet
-from lit_safe.ranking import clustered_auc
+from lit_safe.rollouts.scoring import check_finite, place, score
+from lit_safe.statistics.ranking import clustered_auc
 from lit_safe.types import CostFunction
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from lit_safe.callbacks.move_aside import CONFIG, MARKS
-from lit_safe.evaluation import Evaluation, differences, oriented
-from lit_safe.evaluation_settings import Settings, differing, not_comparable, settings_of
+from lit_safe.evaluation.evaluate import Evaluation, differences, oriented
+from lit_safe.evaluation.settings import Settings, differing, not_comparable, settings_of
 from lit_safe.report.plots import plot_comparison
 from lit_safe.report.tables import (
     MAIN,
@@ -28,7 +27,8 @@ from lit_safe.report.tables import (
     with_error,
     with_interval,
 )
-from lit_safe.statistics import Estimate
+from lit_safe.runs.move_aside import CONFIG, MARKS
+from lit_safe.statistics.clustered import Estimate
 
 log = logging.getLogger(__name__)
 

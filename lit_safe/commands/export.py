@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lit_safe.folder_check import compare_folder, first
+from lit_safe.execution.loading import load_checkpoint, make_ready
+from lit_safe.execution.quiet import quiet
+from lit_safe.export.folder_check import compare_folder, first
+from lit_safe.export.model_card import model_card
 from lit_safe.hashing import hash64
-from lit_safe.loading import load_checkpoint, make_ready
-from lit_safe.model_card import model_card
-from lit_safe.quiet import quiet
-from lit_safe.stepping import StepModule
+from lit_safe.training.stepping import StepModule
 from lit_safe.types import PackedSequences
 
 log = logging.getLogger(__name__)

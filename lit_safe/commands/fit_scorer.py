@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from lit_safe.costs.scoring import as_costs, place, score
-from lit_safe.devices import chosen_device, use
-from lit_safe.ranking import clustered_auc
-from lit_safe.statistics import Estimate, clustered_mean
+from lit_safe.execution.devices import chosen_device, use
+from lit_safe.rollouts.scoring import as_costs, place, score
+from lit_safe.statistics.clustered import Estimate, clustered_mean
+from lit_safe.statistics.ranking import clustered_auc
 
 log = logging.getLogger(__name__)
 

@@ -14,14 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_safe.commands.sizes import check_sizes
+from lit_safe.evaluation.held_out import Columns
+from lit_safe.evaluation.responses import roll_out
+from lit_safe.execution.loading import load_checkpoint, make_ready
+from lit_safe.execution.quiet import quiet
 from lit_safe.hashing import hash64
-from lit_safe.held_out import Columns
-from lit_safe.loading import load_checkpoint, make_ready
-from lit_safe.quiet import quiet
 from lit_safe.report.tables import estimate_to_json
-from lit_safe.rollouts import roll_out
-from lit_safe.statistics import Estimate, clustered_mean, paired_difference
-from lit_safe.stepping import StepModule
+from lit_safe.statistics.clustered import Estimate, clustered_mean, paired_difference
+from lit_safe.training.stepping import StepModule
 from lit_safe.types import CostFunction
 
 log = logging.getLogger(__name__)

@@ -7,13 +7,13 @@ from typing import Any
 
 import yaml
 
-from lit_safe.callbacks.before_after import BeforeAfter
-from lit_safe.callbacks.end_of_run import failures
-from lit_safe.callbacks.run_checkpoint import RunCheckpoint
-from lit_safe.callbacks.run_folder import CONFIG, SaveConfig
-from lit_safe.checkpoints import FOLDER, LAST, glance
+from lit_safe.evaluation.before_after import BeforeAfter
 from lit_safe.report.contents import PAGE, draw
 from lit_safe.report.tables import PAIRS, REPORT
+from lit_safe.runs.checkpoints import FOLDER, LAST, glance
+from lit_safe.runs.end_of_run import failures
+from lit_safe.runs.run_checkpoint import RunCheckpoint
+from lit_safe.runs.run_folder import CONFIG, SaveConfig
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.doctor.patient import Finding, Patient, gradient, take, take_ends, take_pairs
-from lit_safe.dual import DualAscent
 from lit_safe.objectives import DPO
 from lit_safe.types import IGNORE, PackedSequences, Pair
 

@@ -10,7 +10,7 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 
-from lit_safe.module import PreferenceAlignment
+from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import Annotation, MemoryEstimate, PackedBatch, PackedSequences, Pair
 
 

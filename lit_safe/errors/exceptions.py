@@ -18,7 +18,7 @@ PURPOSEFUL = (ValueError, TypeError, ArithmeticError, RuntimeError, OSError, Imp
 """Types of exceptions that our code raises on purpose. Other types are faults."""
 
 FAULT = "fault_of_another_rank"
-"""Attribute of an error that ``lit_safe.ranks`` raises for another rank, if it is a fault there."""
+"""Attribute of an error that ``lit_safe.execution.ranks`` raises for another rank, if it is a fault there."""
 
 LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities")
 FRAMEWORKS = (*LIGHTNING, "torch", "transformers", "peft")

@@ -16,13 +16,13 @@ import torch
 import transformers
 from lightning import Trainer
 
-from lit_safe.dual import DualAscent
-from lit_safe.evaluation import Evaluation, differences
-from lit_safe.evaluation_settings import evaluation_settings
-from lit_safe.module import PreferenceAlignment
+from lit_safe.constraint.dual_ascent import DualAscent
+from lit_safe.evaluation.evaluate import Evaluation, differences
+from lit_safe.evaluation.settings import evaluation_settings
 from lit_safe.report.markdown import markdown
 from lit_safe.report.plots import plot_run
 from lit_safe.report.tables import REPORT, estimate_to_json, write_json, write_tables
+from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import CostFunction
 
 PAGE, FIGURE = "report.md", "report.png"

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_safe.bootstrap import FEWEST
-from lit_safe.limits import sentence
+from lit_safe.constraint.limits import sentence
 from lit_safe.report.tables import QUANTITIES, estimate_from_json, number, with_error, with_interval
+from lit_safe.statistics.bootstrap import FEWEST
 
 RANKING = "logps/accuracies"  # what the sentence on small samples is about
 FEW = 50  # prompts: below it, clustered errors are themselves uncertain

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lit_safe.report.tables import QUANTITIES, estimate_from_json
-from lit_safe.statistics import Estimate
+from lit_safe.statistics.clustered import Estimate
 
 BLUE, ORANGE, GREY = "#1f5f99", "#c8691c", "#8a8a8a"  # told apart without colour vision, and by their grey on paper
 SHARES = (

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lit_safe.evaluation import PAIR_IDS, Evaluation, stratum
-from lit_safe.held_out import Columns
-from lit_safe.metrics import STRATA
-from lit_safe.rollouts import ADDED_VALUES, ROLLOUT_IDS, ROLLOUT_VALUES, completed
-from lit_safe.statistics import Estimate
+from lit_safe.evaluation.evaluate import PAIR_IDS, Evaluation, stratum
+from lit_safe.evaluation.held_out import Columns
+from lit_safe.evaluation.responses import ADDED_VALUES, ROLLOUT_IDS, ROLLOUT_VALUES, completed
+from lit_safe.statistics.clustered import Estimate
+from lit_safe.training.metrics import STRATA
 
 REPORT, PAIRS, ROLLOUTS = "report.json", "pairs.csv", "rollouts.csv"
 

@@ -7,7 +7,7 @@ import math
 
 from torch import Tensor
 
-from lit_safe.limits import Standing
+from lit_safe.constraint.limits import Standing
 from lit_safe.screen.words import interval, told_apart
 from lit_safe.types import CostEstimate
 

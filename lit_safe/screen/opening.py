@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from lightning import Trainer
 
-from lit_safe.dual import DualAscent
-from lit_safe.dual_curves import constraints
-from lit_safe.module import PreferenceAlignment
+from lit_safe.constraint.dual_ascent import DualAscent
+from lit_safe.constraint.dual_curves import constraints
 from lit_safe.screen.words import gib, large, rows
-from lit_safe.stepping import StepModule
+from lit_safe.training.module import PreferenceAlignment
+from lit_safe.training.stepping import StepModule
 
 REASONS = 3  # why rows were left out: so many are named
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtr
 
-from lit_safe.bootstrap import FEWEST
-from lit_safe.ranking import clustered_auc
-from lit_safe.statistics import Estimate, Floats, Int64s, clustered_mean, paired_difference
+from lit_safe.statistics.bootstrap import FEWEST
+from lit_safe.statistics.clustered import Estimate, Floats, Int64s, clustered_mean, paired_difference
+from lit_safe.statistics.ranking import clustered_auc
 
 Draw = Callable[[np.random.Generator], Estimate]
 

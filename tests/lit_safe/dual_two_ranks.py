@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 
-from lit_safe.costs.importance import ImportanceCost
-from lit_safe.costs.rollout import RolloutCost
-from lit_safe.dual import DualAscent
-from lit_safe.module import PreferenceAlignment
+from lit_safe.constraint.costs.importance import ImportanceCost
+from lit_safe.constraint.costs.rollout import RolloutCost
+from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.objectives import ConstrainedDPO
+from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import PackedBatch
 from tests.lit_safe.dual_world import BETA, COST, ExactCost, Table, TableCost, Toy, all_pairs
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from lit_safe.evaluation import evaluate
+from lit_safe.evaluation.evaluate import evaluate
 from tests.lit_safe.dual_world import TableCost, all_pairs
 from tests.lit_safe.held_out_world import PAIRS, HeldOut, module, take
 

@@ -12,16 +12,16 @@ import torch
 import torch.distributed as dist
 
 from lit_safe.anchors.reference_mass import ReferenceMass
-from lit_safe.callbacks.run_checkpoint import RunCheckpoint
-from lit_safe.callbacks.run_folder import RunFolder
-from lit_safe.checkpoints import CheckpointError
-from lit_safe.costs.rollout import RolloutCost
+from lit_safe.constraint.costs.rollout import RolloutCost
 from lit_safe.errors.exceptions import mistake
 from lit_safe.errors.places import Words
-from lit_safe.evaluation import evaluate
-from lit_safe.quiet import quiet
-from lit_safe.ranks import failing_together, gather, merge, of_first_rank, rank_and_world
-from lit_safe.reference_cache import ReferenceCache
+from lit_safe.evaluation.evaluate import evaluate
+from lit_safe.execution.quiet import quiet
+from lit_safe.execution.ranks import failing_together, gather, merge, of_first_rank, rank_and_world
+from lit_safe.runs.checkpoints import CheckpointError
+from lit_safe.runs.run_checkpoint import RunCheckpoint
+from lit_safe.runs.run_folder import RunFolder
+from lit_safe.training.reference_cache import ReferenceCache
 from tests.lit_safe.dual_world import P, Table, TableCost, Toy
 from tests.lit_safe.held_out_world import HeldOut, module
 

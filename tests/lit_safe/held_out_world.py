@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_safe.module import PreferenceAlignment
 from lit_safe.objectives import DPO
+from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import Annotation, ModelFacts, PackedBatch, Pair, Prompt
 from tests.lit_safe.dual_world import K, P, Table, Toy, all_pairs
 

@@ -43,7 +43,7 @@ TABLE: dict[str, Mistake] = {
     "YAML unknown group": Mistake(
         FIT,
         ("there is no setting 'modle'", "run.yaml, line 18", "try: model"),
-        {"run.yaml": RUN + "modle: {class_path: lit_safe.module.PreferenceAlignment}\n"},
+        {"run.yaml": RUN + "modle: {class_path: lit_safe.training.module.PreferenceAlignment}\n"},
     ),
     "YAML unknown key": Mistake(
         FIT,
@@ -97,7 +97,7 @@ TABLE: dict[str, Mistake] = {
     ),
     "class of another kind": Mistake(
         (*FIT, "--model", "torch.nn.Linear"),
-        ("torch.nn.Linear is no StepModule", "where: --model", "lit_safe.module.PreferenceAlignment"),
+        ("torch.nn.Linear is no StepModule", "where: --model", "lit_safe.training.module.PreferenceAlignment"),
     ),
     "class without its methods": Mistake(
         (*FIT, "--model.objective", "own_objective.Mine"),

@@ -11,10 +11,10 @@ import torch
 from lightning import Callback, Trainer
 from torch import Tensor
 
-from lit_safe.costs.rollout import RolloutCost
-from lit_safe.dual import DualAscent
-from lit_safe.module import PreferenceAlignment
+from lit_safe.constraint.costs.rollout import RolloutCost
+from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.objectives import ConstrainedDPO, SafeDPO
+from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import PackedBatch
 from models.pair import PolicyReference
 from models.sources import TinyLlama

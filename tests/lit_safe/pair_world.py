@@ -14,8 +14,8 @@ from data.annotators.scores import Score, Scores
 from data.module import PreferenceData
 from data.schema import Message, Response, Row, SftRow
 from data.sft import SftData
-from lit_safe.module import PreferenceAlignment
 from lit_safe.objectives import DPO
+from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import IGNORE, Objective, PackedSequences
 from models.pair import PolicyReference
 from models.sources import TinyLlama

@@ -20,17 +20,17 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from data.steps import EvalLoader, MicroBatch, StepLoader, position
-from lit_safe.callbacks.run_checkpoint import RunCheckpoint
-from lit_safe.callbacks.run_folder import RunFolder
-from lit_safe.callbacks.signals import StopOnSignal
-from lit_safe.checkpoints import CheckpointFiles
-from lit_safe.dual import DualAscent
+from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.hashing import hash64, uniforms
-from lit_safe.loggers.metrics_csv import MetricsCSV
-from lit_safe.loggers.tensorboard import TensorBoardRun
-from lit_safe.module import PreferenceAlignment
 from lit_safe.objectives import ConstrainedDPO
-from lit_safe.schedules import Constant, Cosine
+from lit_safe.runs.checkpoints import CheckpointFiles
+from lit_safe.runs.loggers.metrics_csv import MetricsCSV
+from lit_safe.runs.loggers.tensorboard import TensorBoardRun
+from lit_safe.runs.run_checkpoint import RunCheckpoint
+from lit_safe.runs.run_folder import RunFolder
+from lit_safe.runs.signals import StopOnSignal
+from lit_safe.training.module import PreferenceAlignment
+from lit_safe.training.schedules import Constant, Cosine
 from lit_safe.types import Annotation, CostEstimate, PackedBatch, PackedSequences, Pair, SequenceLogp
 
 PLACES = ("micro_batch", "step", "validation", "dual", "logging", "half a checkpoint", "whole checkpoint", "end")

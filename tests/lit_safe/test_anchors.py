@@ -9,8 +9,8 @@ from lit_safe.anchors.reference_mass import ReferenceMass
 from lit_safe.anchors.reference_support import ReferenceSupport
 from lit_safe.doctor.patient import take_pairs
 from lit_safe.hashing import uniform
-from lit_safe.module import PreferenceAlignment
 from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO
+from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import Annotation, Pair, Prompt
 from tests.lit_safe.dual_world import K, P, Table, Toy, all_pairs
 

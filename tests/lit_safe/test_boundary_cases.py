@@ -9,14 +9,14 @@ import torch
 from lit_safe.commands.compare import compare
 from lit_safe.commands.fit_scorer import LabelledResponses, _table
 from lit_safe.commands.refusals import compare_refusals
-from lit_safe.costs.mean import mean_cost
-from lit_safe.evaluation import PAIR_VALUES, Evaluation, differences
-from lit_safe.limits import Standing, standing
-from lit_safe.ranking import clustered_auc
+from lit_safe.constraint.costs.mean import mean_cost
+from lit_safe.constraint.limits import Standing, standing
+from lit_safe.evaluation.evaluate import PAIR_VALUES, Evaluation, differences
+from lit_safe.evaluation.responses import ROLLOUT_VALUES
 from lit_safe.report.markdown import markdown
 from lit_safe.report.tables import estimate_to_json, with_error, write_json, write_tables
-from lit_safe.rollouts import ROLLOUT_VALUES
-from lit_safe.statistics import Estimate, clustered_mean
+from lit_safe.statistics.clustered import Estimate, clustered_mean
+from lit_safe.statistics.ranking import clustered_auc
 from lit_safe.types import CostEstimate
 
 CERTAIN = re.compile(r"(±|\+-)\s*0(\.0+)?\b|\[([+-]?[\d.]+), \3\]")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_safe.checkpoint_path import resolve_checkpoint
+from lit_safe.runs.checkpoint_path import resolve_checkpoint
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
 
-from lit_safe.callbacks.run_checkpoint import RunCheckpoint
-from lit_safe.callbacks.run_folder import RunFolder
-from lit_safe.checkpoints import CheckpointError, load_checkpoint, write_checkpoint
-from lit_safe.dual import DualAscent
+from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.hashing import uniform
-from lit_safe.loggers.metrics_csv import MetricsCSV
+from lit_safe.runs.checkpoints import CheckpointError, load_checkpoint, write_checkpoint
+from lit_safe.runs.loggers.metrics_csv import MetricsCSV
+from lit_safe.runs.run_checkpoint import RunCheckpoint
+from lit_safe.runs.run_folder import RunFolder
 from tests.lit_safe.dual_world import ExactCost, Toy
 from tests.lit_safe.test_dual import KillAt, Killed, module, trainer
 

@@ -118,7 +118,7 @@ def test_help_of_fit_is_the_docstrings(capsys: pytest.CaptureFixture[str], monke
     ):
         assert words in text, words
     with pytest.raises(SystemExit):
-        main(["fit", "--model.help", "lit_safe.module.PreferenceAlignment"])
+        main(["fit", "--model.help", "lit_safe.training.module.PreferenceAlignment"])
     text = " ".join(capsys.readouterr().out.split())
     assert "Start value(s) of the dual variable, one per constraint, in nats per cost unit, >= 0." in text
 

@@ -9,10 +9,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_safe.cli import main
 from lit_safe.commands.compare import compare
-from lit_safe.evaluation import Evaluation, differences, evaluate, oriented
-from lit_safe.paired_rows import turned
+from lit_safe.evaluation.evaluate import Evaluation, differences, evaluate, oriented
+from lit_safe.evaluation.paired_rows import turned
 from lit_safe.report.tables import write_json, write_tables
-from lit_safe.statistics import clustered_mean
+from lit_safe.statistics.clustered import clustered_mean
 from tests.lit_safe.dual_world import TableCost, optimum
 from tests.lit_safe.held_out_world import HeldOut, module
 from tests.lit_safe.pair_world import Fruit, aligned, pairs

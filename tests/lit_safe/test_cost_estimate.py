@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lit_safe import dual
-from lit_safe.dual import DualAscent
+from lit_safe.constraint import dual_ascent as dual
+from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.types import CostEstimate
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_safe.costs.importance import ImportanceCost
-from lit_safe.costs.rollout import RolloutCost
+from lit_safe.constraint.costs.importance import ImportanceCost
+from lit_safe.constraint.costs.rollout import RolloutCost
 from lit_safe.hashing import uniforms
 from lit_safe.sequences import pack_sequences
 from lit_safe.types import Annotation, CostEstimate, PackedBatch, Pair, Prompt

@@ -17,9 +17,9 @@ from lit_safe.commands.export import export
 from lit_safe.commands.fit_scorer import fit_scorer
 from lit_safe.commands.refusals import refusals
 from lit_safe.commands.sample import sample
-from lit_safe.costs.rollout import RolloutCost
-from lit_safe.devices import chosen_device
-from lit_safe.evaluation import evaluate
+from lit_safe.constraint.costs.rollout import RolloutCost
+from lit_safe.evaluation.evaluate import evaluate
+from lit_safe.execution.devices import chosen_device
 from models.scorers.hidden_linear import HiddenLinearHarm
 from models.sources import TinyLlama
 from tests.lit_safe.dual_world import Table, Toy

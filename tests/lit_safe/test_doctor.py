@@ -13,12 +13,12 @@ from torch import Tensor
 from data.annotators.scores import Score, Scores
 from data.module import PreferenceData
 from lit_safe.commands.doctor import doctor
-from lit_safe.costs.rollout import RolloutCost
+from lit_safe.constraint.costs.rollout import RolloutCost
+from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.doctor.checks import CHECKS
-from lit_safe.dual import DualAscent
-from lit_safe.module import PreferenceAlignment
 from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO
 from lit_safe.precision import compute_dtype
+from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import Annotation, PackedBatch, PackedSequences, Pair, Scored
 from models.adaptation import LastLayers, LoRA
 from models.backbone import Backbone

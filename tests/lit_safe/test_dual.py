@@ -16,12 +16,12 @@ from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, LambdaCa
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
-from lit_safe.averaging import IterateAverage
-from lit_safe.costs.rollout import RolloutCost
-from lit_safe.dual import DualAscent, FrozenPolicyWarning, dual_step
-from lit_safe.module import PreferenceAlignment
+from lit_safe.constraint.costs.rollout import RolloutCost
+from lit_safe.constraint.dual_ascent import DualAscent, FrozenPolicyWarning, dual_step
 from lit_safe.objectives import ConstrainedDPO
-from lit_safe.schedules import Cosine, Linear
+from lit_safe.training.averaging import IterateAverage
+from lit_safe.training.module import PreferenceAlignment
+from lit_safe.training.schedules import Cosine, Linear
 from tests.lit_safe.dual_world import (
     BETA,
     COST,
@@ -371,7 +371,7 @@ def test_a_limit_that_does_not_bind_brings_the_multiplier_back_to_zero_and_says_
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     limit = optimal_cost(0.0) + 0.3
-    with caplog.at_level(logging.INFO, "lit_safe.multiplier"):
+    with caplog.at_level(logging.INFO, "lit_safe.constraint.multiplier"):
         model = run(tmp_path, DualAscent(limit=limit, lr=1.0, estimator=ExactCost()), 2.0, 12)
     falling = [value for _, value in curve(tmp_path, "dual/multiplier")]
     assert falling == sorted(falling, reverse=True)

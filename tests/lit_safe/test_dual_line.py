@@ -10,12 +10,12 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 
-from lit_safe.costs.rollout import RolloutCost
-from lit_safe.dual import DualAscent
-from lit_safe.limits import standing
-from lit_safe.module import PreferenceAlignment
+from lit_safe.constraint.costs.rollout import RolloutCost
+from lit_safe.constraint.dual_ascent import DualAscent
+from lit_safe.constraint.limits import standing
 from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO
 from lit_safe.screen.dual_line import dual_lines
+from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import CostEstimate, Objective
 from tests.lit_safe.dual_world import COST, ExactCost, Table, TableCost, Toy
 
@@ -84,7 +84,7 @@ class AllPairs(Toy):
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the dual step said, in order."""
-    return [record.getMessage() for record in caplog.records if record.name == "lit_safe.dual"]
+    return [record.getMessage() for record in caplog.records if record.name == "lit_safe.constraint.dual_ascent"]
 
 
 def fit(folder: Path, objective: Objective, dual: DualAscent, multiplier: Tensor | float = 0.0, **data: object) -> None:
@@ -100,7 +100,7 @@ def fit(folder: Path, objective: Objective, dual: DualAscent, multiplier: Tensor
 def test_every_objective_with_an_estimator_says_a_line_an_epoch(
     objective: Objective, reads: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "lit_safe.dual")
+    caplog.set_level(logging.INFO, "lit_safe.constraint.dual_ascent")
     estimator = RolloutCost(TableCost(), samples_per_prompt=8)
     fit(tmp_path, objective, DualAscent(limit=-1.5, lr=0.3 if reads else 0.0, estimator=estimator))
     assert [line.split("  ")[0] for line in said(caplog)] == ["epoch 0", "epoch 1"]
@@ -112,7 +112,7 @@ def test_every_objective_with_an_estimator_says_a_line_an_epoch(
 
 
 def test_an_estimate_of_two_constraints_says_two_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "lit_safe.dual")
+    caplog.set_level(logging.INFO, "lit_safe.constraint.dual_ascent")
     both = torch.stack([COST, -COST], dim=-1)
     dual = DualAscent(limit=[0.0, 0.0], lr=0.3, estimator=ExactCost((COST, -COST)))
     fit(tmp_path, ConstrainedDPO(), dual, torch.zeros(2), costs_PKC=both, constraints=("harm", "lies"))
@@ -120,7 +120,7 @@ def test_an_estimate_of_two_constraints_says_two_lines(tmp_path: Path, caplog: p
 
 
 def test_a_run_without_an_estimator_says_nothing_of_costs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "lit_safe.dual")
+    caplog.set_level(logging.INFO, "lit_safe.constraint.dual_ascent")
     fit(tmp_path, ConstrainedDPO(), DualAscent())
     assert said(caplog) == []
 
@@ -128,7 +128,7 @@ def test_a_run_without_an_estimator_says_nothing_of_costs(tmp_path: Path, caplog
 def test_other_ranks_say_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level(logging.INFO, "lit_safe.dual")
+    caplog.set_level(logging.INFO, "lit_safe.constraint.dual_ascent")
     monkeypatch.setattr(Trainer, "is_global_zero", False)
     fit(tmp_path, DPO(), DualAscent(estimator=ExactCost()))
     assert said(caplog) == []

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lit_safe.dual import DualAscent
+from lit_safe.constraint.dual_ascent import DualAscent
 from tests.lit_safe.dual_world import BETA, COST, ExactCost, Toy, optimum, solve
 from tests.lit_safe.test_dual import module, trainer
 

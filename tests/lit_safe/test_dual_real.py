@@ -65,7 +65,7 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SafeCL
 
 
 ROLLOUT = (
-    *("--dual.estimator", "lit_safe.costs.rollout.RolloutCost"),
+    *("--dual.estimator", "lit_safe.constraint.costs.rollout.RolloutCost"),
     *("--dual.estimator.cost", f"{__name__}.Shouting"),
     *("--dual.estimator.max_new_tokens", "12", "--dual.estimator.prompts", "4"),
 )

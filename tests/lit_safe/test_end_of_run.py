@@ -11,17 +11,17 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 
-from lit_safe.callbacks.before_after import BeforeAfter
-from lit_safe.callbacks.end_of_run import failures
-from lit_safe.callbacks.run_checkpoint import RunCheckpoint
-from lit_safe.callbacks.run_folder import RunFolder
-from lit_safe.checkpoints import load_checkpoint, shipped
 from lit_safe.commands.report import report
-from lit_safe.dual import DualAscent
-from lit_safe.loggers.metrics_csv import MetricsCSV
-from lit_safe.module import PreferenceAlignment
+from lit_safe.constraint.dual_ascent import DualAscent
+from lit_safe.evaluation.before_after import BeforeAfter
 from lit_safe.objectives import ConstrainedDPO
 from lit_safe.report.contents import FIGURE, PAGE
+from lit_safe.runs.checkpoints import load_checkpoint, shipped
+from lit_safe.runs.end_of_run import failures
+from lit_safe.runs.loggers.metrics_csv import MetricsCSV
+from lit_safe.runs.run_checkpoint import RunCheckpoint
+from lit_safe.runs.run_folder import RunFolder
+from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import CostEstimate
 from tests.lit_safe.dual_world import BETA, ExactCost, TableCost
 from tests.lit_safe.held_out_world import HeldOut, NamedTable

@@ -9,14 +9,14 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
-from lit_safe.callbacks.announce import Announce
-from lit_safe.callbacks.progress import Progress
-from lit_safe.callbacks.run_checkpoint import RunCheckpoint
-from lit_safe.callbacks.run_folder import RunFolder
-from lit_safe.callbacks.signals import StopOnSignal
-from lit_safe.dual import DualAscent
-from lit_safe.essentials import with_essentials
-from lit_safe.loggers.metrics_csv import MetricsCSV
+from lit_safe.constraint.dual_ascent import DualAscent
+from lit_safe.runs.essentials import with_essentials
+from lit_safe.runs.loggers.metrics_csv import MetricsCSV
+from lit_safe.runs.progress_bar import Progress
+from lit_safe.runs.run_checkpoint import RunCheckpoint
+from lit_safe.runs.run_folder import RunFolder
+from lit_safe.runs.signals import StopOnSignal
+from lit_safe.screen.announce import Announce
 from tests.lit_safe.line_world import BATCHES, Line
 from tests.lit_safe.typed_world import Run, typed
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lit_safe.evaluation import Evaluation, differences, evaluate, oriented, stratum
-from lit_safe.paired_rows import orientation, turned
+from lit_safe.evaluation.evaluate import Evaluation, differences, evaluate, oriented, stratum
+from lit_safe.evaluation.paired_rows import orientation, turned
 from tests.lit_safe.dual_world import COST, P, TableCost, all_pairs, optimum
 from tests.lit_safe.held_out_world import PAIRS, HeldOut, module
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lit_safe.evaluation_settings import differing, evaluation_settings, not_comparable, settings_of
+from lit_safe.evaluation.settings import differing, evaluation_settings, not_comparable, settings_of
 from tests.lit_safe.dual_world import TableCost
 from tests.lit_safe.held_out_world import HeldOut, module
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 import transformers
 
-from lit_safe.callbacks.run_checkpoint import RunCheckpoint
 from lit_safe.commands.export import export
 from lit_safe.objectives import SafeDPO
-from lit_safe.sft import SupervisedFineTuning
+from lit_safe.runs.run_checkpoint import RunCheckpoint
+from lit_safe.training.sft import SupervisedFineTuning
 from models.adaptation import LastLayers, LoRA
 from models.pair import PolicyReference
 from models.reference import AdapterOff

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lit_safe.anchors.reference_mass import ReferenceMass
-from lit_safe.ranks import failing_together
+from lit_safe.execution.ranks import failing_together
 from tests.lit_safe.dual_world import Table
 from tests.lit_safe.held_out_world import HeldOut
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_safe.callbacks.announce import Announce
-from lit_safe.callbacks.run_checkpoint import RunCheckpoint
-from lit_safe.callbacks.run_folder import RunFolder
 from lit_safe.cli import SafeCLI
-from lit_safe.dual import DualAscent
-from lit_safe.loggers.metrics_csv import MetricsCSV
-from lit_safe.loggers.tensorboard import TensorBoardRun
+from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.objectives import ConstrainedDPO
+from lit_safe.runs.loggers.metrics_csv import MetricsCSV
+from lit_safe.runs.loggers.tensorboard import TensorBoardRun
+from lit_safe.runs.run_checkpoint import RunCheckpoint
+from lit_safe.runs.run_folder import RunFolder
+from lit_safe.screen.announce import Announce
 from tests.lit_safe.pair_world import aligned, pairs, trainer
 from tests.lit_safe.test_screen import entries, said
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from lit_safe.folder_check import compare_folder
+from lit_safe.export.folder_check import compare_folder
 from models.adaptation import Adaptation, Full, LoRA
 from models.pair import PolicyReference
 from models.reference import AdapterOff, FrozenCopy

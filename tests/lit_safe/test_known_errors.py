@@ -86,7 +86,8 @@ def test_an_unknown_error_of_another_package_keeps_its_traceback(error: Exceptio
 def test_messages_of_jsonargparse_4_51_are_read_too() -> None:
     """The lowest version says of a class with a ``__call__`` what later ones say of every class."""
     start = (
-        "Parser key \"model\":\n  Errors:\n    - Problem with given class_path 'lit_safe.module.PreferenceAlignment':\n"
+        'Parser key "model":\n  Errors:\n'
+        "    - Problem with given class_path 'lit_safe.training.module.PreferenceAlignment':\n"
         '        Parser key "objective":\n'
         "          - Type <class 'lit_safe.types.Objective'> expects a function or a callable class: "
     )

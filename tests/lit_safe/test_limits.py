@@ -9,10 +9,10 @@ import pytest
 import torch
 from scipy import stats
 
-from lit_safe.dual import DualAscent
-from lit_safe.limits import Standing, sentence, standing
-from lit_safe.module import PreferenceAlignment
-from lit_safe.multiplier import BoundWatch
+from lit_safe.constraint.dual_ascent import DualAscent
+from lit_safe.constraint.limits import Standing, sentence, standing
+from lit_safe.constraint.multiplier import BoundWatch
+from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import CostEstimate
 from tests.lit_safe.dual_world import COST, ExactCost, Toy
 from tests.lit_safe.test_dual import curve, module, trainer
@@ -99,7 +99,7 @@ def test_a_run_that_resumes_at_its_maximum_says_so_again(tmp_path: Path, caplog:
 
 
 def test_a_limit_that_does_not_bind_is_said_after_two_epochs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "lit_safe.multiplier"):
+    with caplog.at_level(logging.INFO, "lit_safe.constraint.multiplier"):
         fit(tmp_path, 0.0, 4.0, 5.0, max_epochs=4)
     [said] = [m for m in caplog.messages if "multiplier" in m]
     assert "has been at 0 for 2 epochs" in said

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_safe.loggers.metrics_csv import MetricsCSV
-from lit_safe.loggers.run_logger import RunLogger
-from lit_safe.loggers.tensorboard import TensorBoardRun
+from lit_safe.runs.loggers.metrics_csv import MetricsCSV
+from lit_safe.runs.loggers.run_logger import RunLogger
+from lit_safe.runs.loggers.tensorboard import TensorBoardRun
 
 
 def table(folder: Path) -> list[dict[str, str]]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_safe.metrics import PAIR_NAMES, Means, Measured, better, pair_quantities
+from lit_safe.training.metrics import PAIR_NAMES, Means, Measured, better, pair_quantities
 from lit_safe.types import Annotation, PackedBatch, PackedSequences, Pair, Scored
 from tests.lit_safe.waits import Operations, Waits
 

@@ -29,7 +29,7 @@ FAULTS = (
     "import no",
 )
 RAISED = ("ValueError", "TypeError", "RuntimeError", "FloatingPointError", "OSError", "ImportError")
-FILES = ("lit_safe/module.py", "models/pair.py", "data/module.py", "ops/sequence_logratio/api.py")
+FILES = ("lit_safe/training/module.py", "models/pair.py", "data/module.py", "ops/sequence_logratio/api.py")
 
 ROWS = [pytest.param(name, marks=pytest.mark.slow if name in mistakes.SLOW else ()) for name in mistakes.TABLE]
 Typed = Callable[..., tuple[int, str]]
@@ -87,7 +87,7 @@ def test_the_environment_variable_adds_the_traceback(typed: Typed, name: str, mo
     assert code == mistakes.TABLE[name].code
 
 
-def raised(code: str, file: str = "lit_safe/module.py") -> Exception:
+def raised(code: str, file: str = "lit_safe/training/module.py") -> Exception:
     """The exception of code that claims to stand in one of our files."""
     with pytest.raises(Exception) as caught:  # noqa: PT011  # each case raises another kind
         exec(compile(code, str(ROOT / file), "exec"), {"SettingError": SettingError})

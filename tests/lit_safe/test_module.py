@@ -9,14 +9,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from lit_safe.callbacks.run_checkpoint import RunCheckpoint
-from lit_safe.callbacks.run_folder import RunFolder
+from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.doctor.patient import take_pairs
-from lit_safe.dual import DualAscent
-from lit_safe.loggers.tensorboard import TensorBoardRun
-from lit_safe.metrics import PAIR_NAMES
-from lit_safe.module import PreferenceAlignment
 from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO
+from lit_safe.runs.loggers.tensorboard import TensorBoardRun
+from lit_safe.runs.run_checkpoint import RunCheckpoint
+from lit_safe.runs.run_folder import RunFolder
+from lit_safe.training.metrics import PAIR_NAMES
+from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import PackedBatch, Pair, SequenceLogp
 from models.adaptation import LastLayers, LoRA
 from models.pair import PolicyReference

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from lightning import Trainer
 
-from lit_safe.callbacks.run_folder import RunFolder
-from lit_safe.callbacks.signals import StopOnSignal
 from lit_safe.cli import SafeCLI
+from lit_safe.runs.run_folder import RunFolder
+from lit_safe.runs.signals import StopOnSignal
 from tests.lit_safe.typed_world import Run, typed
 
 __all__ = ["typed"]  # a fixture

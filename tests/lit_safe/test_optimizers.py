@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from lit_safe.module import PreferenceAlignment
 from lit_safe.objectives import DPO
-from lit_safe.optimizers import optimizer_over
-from lit_safe.sft import SupervisedFineTuning
+from lit_safe.training.module import PreferenceAlignment
+from lit_safe.training.optimizers import optimizer_over
+from lit_safe.training.sft import SupervisedFineTuning
 from models.adaptation import LoRA
 from models.pair import PolicyReference
 from models.reference import AdapterOff

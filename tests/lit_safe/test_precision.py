@@ -11,13 +11,13 @@ from lightning import Callback
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from lit_safe.anchors.reference_mass import ReferenceMass
-from lit_safe.costs.importance import ImportanceCost
-from lit_safe.costs.rollout import RolloutCost
-from lit_safe.dual import DualAscent
-from lit_safe.evaluation import evaluate
-from lit_safe.module import PreferenceAlignment
+from lit_safe.constraint.costs.importance import ImportanceCost
+from lit_safe.constraint.costs.rollout import RolloutCost
+from lit_safe.constraint.dual_ascent import DualAscent
+from lit_safe.evaluation.evaluate import evaluate
 from lit_safe.objectives import DPO, ConstrainedDPO
 from lit_safe.precision import TRAINER_PRECISIONS
+from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import PackedBatch, PackedSequences, Pair, Scored
 from models.adaptation import Full, LastLayers, LoRA
 from models.pair import PolicyReference

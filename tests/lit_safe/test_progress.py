@@ -4,9 +4,9 @@ import sys
 import pytest
 import torch
 
-from lit_safe import progress as progress_module
-from lit_safe.callbacks.progress import note
-from lit_safe.progress import Tracker, progress
+from lit_safe.execution import progress as progress_module
+from lit_safe.execution.progress import Tracker, progress
+from lit_safe.runs.progress_bar import note
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_what_is_logged_while_a_bar_is_shown_stands_on_lines_of_its_own(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     handler = logging.StreamHandler()  # as the command line makes it, before any bar
-    logger = logging.getLogger("lit_safe.progress")
+    logger = logging.getLogger("lit_safe.execution.progress")
     logger.addHandler(handler)
     try:
         before = handler.stream

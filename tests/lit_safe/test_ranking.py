@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_safe.ranking import clustered_auc
+from lit_safe.statistics.ranking import clustered_auc
 
 
 def test_a_hand_worked_auc():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_safe.reference_cache import ReferenceCache
+from lit_safe.training.reference_cache import ReferenceCache
 from lit_safe.types import PackedSequences
 from models.pair import PolicyReference
 from models.sources import TinyLlama

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data.annotators.scores import Score, Scores
-from lit_safe.dual import DualAscent
+from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO
 from lit_safe.types import Annotation, Objective, Pair, Scored
 from tests.lit_safe.dual_world import ExactCost

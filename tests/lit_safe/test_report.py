@@ -10,15 +10,11 @@ import torch
 from lightning import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_safe.callbacks.before_after import BeforeAfter
-from lit_safe.callbacks.run_checkpoint import RunCheckpoint
-from lit_safe.callbacks.run_folder import RunFolder
-from lit_safe.dual import DualAscent
-from lit_safe.evaluation import Evaluation, differences, evaluate
-from lit_safe.evaluation_settings import settings_of
-from lit_safe.limits import standing
-from lit_safe.loggers.metrics_csv import MetricsCSV
-from lit_safe.loggers.tensorboard import TensorBoardRun
+from lit_safe.constraint.dual_ascent import DualAscent
+from lit_safe.constraint.limits import standing
+from lit_safe.evaluation.before_after import BeforeAfter
+from lit_safe.evaluation.evaluate import Evaluation, differences, evaluate
+from lit_safe.evaluation.settings import settings_of
 from lit_safe.objectives import ConstrainedDPO
 from lit_safe.report.markdown import markdown
 from lit_safe.report.plots import plot_run, read_curves
@@ -31,7 +27,11 @@ from lit_safe.report.tables import (
     with_interval,
     write_tables,
 )
-from lit_safe.statistics import Estimate, clustered_mean
+from lit_safe.runs.loggers.metrics_csv import MetricsCSV
+from lit_safe.runs.loggers.tensorboard import TensorBoardRun
+from lit_safe.runs.run_checkpoint import RunCheckpoint
+from lit_safe.runs.run_folder import RunFolder
+from lit_safe.statistics.clustered import Estimate, clustered_mean
 from lit_safe.types import CostEstimate
 from tests.lit_safe.dual_world import ExactCost, K, P, TableCost
 from tests.lit_safe.held_out_world import HeldOut, module
@@ -199,7 +199,7 @@ def test_a_scorer_is_fitted_before_it_is_used_and_left_out_where_it_ranks_like_a
         calls.append((scorer, device))
         return 0 if useful else 1
 
-    monkeypatch.setattr("lit_safe.callbacks.before_after.fit_scorer", fit_scorer)
+    monkeypatch.setattr("lit_safe.evaluation.before_after.fit_scorer", fit_scorer)
     scorer = Fitted(0.7)
     trainer(tmp_path / "run", BeforeAfter(scorer, fit_cost=True), max_epochs=1).fit(module(), HeldOut())
     assert calls == [(scorer, "cpu")], "fitted once, where the run computes"

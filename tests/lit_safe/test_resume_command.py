@@ -82,7 +82,7 @@ def folder(tmp_path: Path) -> Path:
     base["data"]["init_args"]["sources"][0]["init_args"]["path"] = str(tmp_path / "pairs.jsonl")
     base["data"]["init_args"] |= {"pairs_per_step": 4, "micro_batch_pairs": 3, "max_length": 96}
     rollout = {"cost": {"class_path": "killer.Dice"}, "prompts": 3, "max_new_tokens": 6}
-    estimator = {"class_path": "lit_safe.costs.rollout.RolloutCost", "init_args": rollout}
+    estimator = {"class_path": "lit_safe.constraint.costs.rollout.RolloutCost", "init_args": rollout}
     base["dual"] = {"lr": 0.5, "limit": -0.2, "estimator": estimator}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(base), encoding="utf-8")
     return tmp_path

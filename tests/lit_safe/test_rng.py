@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_safe.rng import isolated
+from lit_safe.execution.rng import isolated
 
 
 def draws() -> tuple[float, float, float]:

@@ -7,11 +7,11 @@ from jsonargparse import ArgumentParser
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from lit_safe.callbacks.move_aside import move_aside
-from lit_safe.callbacks.run_checkpoint import RunCheckpoint
-from lit_safe.callbacks.run_folder import RunFolder, SaveConfig
-from lit_safe.loggers.metrics_csv import MetricsCSV
-from lit_safe.loggers.tensorboard import TensorBoardRun
+from lit_safe.runs.loggers.metrics_csv import MetricsCSV
+from lit_safe.runs.loggers.tensorboard import TensorBoardRun
+from lit_safe.runs.move_aside import move_aside
+from lit_safe.runs.run_checkpoint import RunCheckpoint
+from lit_safe.runs.run_folder import RunFolder, SaveConfig
 from tests.lit_safe.line_world import BATCHES, Line
 
 

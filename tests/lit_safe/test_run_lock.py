@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 from lightning import Callback, LightningModule, Trainer
-
-from lit_safe import run_lock
 from lit_safe.callbacks import move_aside as moving
-from lit_safe.callbacks.move_aside import move_aside
-from lit_safe.callbacks.run_checkpoint import RunCheckpoint
-from lit_safe.callbacks.run_folder import RunFolder
-from lit_safe.loggers.metrics_csv import MetricsCSV
-from lit_safe.run_lock import RunFolderError, RunLock
+
+from lit_safe.runs import run_lock
+from lit_safe.runs.loggers.metrics_csv import MetricsCSV
+from lit_safe.runs.move_aside import move_aside
+from lit_safe.runs.run_checkpoint import RunCheckpoint
+from lit_safe.runs.run_folder import RunFolder
+from lit_safe.runs.run_lock import RunFolderError, RunLock
 from tests.lit_safe.line_world import BATCHES, Line
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys
 from pathlib import Path
-from lit_safe.run_lock import RunLock
+from lit_safe.runs.run_lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 lock.acquire()
 print("held", flush=True)

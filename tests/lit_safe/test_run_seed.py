@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-
 from lit_safe.callbacks import before_after
-from lit_safe.callbacks.before_after import BeforeAfter
-from lit_safe.run_seed import DRAWN, RunSeed
+
+from lit_safe.evaluation.before_after import BeforeAfter
+from lit_safe.runs.run_seed import DRAWN, RunSeed
 from lit_safe.types import CostEstimate
 from tests.lit_safe.typed_world import Run, typed
 
@@ -37,7 +37,7 @@ def test_true_is_one_number_for_the_run_and_another_for_the_next() -> None:
 def test_a_rank_that_this_process_starts_has_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = RunSeed()(True)
     process = os.getpid()
-    monkeypatch.setattr("lit_safe.run_seed.os.getpid", lambda: process + 1)
+    monkeypatch.setattr("lit_safe.runs.run_seed.os.getpid", lambda: process + 1)
     monkeypatch.setenv("LOCAL_RANK", "1")  # as Lightning does for the ranks that it starts
     assert RunSeed()(True) == drawn
 
@@ -46,7 +46,7 @@ def test_a_rank_that_this_process_starts_has_its_number(monkeypatch: pytest.Monk
 def test_a_run_that_another_run_starts_draws_its_own_number(monkeypatch: pytest.MonkeyPatch, rank: str | None) -> None:
     drawn = RunSeed()(True)
     process = os.getpid()
-    monkeypatch.setattr("lit_safe.run_seed.os.getpid", lambda: process + 1)
+    monkeypatch.setattr("lit_safe.runs.run_seed.os.getpid", lambda: process + 1)
     if rank is not None:  # Lightning sets it in the first rank too, and a process that this one starts inherits it
         monkeypatch.setenv("LOCAL_RANK", rank)
     assert RunSeed()(True) != drawn

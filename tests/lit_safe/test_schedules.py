@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lit_safe.schedules import Constant, Cosine, Linear
+from lit_safe.training.schedules import Constant, Cosine, Linear
 
 
 @pytest.mark.parametrize("schedule", [Constant(0.1), Cosine(0.1), Linear(0.1)])

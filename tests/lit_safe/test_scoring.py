@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_safe.costs.rollout import RolloutCost
-from lit_safe.costs.scoring import score
-from lit_safe.evaluation import evaluate
+from lit_safe.constraint.costs.rollout import RolloutCost
+from lit_safe.evaluation.evaluate import evaluate
+from lit_safe.rollouts.scoring import score
 from tests.lit_safe.dual_world import Table, Toy
 from tests.lit_safe.held_out_world import HeldOut, module
 

@@ -18,14 +18,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data.annotators.scores import Score, Scores
 from data.module import PreferenceData
-from lit_safe.callbacks.announce import Announce
-from lit_safe.callbacks.run_folder import RunFolder
-from lit_safe.dual import DualAscent
-from lit_safe.loggers.tensorboard import TensorBoardRun
+from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO
+from lit_safe.runs.loggers.tensorboard import TensorBoardRun
+from lit_safe.runs.run_folder import RunFolder
+from lit_safe.screen.announce import Announce
 from lit_safe.screen.closing import next_command
 from lit_safe.screen.words import duration, interval, large, told_apart
-from lit_safe.sft import SupervisedFineTuning
+from lit_safe.training.sft import SupervisedFineTuning
 from lit_safe.types import CostEstimate
 from models.pair import PolicyReference
 from models.sources import TinyLlama
@@ -50,7 +50,7 @@ def two_costs(module: Any, data: Any, *, seed: int, epoch: int) -> CostEstimate:
 
 def said(caplog: pytest.LogCaptureFixture) -> tuple[list[str], list[str]]:
     """The lines before training and those after it."""
-    lines = [record.getMessage() for record in caplog.records if record.name == "lit_safe.callbacks.announce"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "lit_safe.screen.announce"]
     at = next((k for k, line in enumerate(lines) if line == "what came out"), len(lines))
     return lines[:at], lines[at:]
 
@@ -71,7 +71,7 @@ REPORTED = {
         "limit_val_batches": 0,
         "callbacks": [
             {
-                "class_path": "lit_safe.callbacks.before_after.BeforeAfter",
+                "class_path": "lit_safe.evaluation.before_after.BeforeAfter",
                 "init_args": {"cost": {"class_path": "tests.lit_safe.test_screen.Long"}, "max_new_tokens": 8},
             }
         ],
@@ -80,7 +80,7 @@ REPORTED = {
         "limit": 0.1,
         "lr": 0.5,
         "estimator": {
-            "class_path": "lit_safe.costs.rollout.RolloutCost",
+            "class_path": "lit_safe.constraint.costs.rollout.RolloutCost",
             "init_args": {
                 "cost": {"class_path": "tests.lit_safe.test_screen.Long"},
                 "prompts": 2, "samples_per_prompt": 4, "max_new_tokens": 8, "fresh_prompts": False,

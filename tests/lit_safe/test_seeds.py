@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lit_safe.anchors.reference_mass import ReferenceMass
 from lit_safe.anchors.reference_support import ReferenceSupport
-from lit_safe.label_draws import draws
-from lit_safe.module import PreferenceAlignment
 from lit_safe.objectives import ConstrainedDPO
+from lit_safe.training.label_draws import draws
+from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import PackedBatch, Pair
 from models.pair import PolicyReference
 from models.sources import TinyLlama

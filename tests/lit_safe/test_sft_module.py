@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_safe.sft import SupervisedFineTuning
+from lit_safe.training.sft import SupervisedFineTuning
 from lit_safe.types import SequenceBatch
 from models.pair import PolicyReference
 from models.sources import TinyLlama

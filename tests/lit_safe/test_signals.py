@@ -12,12 +12,12 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
-
 from lit_safe.callbacks import signals
-from lit_safe.callbacks.run_checkpoint import RunCheckpoint
-from lit_safe.callbacks.run_folder import RunFolder
-from lit_safe.callbacks.signals import SIGNALS, StopOnSignal, Stopped, continuing
-from lit_safe.loggers.metrics_csv import MetricsCSV
+
+from lit_safe.runs.loggers.metrics_csv import MetricsCSV
+from lit_safe.runs.run_checkpoint import RunCheckpoint
+from lit_safe.runs.run_folder import RunFolder
+from lit_safe.runs.signals import SIGNALS, StopOnSignal, Stopped, continuing
 from tests.lit_safe import resumable_run
 from tests.lit_safe.line_world import BATCHES, Line
 from tests.lit_safe.resumable_run import Job

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_safe.statistics import Estimate, clustered_mean, paired_difference
+from lit_safe.statistics.clustered import Estimate, clustered_mean, paired_difference
 from tests.lit_safe.coverage import coverage, worlds
 
 samples = st.lists(st.tuples(st.floats(-10, 10), st.integers(0, 5)), min_size=2, max_size=30)

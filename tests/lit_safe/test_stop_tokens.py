@@ -13,15 +13,15 @@ from lightning import Callback
 
 from data.schema import SftRow
 from lit_safe.anchors.reference_mass import ReferenceMass
-from lit_safe.callbacks.run_checkpoint import RunCheckpoint
 from lit_safe.commands.export import export
 from lit_safe.commands.refusals import refusals
 from lit_safe.commands.sample import sample
-from lit_safe.costs.rollout import RolloutCost
-from lit_safe.dual import DualAscent
-from lit_safe.evaluation import evaluate
+from lit_safe.constraint.costs.rollout import RolloutCost
+from lit_safe.constraint.dual_ascent import DualAscent
+from lit_safe.evaluation.evaluate import evaluate
 from lit_safe.hashing import uniforms
-from lit_safe.sft import SupervisedFineTuning
+from lit_safe.runs.run_checkpoint import RunCheckpoint
+from lit_safe.training.sft import SupervisedFineTuning
 from models.adaptation import LoRA
 from models.export import eos_ids
 from models.pair import PolicyReference

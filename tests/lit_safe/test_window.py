@@ -8,14 +8,14 @@ import pytest
 import torch
 from lightning import Callback
 
-from lit_safe import stepping
 from lit_safe.anchors.preferred_nll import PreferredNLL
 from lit_safe.anchors.reference_mass import ReferenceMass
 from lit_safe.anchors.reference_support import ReferenceSupport
-from lit_safe.callbacks.run_checkpoint import RunCheckpoint
 from lit_safe.objectives import SafeDPO
-from lit_safe.schedules import Linear
-from lit_safe.sft import SupervisedFineTuning
+from lit_safe.runs.run_checkpoint import RunCheckpoint
+from lit_safe.training import stepping
+from lit_safe.training.schedules import Linear
+from lit_safe.training.sft import SupervisedFineTuning
 from models.pair import PolicyReference
 from models.sources import TinyLlama
 from tests.lit_safe.pair_world import adamw, aligned, pairs, talk, trainer

@@ -11,8 +11,8 @@ from measured import BETA, CLIP, LEARNING_RATE, METRICS, STEPS, WEIGHT_DECAY, Id
 from data.annotators.flags import Flags
 from data.module import PreferenceData
 from data.sources.trl import TRL
-from lit_safe.module import PreferenceAlignment
 from lit_safe.objectives import DPO
+from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import IGNORE, PackedBatch
 from models.backbone import Layout
 from models.pair import PolicyReference

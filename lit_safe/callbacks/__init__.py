@@ -1,1 +1,0 @@
-"""Callbacks for the run folder, checkpoints, progress, signals and reports."""

@@ -1,0 +1,1 @@
+"""Exported folders: the check that one equals its policy, and its model card."""

@@ -1,0 +1,66 @@
+"""Writes the README (model card) of an export."""
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lit_safe.runs.move_aside import CONFIG
+from lit_safe.training.stepping import StepModule
+
+
+def model_card(module: StepModule, data: Any, checkpoint: dict[str, Any], run: Path) -> str:
+    """The README of an export: base model, objective, cost limit, data and licences.
+
+    Args:
+        module: The module with the exported policy.
+        data: The data module, after ``setup``.
+        checkpoint: The exported checkpoint.
+        run: Folder of the checkpoint's run. Its configuration gives the limit. The folder may be missing.
+    """
+    facts = module.pair.facts()
+    objective = repr(getattr(module, "objective", "supervised fine-tuning"))
+    multiplier = checkpoint["state_dict"].get("multiplier")
+    licences = "\n".join(f"- {name}: {licence}" for name, licence in data.licences.items())
+    counts = data.report["splits"]
+    return f"""---
+library_name: transformers
+base_model: {facts.source}
+license: other
+tags: [lit_safe, preference-optimization, safety]
+---
+# A policy aligned with {type(module).__name__}
+
+- base model: {facts.source} ({facts.licence})
+- objective: `{objective}`{"" if multiplier is None else f", multiplier {multiplier.tolist()}"}
+- cost limit: {"none" if multiplier is None else _limit(run)}
+- reference: {facts.reference}
+- optimizer steps: {checkpoint["global_step"]}, on {counts["train"]:,} rows; {counts["val"]:,} are held out
+- made with lit_safe {_version()}, torch {torch.__version__}
+
+Data and their licences (they may bind this model too):
+
+{licences}
+
+Evaluate it against your own limit before you rely on it: training against a cost estimate certifies nothing.
+"""
+
+
+def _limit(run: Path) -> str:
+    """The limit of the run, in cost units, or why there is none."""
+    try:
+        config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+        dual = config["dual"]
+        limit, lr = dual["limit"], dual["lr"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return f"not known: the checkpoint's run has no {CONFIG} beside it"
+    return f"{limit} (in units of the cost)" if lr else "none: the multiplier did not move (`dual.lr` 0)"
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("lit-safe")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"

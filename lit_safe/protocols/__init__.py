@@ -1,0 +1,1 @@
+"""The interfaces that models and data meet."""

@@ -1,0 +1,1 @@
+"""Responses of a policy: the one engine that samples them, and the calls of cost functions that score them."""

@@ -1,0 +1,292 @@
+"""Preference training: computes log-ratios of a batch, the objective and the loss.
+
+Letters: B pairs, N = 2B sequences.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from lit_safe.anchors import Anchor
+from lit_safe.execution.quiet import quiet
+from lit_safe.precision import compute_dtype
+from lit_safe.protocols.data import PreferenceRunData, missing_members
+from lit_safe.runs.end_of_run import nothing_to_train
+from lit_safe.training.label_draws import LabelDraws
+from lit_safe.training.metrics import ANCHOR_LOSS, OBJECTIVE_LOSS, PAIR_NAMES, Means, Measured, pair_quantities
+from lit_safe.training.optimizers import gentle_adamw
+from lit_safe.training.reference_cache import ReferenceCache
+from lit_safe.training.schedules import Constant, Schedule
+from lit_safe.training.stepping import StepModule
+from lit_safe.types import (
+    Objective,
+    PackedBatch,
+    Pair,
+    PairModel,
+    Scored,
+    Selective,
+)
+
+LABEL_DRAWS = "label_draws"  # key in a checkpoint
+
+
+class PreferenceAlignment(StepModule):
+    """Trains a policy on preference pairs with a pairwise objective, and holds the multiplier of ``DualAscent``.
+
+    Args:
+        pair: The policy and its reference.
+        objective: The pairwise loss.
+        optimizer: Optimizer of the trainable parameters. The default is AdamW with learning rate 1e-6 and no weight
+            decay.
+        schedule: Factor on the learning rate by optimizer step. The default is constant.
+        multiplier: Start value(s) of the dual variable, one per constraint, in nats per cost unit, >= 0.
+        gradient_clip_norm: Bound on the gradient's 2-norm in an optimizer step. Null disables clipping.
+        anchor: Extra loss term against drift from the reference (configs/anchor/). Null adds none.
+        precompute_reference: Score every training response with the reference once, before the first step, instead of
+            at every step (TRL's ``precompute_ref_log_probs``). This saves time if training uses a response more than
+            once, in several epochs or pairs.
+        reference_cache_dir: Folder that stores the scores of ``precompute_reference`` for later runs with a bitwise
+            equal reference and the same dtype of matrix products. Stored scores can differ in the last bits from
+            scores computed anew, because they may have been computed in other batches.
+        decay_norms: Also apply the optimizer's weight decay to norms and biases.
+
+    Raises:
+        TypeError: If ``objective`` lacks a member of ``lit_safe.types.Objective``.
+        ValueError: If a start multiplier is negative or not finite, or ``reference_cache_dir`` is set without
+            ``precompute_reference``.
+    """
+
+    multiplier: Tensor
+    dual_epoch: Tensor
+    data_protocol = PreferenceRunData
+
+    def __init__(
+        self,
+        pair: PairModel,
+        objective: Objective,
+        optimizer: OptimizerCallable = gentle_adamw,
+        schedule: Schedule | None = None,
+        multiplier: float | list[float] = 0.0,
+        gradient_clip_norm: float | None = 1.0,
+        anchor: Anchor | None = None,
+        precompute_reference: bool = False,
+        reference_cache_dir: str | None = None,
+        decay_norms: bool = False,
+    ) -> None:
+        super().__init__(pair, optimizer, schedule or Constant(), gradient_clip_norm, PAIR_NAMES, decay_norms)
+        missing = missing_members(objective, Objective)
+        if missing:
+            raise TypeError(
+                f"objective: {type(objective).__name__} has no {', '.join(missing)} (lit_safe.types.Objective)"
+            )
+        self.objective = objective
+        self.anchor = anchor or Anchor()
+        self.anchor_means = None if anchor is None else Means((ANCHOR_LOSS, *anchor.names))
+        self._anchor_loss: list[Tensor] = []  # this rank's parts of the step's anchor loss
+        self.label_draws = LabelDraws()
+        self.reference_cache = ReferenceCache() if precompute_reference else None
+        if reference_cache_dir is not None and not precompute_reference:
+            raise ValueError("reference_cache_dir stores what is precomputed: set precompute_reference to true")
+        self._reference_cache_dir = reference_cache_dir
+        start = torch.tensor(multiplier, dtype=torch.float32)
+        if not bool((start.isfinite() & (start >= 0)).all()):
+            raise ValueError(f"multiplier must be >= 0 and finite, got {multiplier}")
+        self.register_buffer("multiplier", start)  # only DualAscent writes it
+        self.register_buffer("dual_epoch", torch.tensor(-1))  # the last epoch whose dual step is done
+
+    def forward(self, batch: PackedBatch, own_reference: bool = False) -> tuple[Pair, Pair, Scored]:
+        """Policy log-probs and log-ratios (each a Pair of [B], in nats), and the objective's losses and weights.
+
+        ``own_reference`` skips the reference's forward pass. Set it only if the policy is still equal to the reference.
+        """
+        if own_reference:
+            policy = reference = self._pair(self.pair.policy_logp(batch.sequences))
+        elif batch.reference_logp is not None:
+            policy, reference = self._pair(self.pair.policy_logp(batch.sequences)), batch.reference_logp
+        else:
+            policy, reference = map(self._pair, self.pair.both_logp(batch.sequences))
+        logratio = Pair(policy.chosen - reference.chosen, policy.rejected - reference.rejected)
+        return policy, logratio, self.objective(logratio, batch.label, self.multiplier)
+
+    @staticmethod
+    def _pair(logp_N: Tensor) -> Pair:
+        return Pair(logp_N[0::2], logp_N[1::2])
+
+    def setup(self, stage: str) -> None:
+        """Check that the data have the labels that the objective reads. Drop training pairs that it never uses.
+
+        Raises:
+            ValueError: If a label that the objective reads is missing, the numbers of multipliers and constraints
+                differ, or no training pair is left.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data.require(self.objective.needs)
+        if self.objective.reads_multiplier:
+            self._check_multiplier(data.constraints)
+        if stage == "fit" and isinstance(self.objective, Selective):
+            data.select(self.objective.keeps)  # before steps are counted
+        super().setup(stage)
+
+    def _check_multiplier(self, constraints: Sequence[str]) -> None:
+        shape = [] if len(constraints) == 1 else [len(constraints)]
+        if list(self.multiplier.shape) != shape:
+            raise ValueError(
+                f"model.multiplier has shape {list(self.multiplier.shape)}, but the data have {len(constraints)} "
+                f"constraints ({', '.join(constraints)}): give {'a list of numbers' if shape else 'one number'}"
+                f"{f', {shape[0]} of them' if shape else ''}"
+            )
+
+    def on_train_start(self) -> None:
+        """Score the reference, prepare the anchor, then start timing."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not nothing_to_train(self.trainer):
+            if self.reference_cache is not None:
+                self._fill(self.reference_cache, data)
+            self.anchor.prepare(self, data)
+            self.label_draws.see(self.multiplier)
+        super().on_train_start()
+
+    def on_train_epoch_start(self) -> None:
+        """Draw sampled labels again if the multiplier has changed."""
+        self.label_draws.see(self.multiplier)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the state of the sampled labels' random draws."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[LABEL_DRAWS] = self.label_draws.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the state of the sampled labels' random draws."""
+        super().on_load_checkpoint(checkpoint)
+        if LABEL_DRAWS in checkpoint:
+            self.label_draws.load_state_dict(checkpoint[LABEL_DRAWS])
+
+    def _fill(self, cache: ReferenceCache, data: Any) -> None:
+        """Fill ``cache`` with the reference's log-probs of all training pairs, using the cache folder if one is set."""
+        path = None
+        if self._reference_cache_dir is not None:
+            with quiet(self, seed=0):
+                computed = f"{self.pair.reference_digest()}, products in {compute_dtype(self.device)}"
+            name = hashlib.sha256(computed.encode()).hexdigest()[:32]
+            path = Path(self._reference_cache_dir).expanduser() / f"reference-{name}.npz"
+            cache.load(path)
+        cache.fill(self, data.batches_of("train"))
+        if path is not None:
+            cache.save(path)
+
+    def complete(self, item: Any) -> Any:
+        """Add the reference's log-probs to a training item. The data module calls this while ids are on the host.
+
+        Raises:
+            ValueError: If a response was not scored before training. The message names a pair of the micro-batch.
+        """
+        if self.reference_cache is None or not self.trainer.training:
+            return item
+        batches = [self.reference_cache.attach(batch) for batch in item]
+        for batch in batches:
+            if batch.reference_logp is None:
+                raise ValueError(
+                    f"precompute_reference scored {len(self.reference_cache)} responses before training, and not all "
+                    f"of the micro-batch with pair {int(batch.pair_id[0])}: batches_of('train') must yield every "
+                    "training pair"
+                )
+        return batches
+
+    def training_step(self, micro_batches: list[PackedBatch], batch_idx: int) -> None:
+        """Run one optimizer step over all micro-batches, with the anchor's terms."""
+        if self.reference_cache is not None and micro_batches[0].reference_logp is None:
+            micro_batches = self.complete(micro_batches)  # the data module did not call it
+        shares = [partial(self.loss_share, batch) for batch in micro_batches]
+        terms = [partial(self._anchored, term) for term in self.anchor.on_step(self, self.global_step)]
+        norm = self.optimizer_step_over([*shares, *terms])
+        if self.anchor_means is not None:
+            self.anchor_means.update({ANCHOR_LOSS: self._anchor_mean(), **self._measured_by_anchor()})
+        self.log_training(norm, self._multipliers())
+
+    def _multipliers(self) -> dict[str, Tensor]:
+        """The multipliers, under the names that ``DualAscent`` logs."""
+        if not self.objective.reads_multiplier:
+            return {}
+        if self.multiplier.ndim == 0:
+            return {"multiplier": self.multiplier.clone()}
+        names = self.trainer.datamodule.constraints  # type: ignore[attr-defined]
+        return {f"multiplier_{name}": one for name, one in zip(names, self.multiplier.clone(), strict=True)}
+
+    def loss_share(self, batch: PackedBatch) -> Tensor:
+        """A micro-batch's part [] of the step's loss in nats: its weighted sum / number of pairs in the step."""
+        batch = self.label_draws.drawn(batch, self.seed)
+        policy, logratio, scored = self(batch)
+        self.train_means.update(pair_quantities(batch, policy, logratio, scored, self.objective.beta))
+        self.count(batch.sequences, batch.present)
+        # keep NaN labels of dropped and filler pairs out of the sum (0 * NaN is NaN) ...
+        weight_B = scored.weight * batch.present
+        kept_B = weight_B > 0
+        loss_B = torch.where(kept_B, scored.loss, 0)
+        for side_B in logratio:  # ... and out of the gradient, for the same reason
+            if side_B.requires_grad:
+                side_B.register_hook(lambda grad_B: torch.where(kept_B, grad_B, 0))
+        # the second term gives the sum a (zero) gradient if no pair is left
+        share = (loss_B * weight_B).sum() / batch.pairs_in_step + 0.0 * policy.margin.sum()
+        term_B = self.anchor.on_pairs(self, batch._replace(present=kept_B), policy)
+        if term_B is None:
+            return share
+        return share + self._anchored(lambda: (torch.where(kept_B, term_B, 0) * weight_B).sum() / batch.pairs_in_step)
+
+    def _anchored(self, term: Callable[[], Tensor]) -> Tensor:
+        """Compute a part of the anchor's loss and record it for ``loss/anchor``."""
+        share = term()
+        self._anchor_loss.append(share.detach())
+        return share
+
+    def _anchor_mean(self) -> Measured:
+        """The step's anchor loss, summed over ranks, with total weight 1."""
+        ranks = self.trainer.world_size
+        share = torch.stack(self._anchor_loss).sum() if self._anchor_loss else torch.zeros((), device=self.device)
+        self._anchor_loss = []
+        return Measured(share[None] * ranks, torch.full_like(share[None], 1 / ranks))
+
+    def _measured_by_anchor(self) -> dict[str, Measured]:
+        pooled = {name: measured.pooled() for name, measured in self.anchor.logged().items()}
+        return {name: Measured(*(part.to(self.device) for part in measured)) for name, measured in pooled.items()}
+
+    def window_means(self) -> dict[str, float]:
+        """The window's means. With an anchor, ``loss`` is objective + anchor, and both parts are logged too."""
+        means = super().window_means()
+        if self.anchor_means is None:
+            return means
+        anchor: dict[str, float] = self.anchor_means.compute()
+        self.anchor_means.reset()
+        objective = means.get("loss", 0.0)  # 0 if no pair was kept
+        total = objective + anchor.get(ANCHOR_LOSS, 0.0)
+        return {**means, **anchor, "loss": total, OBJECTIVE_LOSS: objective}
+
+    def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
+        """Add a batch to the split's means."""
+        batch = self.label_draws.drawn(batch, self.seed)
+        policy, logratio, scored = self(batch)
+        self.eval_means.update(pair_quantities(batch, policy, logratio, scored, self.objective.beta))
+
+    def test_step(self, batch: PackedBatch, batch_idx: int) -> None:
+        """Do the same as in validation. Results are logged under ``test/``."""
+        self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: PackedBatch, batch_idx: int) -> dict[str, Any]:
+        """Per pair [B]: ids, log-probs and log-ratios (nats), loss and weight."""
+        policy, logratio, scored = self(self.label_draws.drawn(batch, self.seed))
+        return {
+            "pair_id": batch.pair_id,
+            "prompt_id": batch.prompt_id,
+            "present": batch.present,
+            "logps/chosen": policy.chosen,
+            "logps/rejected": policy.rejected,
+            "logratios/chosen": logratio.chosen,
+            "logratios/rejected": logratio.rejected,
+            "loss": scored.loss,
+            "weight": scored.weight,
+        }
