@@ -8,15 +8,13 @@ This module imports no other module of this project, so every part can import it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100  # target of a position that is not scored
 
@@ -97,6 +95,19 @@ class Scored(NamedTuple):
 
     loss: Tensor
     weight: Tensor
+
+
+class Measured(NamedTuple):
+    """Values [B] of a quantity and their weights [B] (bool or >= 0). A value with weight 0 may be NaN."""
+
+    value: Tensor
+    weight: Tensor
+
+    def pooled(self) -> Measured:
+        """One entry [1] with the same mean and total weight."""
+        weight = self.weight.to(self.value)
+        total = torch.where(weight > 0, self.value * weight, 0).sum()
+        return Measured((total / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny))[None], weight.sum()[None])
 
 
 class SequenceLogp(NamedTuple):
@@ -231,66 +242,3 @@ class MemoryEstimate(NamedTuple):
     def total(self) -> int:
         """The sum: the expected peak."""
         return sum(self)
-
-
-@runtime_checkable
-class PairModel(Protocol):
-    """The policy and its reference: the interface for a LightningModule. Implementations are ``torch.nn.Module``s.
-
-    Constructors do no I/O. ``load`` does it on the first call; further calls do nothing.
-    """
-
-    def load(self) -> None:
-        """Build or read both models. Further calls do nothing."""
-
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The policy's tokenizer."""
-
-    def policy_logp(self, sequences: PackedSequences) -> Tensor:
-        """[N] summed response log-probs of the policy, fp32 nats, with gradient where enabled."""
-
-    def reference_logp(self, sequences: PackedSequences) -> Tensor:
-        """[N] summed response log-probs of the reference, fp32 nats, never with gradient."""
-
-    def reference_digest(self) -> str:
-        """A hash of the reference's weights and configuration, which determine its log-probs up to rounding."""
-
-    def both_logp(self, sequences: PackedSequences) -> SequenceLogp:
-        """The results of ``policy_logp`` and ``reference_logp``. One combined call may be cheaper than two."""
-
-    def sequence_stats(self, sequences: PackedSequences) -> SequenceStats:
-        """Response log-probs under both models, KL and entropy, from one pass of each model. Never with gradient."""
-
-    def support_logratio(self, sequences: PackedSequences, floor: float) -> Tensor:
-        """[N] sums over response positions of min(0, log(policy mass / reference mass)) of plausible tokens.
-
-        A token is plausible if the reference gives it a probability of at least ``floor``. The mass is the total
-        probability of these tokens. In nats, with gradient where enabled.
-        """
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], uniforms: Tensor, temperature: float = 1.0, reference: bool = False
-    ) -> list[list[int]]:
-        """Sample a response to each prompt. All random numbers are in ``uniforms`` [n, max_new_tokens], in [0, 1).
-
-        A response ends with its stop token, or after ``max_new_tokens`` tokens. With ``reference``, the reference
-        answers instead of the policy.
-        """
-
-    def stop_at(self, ids: Iterable[int]) -> None:
-        """Add tokens that end a response, e.g. those that the data's chat template appends. Saved in the state."""
-
-    def stop_tokens(self) -> frozenset[int]:
-        """All tokens that end a response: from ``stop_at``, the generation config and the tokenizer's end of sequence.
-
-        A response is complete if its last token is one of them.
-        """
-
-    def facts(self) -> ModelFacts:
-        """The facts about this pair for reports."""
-
-    def memory_estimate(self, tokens: int, scored: int) -> MemoryEstimate:
-        """Bytes of a training step with ``tokens`` tokens in a micro-batch, ``scored`` of them in responses."""
-
-    def save_pretrained(self, folder: str, *, adapter_only: bool = False) -> None:
-        """Write the policy as a Hugging Face folder (safetensors): merged, or only its adapter."""

@@ -69,3 +69,9 @@ def test_no_test_folder_is_a_package_that_shadows_ours() -> None:
     assert not list((ROOT / "tests").rglob("__init__.py"))
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert len(names) == len(set(names))
+
+
+def test_no_two_folders_of_lit_safe_need_each_other_when_anchors_are_imported() -> None:
+    """Anchors ask for a protocol, not for the module that holds them."""
+    for path in sorted((ROOT / "lit_safe" / "anchors").glob("*.py")):
+        assert not [name for name in imported_modules(path) if name.startswith("lit_safe.training")], path.name

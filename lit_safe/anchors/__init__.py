@@ -6,15 +6,32 @@ this constant.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from lit_safe.training.metrics import Measured
-from lit_safe.types import PackedBatch, Pair
+from lit_safe.protocols.pair import ScoringResponder
+from lit_safe.types import Measured, Objective, PackedBatch, Pair
 
-if TYPE_CHECKING:
-    from lit_safe.training.module import PreferenceAlignment
+
+class Anchored(Protocol):
+    """The part of the LightningModule that an anchor uses."""
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+
+    @property
+    def pair(self) -> ScoringResponder:
+        """The policy and its reference."""
+
+    @property
+    def objective(self) -> Objective:
+        """The objective of the run."""
+
+    @property
+    def multiplier(self) -> Tensor:
+        """[] or [C] nats per cost unit."""
 
 
 class Anchor:
@@ -27,10 +44,10 @@ class Anchor:
     names: ClassVar[tuple[str, ...]] = ()
     """Names of the quantities that ``logged`` returns."""
 
-    def prepare(self, module: "PreferenceAlignment", data: Any) -> None:
+    def prepare(self, module: Anchored, data: Any) -> None:
         """Draw and score what the term needs. Called once before the first step of every fit, also when resumed."""
 
-    def on_pairs(self, module: "PreferenceAlignment", batch: PackedBatch, policy: Pair) -> Tensor | None:
+    def on_pairs(self, module: Anchored, batch: PackedBatch, policy: Pair) -> Tensor | None:
         """[B] nats to add to the pairs' losses, computed from the policy's log-probs. None adds nothing.
 
         ``batch.present`` [B] is True for pairs that are neither fillers nor dropped by the objective. Values returned
@@ -38,7 +55,7 @@ class Anchor:
         """
         return None
 
-    def on_step(self, module: "PreferenceAlignment", step: int) -> list[Callable[[], Tensor]]:
+    def on_step(self, module: Anchored, step: int) -> list[Callable[[], Tensor]]:
         """This rank's parts [] of a loss term for the whole optimizer step.
 
         Each part is computed when it is called, and gets its own forward and backward pass. All ranks must return

@@ -1,16 +1,12 @@
 """Adds the negative log-likelihood of the preferred response to the loss."""
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lit_safe.anchors import Anchor
+from lit_safe.anchors import Anchor, Anchored
 from lit_safe.types import PackedBatch, Pair
-
-if TYPE_CHECKING:
-    from lit_safe.training.module import PreferenceAlignment
 
 
 class PreferredNLL(Anchor):
@@ -33,14 +29,14 @@ class PreferredNLL(Anchor):
             raise ValueError(f"weight must be > 0, got {weight}")
         self.weight = weight
 
-    def on_pairs(self, module: "PreferenceAlignment", batch: PackedBatch, policy: Pair) -> Tensor:
+    def on_pairs(self, module: Anchored, batch: PackedBatch, policy: Pair) -> Tensor:
         """The term of each pair, [B] nats."""
         per_token = Pair(*(logp / size.clamp(min=1) for logp, size in zip(policy, batch.response_length, strict=True)))
         # Pang et al. eq. 1, second term
         return -self.weight * torch.where(prefers_chosen(module, batch), per_token.chosen, per_token.rejected)
 
 
-def prefers_chosen(module: "PreferenceAlignment", batch: PackedBatch) -> Tensor:
+def prefers_chosen(module: Anchored, batch: PackedBatch) -> Tensor:
     """[B] bool: True where the objective increases the chosen response's log-prob at margin 0, not the rejected's."""
     with torch.enable_grad():
         margin_B = torch.zeros_like(batch.pair_id, dtype=torch.float32).requires_grad_()

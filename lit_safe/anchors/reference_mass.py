@@ -6,24 +6,20 @@ Letters: P prompts, N samples of each prompt, K of these samples used at a time,
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from lit_safe.anchors import Anchor
+from lit_safe.anchors import Anchor, Anchored
 from lit_safe.execution.quiet import device_of, quiet
 from lit_safe.execution.ranks import rank_and_world
 from lit_safe.hashing import hash64, uniforms
 from lit_safe.rollouts.answers import Rows, answers
 from lit_safe.sequences import pack_sequences
-from lit_safe.training.metrics import Measured
-from lit_safe.types import Prompt
-
-if TYPE_CHECKING:
-    from lit_safe.training.module import PreferenceAlignment
+from lit_safe.types import Measured, Prompt
 
 
 class ReferenceMass(Anchor):
@@ -98,7 +94,7 @@ class ReferenceMass(Anchor):
         self._round: tuple[int, list[int]] = (-1, [])  # number and order of the current round over all prompts
         self._log_mass: list[Tensor] = []  # of the prompts of the last step
 
-    def prepare(self, module: "PreferenceAlignment", data: Any) -> None:
+    def prepare(self, module: Anchored, data: Any) -> None:
         """Draw samples from the reference for prompts of the train split, and score them.
 
         Raises:
@@ -140,7 +136,7 @@ class ReferenceMass(Anchor):
             f"{-(-samples // world):,} of them on each of {world} rank{'s' if world > 1 else ''}"
         )
 
-    def on_step(self, module: "PreferenceAlignment", step: int) -> list[Callable[[], Tensor]]:
+    def on_step(self, module: Anchored, step: int) -> list[Callable[[], Tensor]]:
         """One part of the loss for each of this rank's prompts."""
         rank, world = rank_and_world()
         turns = self._turns(step)
@@ -175,7 +171,7 @@ class ReferenceMass(Anchor):
         pool = range(self.samples_per_prompt)
         return sorted(pool, key=lambda k: hash64("anchor-sample", self.seed, number, index, k))[: self.samples_per_step]
 
-    def _share(self, module: "PreferenceAlignment", index: int, drawn: list[int], counts: bool) -> Tensor:
+    def _share(self, module: Anchored, index: int, drawn: list[int], counts: bool) -> Tensor:
         prompt, responses = self._prompts[index], [self._responses[index][k] for k in drawn]
         packed = move_data_to_device(pack_sequences([prompt.ids] * len(responses), responses), device_of(module))
         policy_K = module.pair.policy_logp(packed)

@@ -1,19 +1,14 @@
 """Keeps the policy's probability mass on tokens that the reference finds plausible."""
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lit_safe.anchors import Anchor
+from lit_safe.anchors import Anchor, Anchored
 from lit_safe.hashing import uniform
 from lit_safe.sequences import select_sequences
-from lit_safe.training.metrics import Measured
-from lit_safe.types import PackedBatch, Pair
-
-if TYPE_CHECKING:
-    from lit_safe.training.module import PreferenceAlignment
+from lit_safe.types import Measured, PackedBatch, Pair
 
 
 class ReferenceSupport(Anchor):
@@ -56,7 +51,7 @@ class ReferenceSupport(Anchor):
         self.share = share
         self._lost: list[Measured] = []  # one entry per micro-batch of the step
 
-    def on_pairs(self, module: "PreferenceAlignment", batch: PackedBatch, policy: Pair) -> Tensor | None:
+    def on_pairs(self, module: Anchored, batch: PackedBatch, policy: Pair) -> Tensor | None:
         """The term of each pair, [B] nats; 0 for pairs outside ``share``."""
         index_b = torch.arange(len(batch.pair_id), device=batch.pair_id.device)
         if self.share < 1:

@@ -6,7 +6,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lit_safe.types import PackedBatch, Pair, PairModel, Prompt, Scored
+from lit_safe.protocols.pair import ScoringResponder
+from lit_safe.types import PackedBatch, Pair, Prompt, Scored
 
 Columns = dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]]
 """A table: name → column, all of one length. Ids are int64, all else is float64. Unknown values are NaN."""
@@ -15,7 +16,9 @@ Columns = dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]]
 class Evaluated(Protocol):
     """The part of the module that an evaluation uses: its pair, and its result for a batch."""
 
-    pair: PairModel
+    @property
+    def pair(self) -> ScoringResponder:
+        """The policy and its reference."""
 
     def __call__(self, batch: PackedBatch, own_reference: bool = False) -> tuple[Pair, Pair, Scored]:
         """Policy log-probs, log-ratios, losses and weights. ``own_reference``: the policy equals its reference."""

@@ -14,7 +14,8 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from lit_safe.execution.quiet import device_of
-from lit_safe.types import IGNORE, PackedSequences, PairModel
+from lit_safe.protocols.pair import PairModel
+from lit_safe.types import IGNORE, PackedSequences
 
 TEXTS = (
     "The river rises in the hills and reaches the sea near an old town.",

@@ -13,9 +13,10 @@ from torch import Tensor
 from lit_safe.execution.progress import progress
 from lit_safe.execution.quiet import device_of
 from lit_safe.execution.ranks import merge, rank_and_world
+from lit_safe.protocols.pair import Responder
 from lit_safe.rollouts.scoring import check_finite, place, score
 from lit_safe.sequences import pack_sequences
-from lit_safe.types import CostFunction, PackedSequences, PairModel, Prompt, ScoredResponse
+from lit_safe.types import CostFunction, PackedSequences, Prompt, ScoredResponse
 
 Job = tuple[Prompt, int]
 """A prompt and the number of its response."""
@@ -27,7 +28,9 @@ Draw = Callable[[Prompt, int], Tensor]
 class Answering(Protocol):
     """The part of the module that is used: its pair."""
 
-    pair: PairModel
+    @property
+    def pair(self) -> Responder:
+        """The policy and its reference."""
 
 
 class Decoding(Protocol):

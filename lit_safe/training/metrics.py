@@ -4,7 +4,6 @@ Letters: B pairs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,25 +11,12 @@ from torch.nn import Module
 from torchmetrics import Metric
 
 from lit_safe.execution.ranks import merge
-from lit_safe.types import PackedBatch, Pair, Scored
+from lit_safe.types import Measured, PackedBatch, Pair, Scored
 
 SUMS = ("total", "count")  # the state of ``Means``
 
 STRATA = ("safe_safe", "safe_unsafe", "unsafe_unsafe")
 """Groups of pairs by the number of unsafe responses. ``safe_unsafe`` has both orders."""
-
-
-class Measured(NamedTuple):
-    """Values [B] of a quantity and their weights [B] (bool or >= 0). A value with weight 0 may be NaN."""
-
-    value: Tensor
-    weight: Tensor
-
-    def pooled(self) -> "Measured":
-        """One entry [1] with the same mean and total weight."""
-        weight = self.weight.to(self.value)
-        total = torch.where(weight > 0, self.value * weight, 0).sum()
-        return Measured((total / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny))[None], weight.sum()[None])
 
 
 OBJECTIVE_LOSS, ANCHOR_LOSS = "loss/objective", "loss/anchor"

@@ -17,21 +17,15 @@ from lit_safe.anchors import Anchor
 from lit_safe.execution.quiet import quiet
 from lit_safe.precision import compute_dtype
 from lit_safe.protocols.data import PreferenceRunData, missing_members
+from lit_safe.protocols.pair import PairModel
 from lit_safe.runs.end_of_run import nothing_to_train
 from lit_safe.training.label_draws import LabelDraws
-from lit_safe.training.metrics import ANCHOR_LOSS, OBJECTIVE_LOSS, PAIR_NAMES, Means, Measured, pair_quantities
+from lit_safe.training.metrics import ANCHOR_LOSS, OBJECTIVE_LOSS, PAIR_NAMES, Means, pair_quantities
 from lit_safe.training.optimizers import gentle_adamw
 from lit_safe.training.reference_cache import ReferenceCache
 from lit_safe.training.schedules import Constant, Schedule
 from lit_safe.training.stepping import StepModule
-from lit_safe.types import (
-    Objective,
-    PackedBatch,
-    Pair,
-    PairModel,
-    Scored,
-    Selective,
-)
+from lit_safe.types import Measured, Objective, PackedBatch, Pair, Scored, Selective
 
 LABEL_DRAWS = "label_draws"  # key in a checkpoint
 

@@ -9,11 +9,11 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from lit_safe.training.metrics import Measured
+from lit_safe.protocols.pair import PairModel
 from lit_safe.training.optimizers import gentle_adamw
 from lit_safe.training.schedules import Constant, Schedule
 from lit_safe.training.stepping import StepModule
-from lit_safe.types import PairModel, SequenceBatch
+from lit_safe.types import Measured, SequenceBatch
 
 
 class SupervisedFineTuning(StepModule):

@@ -22,11 +22,12 @@ from lit_safe.execution.rng import isolated
 from lit_safe.hashing import hash64
 from lit_safe.precision import check_trainable, check_trainer_precision
 from lit_safe.protocols.data import RunData
+from lit_safe.protocols.pair import PairModel
 from lit_safe.runs.checkpoints import shipped
 from lit_safe.training.metrics import SUMS, Means, on_host
 from lit_safe.training.optimizers import optimizer_over
 from lit_safe.training.schedules import Schedule
-from lit_safe.types import PackedSequences, PairModel
+from lit_safe.types import PackedSequences
 
 WINDOW = "window"  # key in a checkpoint
 

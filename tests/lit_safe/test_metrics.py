@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lit_safe.training.metrics import PAIR_NAMES, Means, Measured, better, pair_quantities
-from lit_safe.types import Annotation, PackedBatch, PackedSequences, Pair, Scored
+from lit_safe.training.metrics import PAIR_NAMES, Means, better, pair_quantities
+from lit_safe.types import Annotation, Measured, PackedBatch, PackedSequences, Pair, Scored
 from tests.lit_safe.waits import Operations, Waits
 
 

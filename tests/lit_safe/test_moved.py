@@ -16,7 +16,7 @@ def test_an_old_name_fails_with_the_new_one_which_exists(old: str) -> None:
 
 
 def test_a_name_that_never_was_is_not_found_as_ever() -> None:
-    with pytest.raises(ModuleNotFoundError, match="No module named 'lit_safe.never_was'"):
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'lit_safe\.never_was'"):
         importlib.import_module("lit_safe.never_was")
-    with pytest.raises(ImportError, match="has moved: it is now lit_safe.training.module"):
+    with pytest.raises(ImportError, match=r"has moved: it is now lit_safe\.training\.module"):
         exec("from lit_safe import module", {})

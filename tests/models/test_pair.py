@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_safe.types import PairModel
+from lit_safe.protocols.pair import PairModel
 from models.adaptation import Full, LastLayers, LoRA
 from models.backbone import Backbone
 from models.pair import PolicyReference

@@ -18,8 +18,9 @@ from torch import nn
 from data.oracle.world import World
 from data.render import Renderer
 from data.schema import Message
+from lit_safe.protocols.pair import PairModel
 from lit_safe.sequences import pack_sequences
-from lit_safe.types import PackedSequences, PairModel
+from lit_safe.types import PackedSequences
 
 Floats = npt.NDArray[np.float64]
 Which = Literal["policy", "reference"]

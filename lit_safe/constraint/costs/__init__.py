@@ -3,13 +3,16 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
-from lit_safe.types import CostEstimate, PackedBatch, PairModel, Prompt, ResponsesFrom
+from lit_safe.protocols.pair import ScoringResponder
+from lit_safe.types import CostEstimate, PackedBatch, Prompt, ResponsesFrom
 
 
 class Aligned(Protocol):
     """The part of the LightningModule that an estimator uses."""
 
-    pair: PairModel
+    @property
+    def pair(self) -> ScoringResponder:
+        """The policy and its reference."""
 
 
 class HeldOut(Protocol):

@@ -1,0 +1,99 @@
+"""What the training code, the rollouts and the commands ask of a model. Three interfaces, by who calls.
+
+Letters: N sequences. Log-probs are sums over a response's tokens, in nats, fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from lit_safe.types import MemoryEstimate, ModelFacts, PackedSequences, SequenceLogp, SequenceStats
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@runtime_checkable
+class LogRatios(Protocol):
+    """Scores responses under a policy and its reference. Training, evaluation and cost estimates call it."""
+
+    def policy_logp(self, sequences: PackedSequences) -> Tensor:
+        """[N] summed response log-probs of the policy, fp32 nats, with gradient where enabled."""
+
+    def reference_logp(self, sequences: PackedSequences) -> Tensor:
+        """[N] summed response log-probs of the reference, fp32 nats, never with gradient."""
+
+    def reference_digest(self) -> str:
+        """A hash of the reference's weights and configuration, which determine its log-probs up to rounding."""
+
+    def both_logp(self, sequences: PackedSequences) -> SequenceLogp:
+        """The results of ``policy_logp`` and ``reference_logp``. One combined call may be cheaper than two."""
+
+    def sequence_stats(self, sequences: PackedSequences) -> SequenceStats:
+        """Response log-probs under both models, KL and entropy, from one pass of each model. Never with gradient."""
+
+    def support_logratio(self, sequences: PackedSequences, floor: float) -> Tensor:
+        """[N] sums over response positions of min(0, log(policy mass / reference mass)) of plausible tokens.
+
+        A token is plausible if the reference gives it a probability of at least ``floor``. The mass is the total
+        probability of these tokens. In nats, with gradient where enabled.
+        """
+
+
+@runtime_checkable
+class Responder(Protocol):
+    """Answers prompts, as policy or as reference. Rollouts call it."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], uniforms: Tensor, temperature: float = 1.0, reference: bool = False
+    ) -> list[list[int]]:
+        """Sample a response to each prompt. All random numbers are in ``uniforms`` [n, max_new_tokens], in [0, 1).
+
+        A response ends with its stop token, or after ``max_new_tokens`` tokens. With ``reference``, the reference
+        answers instead of the policy.
+        """
+
+    def stop_at(self, ids: Iterable[int]) -> None:
+        """Add tokens that end a response, e.g. those that the data's chat template appends. Saved in the state."""
+
+    def stop_tokens(self) -> frozenset[int]:
+        """All tokens that end a response: from ``stop_at``, the generation config and the tokenizer's end of sequence.
+
+        A response is complete if its last token is one of them.
+        """
+
+
+@runtime_checkable
+class Kept(Protocol):
+    """Loads, describes and saves a model. The LightningModules and the commands call it."""
+
+    def load(self) -> None:
+        """Build or read both models. Further calls do nothing."""
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The policy's tokenizer."""
+
+    def facts(self) -> ModelFacts:
+        """The facts about this pair for reports."""
+
+    def memory_estimate(self, tokens: int, scored: int) -> MemoryEstimate:
+        """Bytes of a training step with ``tokens`` tokens in a micro-batch, ``scored`` of them in responses."""
+
+    def save_pretrained(self, folder: str, *, adapter_only: bool = False) -> None:
+        """Write the policy as a Hugging Face folder (safetensors): merged, or only its adapter."""
+
+
+@runtime_checkable
+class ScoringResponder(LogRatios, Responder, Protocol):
+    """Answers prompts and scores responses: what an evaluation, a cost estimate and an anchor need."""
+
+
+@runtime_checkable
+class PairModel(ScoringResponder, Kept, Protocol):
+    """A policy and its reference: what a LightningModule trains. Implementations are ``torch.nn.Module``s.
+
+    Constructors do no I/O. ``load`` does it on the first call; further calls do nothing.
+    """
