@@ -26,11 +26,11 @@ from lit_safe.config_files import OF_FIT, read_yaml_with_shipped_files, with_shi
 from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.errors.message import UsageExit
 from lit_safe.errors.parser import SafeParser
+from lit_safe.essentials import with_essentials
 from lit_safe.protocols.data import missing_members
 from lit_safe.runs.checkpoint_path import resolve_checkpoint
 from lit_safe.runs.checkpoints import CheckpointError, glance
 from lit_safe.runs.end_of_run import failures
-from lit_safe.runs.essentials import with_essentials
 from lit_safe.runs.progress_bar import Progress
 from lit_safe.runs.run_checkpoint import RunCheckpoint
 from lit_safe.runs.run_folder import RunFolder, SaveConfig

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from data.oracle.study import Job, Study, workers
-from lit_safe.callbacks.run_checkpoint import RunCheckpoint
-from lit_safe.process_memory import limit_bytes, peak_bytes
+from lit_safe.execution.process_memory import limit_bytes, peak_bytes
+from lit_safe.runs.run_checkpoint import RunCheckpoint
 from ops.sequence_logratio import peak_memory
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +37,7 @@ def test_every_module_imports_without_what_unix_alone_has_and_without_triton() -
         "        name = '.'.join(path.with_suffix('').parts).removesuffix('.__init__')\n"
         "        if name.endswith('__main__') or name in ('ops.sequence_logratio.kernels',): continue\n"
         "        importlib.import_module(name)\n"
-        "from lit_safe.process_memory import peak_bytes\n"
+        "from lit_safe.execution.process_memory import peak_bytes\n"
         "print('imported', peak_bytes() > 1e8)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=False)

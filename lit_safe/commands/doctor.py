@@ -8,10 +8,10 @@ from lightning import Trainer
 from rich.console import Console
 from rich.table import Table
 
+from lit_safe.commands.loading import make_ready
 from lit_safe.commands.sizes import check_sizes
 from lit_safe.doctor.checks import examine
 from lit_safe.doctor.patient import Patient, take_pairs
-from lit_safe.execution.loading import make_ready
 from lit_safe.execution.process_memory import limit_bytes
 from lit_safe.precision import compute_dtype, run_precision
 from lit_safe.training.module import PreferenceAlignment

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lit_safe.execution.loading import load_checkpoint, make_ready
+from lit_safe.commands.loading import load_checkpoint, make_ready
 from lit_safe.execution.quiet import quiet
 from lit_safe.export.folder_check import compare_folder, first
 from lit_safe.export.model_card import model_card

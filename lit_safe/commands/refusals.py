@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lit_safe.commands.loading import load_checkpoint, make_ready
 from lit_safe.commands.sizes import check_sizes
 from lit_safe.evaluation.held_out import Columns
 from lit_safe.evaluation.responses import roll_out
-from lit_safe.execution.loading import load_checkpoint, make_ready
 from lit_safe.execution.quiet import quiet
 from lit_safe.hashing import hash64
 from lit_safe.report.tables import estimate_to_json

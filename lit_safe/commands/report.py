@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from lit_safe.evaluation.before_after import BeforeAfter
+from lit_safe.report.before_after import BeforeAfter
 from lit_safe.report.contents import PAGE, draw
 from lit_safe.report.tables import PAIRS, REPORT
 from lit_safe.runs.checkpoints import FOLDER, LAST, glance

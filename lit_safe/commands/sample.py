@@ -9,8 +9,8 @@ from typing import Any, Literal
 from lightning import Trainer
 from torch import Tensor
 
+from lit_safe.commands.loading import load_checkpoint, make_ready
 from lit_safe.commands.sizes import check_sizes
-from lit_safe.execution.loading import load_checkpoint, make_ready
 from lit_safe.execution.quiet import quiet
 from lit_safe.hashing import hash64, uniforms
 from lit_safe.rollouts.answers import answers

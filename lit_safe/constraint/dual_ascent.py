@@ -15,14 +15,14 @@ from torch import Tensor
 
 from lit_safe.constraint.costs import Checkable, CostEstimator
 from lit_safe.constraint.dual_curves import constraints, named, publish, publish_multiplier, show, suffixes
+from lit_safe.constraint.dual_line import dual_lines
 from lit_safe.constraint.frozen_policy import FrozenPolicyWarning as FrozenPolicyWarning
 from lit_safe.constraint.frozen_policy import complete_epochs, warn_of_frozen_policy
 from lit_safe.constraint.limits import Standing, standing
 from lit_safe.constraint.multiplier import BoundWatch, agree, dual_step
 from lit_safe.errors.message import SettingError
 from lit_safe.execution.ranks import failing_together
-from lit_safe.runs.run_checkpoint import RunCheckpoint
-from lit_safe.screen.dual_line import dual_lines
+from lit_safe.protocols.run import SavesEpochEnd
 from lit_safe.training.averaging import IterateAverage
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.training.schedules import Constant, Schedule
@@ -208,7 +208,7 @@ class DualAscent(Callback):
             return
         if self._estimates_at(trainer.current_epoch):
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, RunCheckpoint):
+                if isinstance(callback, SavesEpochEnd):
                     callback.save_within_epoch_end(trainer, self)
         self._end_of_epoch(trainer, _aligned(module), trainer.current_epoch)
 
@@ -331,6 +331,11 @@ class DualAscent(Callback):
     def _idle(self, module: LightningModule) -> bool:
         """Whether there is nothing to do: a module without a multiplier, and nobody asked for one to be moved."""
         return not self.steps and self.estimator is None and not isinstance(module, PreferenceAlignment)
+
+
+def dual_of(trainer: Trainer) -> DualAscent | None:
+    """What estimates costs and moves the multiplier, if anything does."""
+    return next((c for c in trainer.callbacks if isinstance(c, DualAscent)), None)  # type: ignore[attr-defined]
 
 
 def _aligned(module: LightningModule) -> PreferenceAlignment:

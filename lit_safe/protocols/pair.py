@@ -91,6 +91,14 @@ class ScoringResponder(LogRatios, Responder, Protocol):
     """Answers prompts and scores responses: what an evaluation, a cost estimate and an anchor need."""
 
 
+class HasPair(Protocol):
+    """A LightningModule, or anything else with a pair."""
+
+    @property
+    def pair(self) -> ScoringResponder:
+        """The policy and its reference."""
+
+
 @runtime_checkable
 class PairModel(ScoringResponder, Kept, Protocol):
     """A policy and its reference: what a LightningModule trains. Implementations are ``torch.nn.Module``s.

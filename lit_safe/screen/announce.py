@@ -6,11 +6,11 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from lit_safe.evaluation.before_after import BeforeAfter
+from lit_safe.report.before_after import BeforeAfter
+from lit_safe.report.outcome import log_hparams
 from lit_safe.report.tensorboard import add_text
 from lit_safe.screen.closing import closing
 from lit_safe.screen.opening import opening
-from lit_safe.screen.outcome import log_hparams
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.training.stepping import StepModule
 

@@ -9,16 +9,17 @@ from typing import Any
 
 from lightning import Trainer
 
+from lit_safe.constraint.dual_ascent import dual_of
 from lit_safe.report.contents import FIGURE, PAGE, limit_of
+from lit_safe.report.outcome import MEASURES, found
 from lit_safe.report.tables import QUANTITIES, REPORT, estimate_from_json, number, with_error
 from lit_safe.runs.checkpoints import BEST, FOLDER, LAST
 from lit_safe.runs.end_of_run import failures
 from lit_safe.runs.run_folder import CONFIG
-from lit_safe.screen.opening import dual_of, settings_of
-from lit_safe.screen.outcome import MEASURES, found
-from lit_safe.screen.words import duration, rows, told_apart
+from lit_safe.screen.opening import settings_of
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.training.stepping import StepModule
+from lit_safe.words import duration, rows, told_apart
 
 
 def closing(

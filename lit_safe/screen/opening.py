@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from lightning import Trainer
 
-from lit_safe.constraint.dual_ascent import DualAscent
+from lit_safe.constraint.dual_ascent import dual_of
 from lit_safe.constraint.dual_curves import constraints
-from lit_safe.screen.words import gib, large, rows
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.training.stepping import StepModule
+from lit_safe.words import gib, large, rows
 
 REASONS = 3  # why rows were left out: so many are named
 
@@ -57,11 +57,6 @@ def settings_of(thing: object) -> str:
         }
     listed = ", ".join(f"{key} {value}" for key, value in known.items() if not key.startswith("_"))
     return f"{name}: {listed}" if listed else name
-
-
-def dual_of(trainer: Trainer) -> DualAscent | None:
-    """What estimates costs and moves the multiplier, if anything does."""
-    return next((c for c in trainer.callbacks if isinstance(c, DualAscent)), None)  # type: ignore[attr-defined]
 
 
 def limit_in_words(trainer: Trainer) -> str:

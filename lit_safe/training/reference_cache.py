@@ -17,10 +17,10 @@ import torch
 from filelock import FileLock
 from lightning.fabric.utilities import move_data_to_device
 
-from lit_safe.constraint.costs import Aligned
 from lit_safe.execution.progress import progress
 from lit_safe.execution.quiet import quiet
 from lit_safe.execution.ranks import failing_together, gather, of_first_rank, rank_and_world
+from lit_safe.protocols.pair import HasPair
 from lit_safe.sequences import select_sequences
 from lit_safe.types import PackedBatch, PackedSequences, Pair
 
@@ -64,7 +64,7 @@ class ReferenceCache:
                 self._known.update(stored)
             self._known = of_first_rank(self._known)
 
-    def fill(self, module: Aligned, batches: Iterable[PackedBatch]) -> None:
+    def fill(self, module: HasPair, batches: Iterable[PackedBatch]) -> None:
         """Score all new sequences of ``batches``. All ranks must have equally many batches and pairs.
 
         Raises:

@@ -19,10 +19,10 @@ from data.oracle.truth.measure import OracleMeasure
 from data.oracle.truth.optimum import measure, solve_multiplier, tilt
 from data.oracle.world import language, oracle_world
 from data.oracle.world.sources import OraclePairs
-from lit_safe.callbacks.run_checkpoint import RunCheckpoint
-from lit_safe.dual import DualAscent
-from lit_safe.module import PreferenceAlignment
+from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.objectives import DPO, ConstrainedDPO
+from lit_safe.runs.run_checkpoint import RunCheckpoint
+from lit_safe.training.module import PreferenceAlignment
 from models.pair import PolicyReference
 from models.sources import TinyLlama
 

@@ -20,7 +20,7 @@ class Mine(DPO):
     """A user's objective in the working directory."""
 '''
 YAML = """# shipped files by the names that the documents use, from a file of the user's own
-trainer: {default_root_dir: runs/mine, callbacks+: [{class_path: lit_safe.evaluation.before_after.BeforeAfter,
+trainer: {default_root_dir: runs/mine, callbacks+: [{class_path: lit_safe.report.before_after.BeforeAfter,
   init_args: {prompts: 2, max_new_tokens: 4}}]}
 model: {init_args: {objective: configs/objective/safe_dpo.yaml}}
 """

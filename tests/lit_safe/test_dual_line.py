@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lit_safe.constraint.costs.rollout import RolloutCost
 from lit_safe.constraint.dual_ascent import DualAscent
+from lit_safe.constraint.dual_line import dual_lines
 from lit_safe.constraint.limits import standing
 from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO
-from lit_safe.screen.dual_line import dual_lines
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import CostEstimate, Objective
 from tests.lit_safe.dual_world import COST, ExactCost, Table, TableCost, Toy

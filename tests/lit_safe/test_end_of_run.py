@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lit_safe.commands.report import report
 from lit_safe.constraint.dual_ascent import DualAscent
-from lit_safe.evaluation.before_after import BeforeAfter
 from lit_safe.objectives import ConstrainedDPO
+from lit_safe.report.before_after import BeforeAfter
 from lit_safe.report.contents import FIGURE, PAGE
 from lit_safe.runs.checkpoints import load_checkpoint, shipped
 from lit_safe.runs.end_of_run import failures

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProg
 from lightning.pytorch.loggers import CSVLogger
 
 from lit_safe.constraint.dual_ascent import DualAscent
-from lit_safe.runs.essentials import with_essentials
+from lit_safe.essentials import with_essentials
 from lit_safe.runs.loggers.metrics_csv import MetricsCSV
 from lit_safe.runs.progress_bar import Progress
 from lit_safe.runs.run_checkpoint import RunCheckpoint

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_safe.constraint.costs.rollout import RolloutCost
-from lit_safe.evaluation.before_after import BeforeAfter
+from lit_safe.report.before_after import BeforeAfter
 from lit_safe.runs.end_of_run import failures
 from lit_safe.types import Prompt
 from tests.lit_safe.dual_world import TableCost, Toy

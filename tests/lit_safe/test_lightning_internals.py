@@ -63,8 +63,8 @@ def test_the_trainer_has_what_our_callbacks_read(name: str) -> None:
 
 
 def test_every_use_of_the_loop_stands_in_this_file() -> None:
-    files = [SOURCES / "dual.py", *(SOURCES / "callbacks").glob("run_checkpoint.py")]
-    files += [SOURCES / "callbacks" / "end_of_run.py", SOURCES / "stepping.py", SOURCES / "module.py"]
+    names = ("constraint/dual_ascent", "runs/run_checkpoint", "runs/end_of_run", "training/stepping", "training/module")
+    files = [SOURCES / f"{name}.py" for name in names]
     used = {name.rstrip(".") for file in files for name in re.findall(LOOP, file.read_text(encoding="utf-8"))}
     known = {path.removeprefix(prefix) for path in FIT_LOOP for prefix in ("", "epoch_loop.", "epoch_progress.")}
     assert used

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from lit_safe.anchors.reference_mass import ReferenceMass
 from lit_safe.commands.annotate import annotate
+from lit_safe.commands.loading import make_ready
 from lit_safe.commands.refusals import refusals
 from lit_safe.commands.sample import sample
 from lit_safe.constraint.costs.importance import ImportanceCost
 from lit_safe.constraint.costs.rollout import RolloutCost
 from lit_safe.evaluation.evaluate import evaluate
-from lit_safe.execution.loading import make_ready
 from lit_safe.execution.quiet import device_of, quiet
 from lit_safe.training.reference_cache import ReferenceCache
 from models.pair import PolicyReference

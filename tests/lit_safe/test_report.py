@@ -12,10 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.constraint.limits import standing
-from lit_safe.evaluation.before_after import BeforeAfter
 from lit_safe.evaluation.evaluate import Evaluation, differences, evaluate
 from lit_safe.evaluation.settings import settings_of
 from lit_safe.objectives import ConstrainedDPO
+from lit_safe.report.before_after import BeforeAfter
 from lit_safe.report.markdown import markdown
 from lit_safe.report.plots import plot_run, read_curves
 from lit_safe.report.tables import (
@@ -199,7 +199,7 @@ def test_a_scorer_is_fitted_before_it_is_used_and_left_out_where_it_ranks_like_a
         calls.append((scorer, device))
         return 0 if useful else 1
 
-    monkeypatch.setattr("lit_safe.evaluation.before_after.fit_scorer", fit_scorer)
+    monkeypatch.setattr("lit_safe.report.before_after.fit_scorer", fit_scorer)
     scorer = Fitted(0.7)
     trainer(tmp_path / "run", BeforeAfter(scorer, fit_cost=True), max_epochs=1).fit(module(), HeldOut())
     assert calls == [(scorer, "cpu")], "fitted once, where the run computes"

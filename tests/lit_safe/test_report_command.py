@@ -43,7 +43,7 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
     base = yaml.safe_load((CONFIGS / "base.yaml").read_text(encoding="utf-8"))
     base["trainer"] |= {"accelerator": "cpu", "max_steps": 2, "max_epochs": -1, "default_root_dir": "runs/x"}
     watch = {"cost": {"class_path": f"{__name__}.Letters"}, "prompts": 2, "max_new_tokens": 4, "pairs": 8}
-    base["trainer"]["callbacks"] = [{"class_path": "lit_safe.evaluation.before_after.BeforeAfter", "init_args": watch}]
+    base["trainer"]["callbacks"] = [{"class_path": "lit_safe.report.before_after.BeforeAfter", "init_args": watch}]
     base["model"]["init_args"] |= {"objective": str(CONFIGS / "objective" / "dpo.yaml")}
     base["model"]["init_args"]["pair"] = str(CONFIGS / "model" / "tiny.yaml")
     base["data"] = yaml.safe_load((CONFIGS / "data" / "scored.yaml").read_text(encoding="utf-8"))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from lightning import Callback, LightningModule, Trainer
-from lit_safe.callbacks import move_aside as moving
 
+from lit_safe.runs import move_aside as moving
 from lit_safe.runs import run_lock
 from lit_safe.runs.loggers.metrics_csv import MetricsCSV
 from lit_safe.runs.move_aside import move_aside

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lit_safe.callbacks import before_after
 
-from lit_safe.evaluation.before_after import BeforeAfter
+from lit_safe.report import before_after
+from lit_safe.report.before_after import BeforeAfter
 from lit_safe.runs.run_seed import DRAWN, RunSeed
 from lit_safe.types import CostEstimate
 from tests.lit_safe.typed_world import Run, typed

@@ -24,9 +24,9 @@ from lit_safe.runs.loggers.tensorboard import TensorBoardRun
 from lit_safe.runs.run_folder import RunFolder
 from lit_safe.screen.announce import Announce
 from lit_safe.screen.closing import next_command
-from lit_safe.screen.words import duration, interval, large, told_apart
 from lit_safe.training.sft import SupervisedFineTuning
 from lit_safe.types import CostEstimate
+from lit_safe.words import duration, interval, large, told_apart
 from models.pair import PolicyReference
 from models.sources import TinyLlama
 from tests.lit_safe.pair_world import Fruit, adamw, aligned, pairs, talk, trainer
@@ -71,7 +71,7 @@ REPORTED = {
         "limit_val_batches": 0,
         "callbacks": [
             {
-                "class_path": "lit_safe.evaluation.before_after.BeforeAfter",
+                "class_path": "lit_safe.report.before_after.BeforeAfter",
                 "init_args": {"cost": {"class_path": "tests.lit_safe.test_screen.Long"}, "max_new_tokens": 8},
             }
         ],

@@ -12,8 +12,8 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
-from lit_safe.callbacks import signals
 
+from lit_safe.runs import signals
 from lit_safe.runs.loggers.metrics_csv import MetricsCSV
 from lit_safe.runs.run_checkpoint import RunCheckpoint
 from lit_safe.runs.run_folder import RunFolder

@@ -3,16 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
-from lit_safe.protocols.pair import ScoringResponder
+from lit_safe.protocols.pair import HasPair
 from lit_safe.types import CostEstimate, PackedBatch, Prompt, ResponsesFrom
-
-
-class Aligned(Protocol):
-    """The part of the LightningModule that an estimator uses."""
-
-    @property
-    def pair(self) -> ScoringResponder:
-        """The policy and its reference."""
 
 
 class HeldOut(Protocol):
@@ -53,7 +45,7 @@ class CostEstimator(Protocol):
     gets the same numbers.
     """
 
-    def __call__(self, module: Aligned, data: HeldOut, *, seed: int, epoch: int) -> CostEstimate:
+    def __call__(self, module: HasPair, data: HeldOut, *, seed: int, epoch: int) -> CostEstimate:
         """Estimate E[cost]. The random draws depend on ``seed`` and ``epoch``.
 
         Raises:

@@ -7,11 +7,12 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from lit_safe.constraint.costs import Aligned, HeldOut
+from lit_safe.constraint.costs import HeldOut
 from lit_safe.constraint.costs.mean import mean_cost, unsafe_interval
 from lit_safe.execution.quiet import quiet
 from lit_safe.execution.ranks import gather, rank_and_world
 from lit_safe.hashing import hash64
+from lit_safe.protocols.pair import HasPair
 from lit_safe.types import CostEstimate, PackedBatch
 
 
@@ -35,7 +36,7 @@ class ImportanceCost:
             raise ValueError(f"minimum_effective must be >= 2, got {minimum_effective}")
         self.minimum_effective = minimum_effective
 
-    def __call__(self, module: Aligned, data: HeldOut, *, seed: int, epoch: int) -> CostEstimate:
+    def __call__(self, module: HasPair, data: HeldOut, *, seed: int, epoch: int) -> CostEstimate:
         """Estimate E[cost]; see the class.
 
         Raises:
@@ -71,7 +72,7 @@ class ImportanceCost:
                             clusters=len(prompt_n.unique()), bounds=bounds)  # fmt: skip
 
     @staticmethod
-    def _rows(module: Aligned, batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _rows(module: HasPair, batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log-ratio [N] in nats, cost [N] or [N, C], prompt id [N] and presence [N] (0 or 1) of a batch's responses."""
         sequences = move_data_to_device(batch.sequences, device)
         policy_N = module.pair.policy_logp(sequences)

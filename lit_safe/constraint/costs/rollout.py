@@ -6,11 +6,12 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from lit_safe.constraint.costs import Aligned, HeldOut
+from lit_safe.constraint.costs import HeldOut
 from lit_safe.constraint.costs.mean import mean_cost, unsafe_interval
 from lit_safe.execution.quiet import quiet
 from lit_safe.execution.ranks import rank_and_world
 from lit_safe.hashing import hash64, uniforms
+from lit_safe.protocols.pair import HasPair
 from lit_safe.rollouts.answers import Answers, Rows, answers
 from lit_safe.rollouts.scoring import check_finite, name_of, score
 from lit_safe.sequences import pack_sequences
@@ -81,7 +82,7 @@ class RolloutCost:
         if self.drift_samples_per_prompt < 1 or drift_samples_per_prompt == 0:
             raise ValueError(f"drift_samples_per_prompt must be > 0, got {drift_samples_per_prompt}")
 
-    def __call__(self, module: Aligned, data: HeldOut, *, seed: int, epoch: int) -> CostEstimate:
+    def __call__(self, module: HasPair, data: HeldOut, *, seed: int, epoch: int) -> CostEstimate:
         """Estimate E[cost]; see the class.
 
         Raises:
@@ -171,7 +172,7 @@ class RolloutCost:
         )
         return ((order.argsort(0) + within) / count).clamp(max=1 - 2**-53)
 
-    def _drift(self, module: Aligned, batch: Answers, device: torch.device) -> Tensor:
+    def _drift(self, module: HasPair, batch: Answers, device: torch.device) -> Tensor:
         """[n, 5]: KL, entropy, reference log-prob (nats) and measured tokens (0 if not measured); all tokens."""
         measured_n = torch.tensor([number < self.drift_samples_per_prompt for number in batch.number])
         tokens_n = batch.sizes()

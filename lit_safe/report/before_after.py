@@ -15,9 +15,9 @@ from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.evaluation.evaluate import Evaluation, evaluate
 from lit_safe.execution.ranks import failing_together, of_first_rank
 from lit_safe.report.contents import FIGURE, PAGE, Work, contents, write
+from lit_safe.report.outcome import log_hparams
 from lit_safe.report.tensorboard import add_picture
 from lit_safe.runs.checkpoints import FOLDER, LAST
-from lit_safe.screen.outcome import log_hparams
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import CostFunction, PackedBatch
 

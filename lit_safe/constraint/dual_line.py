@@ -8,8 +8,8 @@ import math
 from torch import Tensor
 
 from lit_safe.constraint.limits import Standing
-from lit_safe.screen.words import interval, told_apart
 from lit_safe.types import CostEstimate
+from lit_safe.words import interval, told_apart
 
 SAID = {"met": "met", "not met": "violated", "undecided": "undecided"}
 

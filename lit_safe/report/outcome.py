@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from lightning import Trainer
 
+from lit_safe.constraint.dual_ascent import dual_of
 from lit_safe.constraint.dual_curves import suffixes
 from lit_safe.report.contents import limit_of
 from lit_safe.report.tensorboard import add_hparams
-from lit_safe.screen.opening import dual_of
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.training.stepping import StepModule
 

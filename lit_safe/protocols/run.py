@@ -1,0 +1,13 @@
+"""What the callbacks of a run ask of each other."""
+
+from typing import Protocol, runtime_checkable
+
+from lightning import Callback, Trainer
+
+
+@runtime_checkable
+class SavesEpochEnd(Protocol):
+    """A callback that saves a checkpoint before an epoch's end does anything that may fail."""
+
+    def save_within_epoch_end(self, trainer: Trainer, caller: Callback) -> None:
+        """Save now. A run that resumes from this checkpoint repeats what ``caller`` does at the epoch's end."""
