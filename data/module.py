@@ -17,7 +17,8 @@ from data.split import Split, assign
 from data.steps import EvalLoader, MicroBatch, StepLoader, ordered
 from data.texts import TextPair, text_pairs
 from data.tokenised import MicroBatchSize, TokenisedData, check_sizes, evaluation_only
-from data.tokens import AUTHORS, Int64s, OnBadRow, TokenisedPairs, Tokeniser
+from data.tokeniser import OnBadRow, Tokeniser
+from data.tokens import AUTHORS, Int64s, TokenisedPairs
 from lit_safe.types import Annotation, Need, PackedBatch, ResponsesFrom
 
 

@@ -105,7 +105,7 @@ class Renderer:
         """
         if self.rendered and not isinstance(prompt, str):
             raise BadRow(row, "prompt", "is a conversation, and rendered: true reads plain text (user_turn: false)")
-        ids = self._head_of(prompt) + self._encode(self._opened(row, prompt))
+        ids = self.head_of(prompt) + self._encode(self.opened(row, prompt))
         if not ids:
             raise BadRow(row, "prompt", "has no tokens")
         return ids
@@ -124,31 +124,39 @@ class Renderer:
             BadRow: The template changes the prompt, or ends this turn differently from others, or the response has no
                 tokens or contains a stop token.
         """
-        if self.rendered:
-            text = self._without_stop(text)
-        guarded, start = self._guard(row, column, text), self._opened(row, prompt)
+        start = self.opened(row, prompt)
         if isinstance(prompt, str):
-            body, stop_id = guarded, self.stop_id if self.rendered else self.eos_id
+            body = self.guard(row, column, self.unstopped(text))
         else:
-            messages = self._guarded(row, prompt)
-            whole = self._template(row, [*messages, {"role": "assistant", "content": guarded}], opened=False)
-            if not whole.startswith(start):
-                raise BadRow(row, column, "the chat template changes the prompt before this response")
-            if not whole.endswith(self._suffix):
-                raise BadRow(row, column, "the chat template ends this response differently from others")
-            body = whole[len(start) : len(whole) - len(self._suffix)] + self._before_stop
-            stop_id = self.stop_id
+            turns = [*self.guarded(row, prompt), {"role": "assistant", "content": self.guard(row, column, text)}]
+            body = self.between(row, column, start, self.template(row, turns, opened=False))
         # If the prompt keeps its ids when both are tokenised together, the remaining ids are the response's, as in
         # running text (alone, some tokenizers would put a space before it). If tokens merge across the boundary, the
         # response is tokenised by itself.
-        joint = self._head_of(prompt) + self._encode(start + body)
+        joint = self.head_of(prompt) + self._encode(start + body)
         size = len(prompt_ids)
         ids = joint[size:] if joint[:size] == list(prompt_ids) else self._encode(body, first=False)
+        stop_id = self.stop_of(prompt)
         if not ids:
             raise BadRow(row, column, "has no tokens")
         if stop_id in ids:
             raise BadRow(row, column, "contains a stop token before its end")
         return [*ids, stop_id]
+
+    def between(self, row: str, column: str, start: str, whole: str) -> str:
+        """The part of a rendered conversation ``whole`` that is scored, without its stop token.
+
+        It begins after ``start``, the rendered prompt. Raises BadRow as ``response`` does.
+        """
+        if not whole.startswith(start):
+            raise BadRow(row, column, "the chat template changes the prompt before this response")
+        if not whole.endswith(self._suffix):
+            raise BadRow(row, column, "the chat template ends this response differently from others")
+        return whole[len(start) : len(whole) - len(self._suffix)] + self._before_stop
+
+    def stop_of(self, prompt: Conversation) -> int:
+        """The token that ends a response to ``prompt``."""
+        return self.eos_id if isinstance(prompt, str) and not self.rendered else self.stop_id
 
     def cut_prompt(self, ids: Sequence[int], size: int) -> list[int]:
         """The last ``size`` tokens of a prompt. A BOS at its start is kept as well, unless later turns have one too."""
@@ -171,8 +179,8 @@ class Renderer:
     def _read_template(self) -> None:
         """Finds the text that the template puts after a response, from one test conversation. Raises if it cannot."""
         asked = [{"role": "user", "content": "Hello"}]
-        start = self._template("template", asked, opened=True)
-        whole = self._template("template", [*asked, {"role": "assistant", "content": PROBE}], opened=False)
+        start = self.template("template", asked, opened=True)
+        whole = self.template("template", [*asked, {"role": "assistant", "content": PROBE}], opened=False)
         if not whole.startswith(start):
             same = next((i for i, (a, b) in enumerate(zip(start, whole, strict=False)) if a != b), len(whole))
             raise ValueError(
@@ -188,49 +196,66 @@ class Renderer:
             position, _, text = min(found)
             self.stop_id = int(self.tokenizer.convert_tokens_to_ids(text))
             self._before_stop = self._suffix[:position]
-        bare = self._template("template", asked, opened=False)
+        bare = self.template("template", asked, opened=False)
         if start.startswith(bare):
             self.opening = max(1, len(self._encode(start)) - len(self._encode(bare)))
 
-    def _template(self, row: str, messages: list[dict[str, str]], *, opened: bool) -> str:
+    def template(self, row: str, messages: list[dict[str, str]], *, opened: bool) -> str:
+        """A conversation of guarded texts, rendered; ``opened`` adds the opening of the assistant's turn.
+
+        Raises:
+            BadRow: The template refuses the conversation.
+            ValueError: The tokenizer has no chat template.
+        """
         if self.tokenizer.chat_template is None:
             raise ValueError(
                 f"row {row}: the prompt is a conversation, and the tokenizer has no chat template; set "
                 f"data.init_args.template to {', '.join(TEMPLATES)} or a .jinja file"
             )
         try:
-            text: Any = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=opened, chat_template=self._dated_template
-            )
+            (text,) = self.render([messages], opened=opened)
         except TemplateError as error:
             raise BadRow(row, "prompt", f"the chat template refuses it ({error})") from error
-        return str(text)
+        return text
 
-    def _opened(self, row: str, prompt: Conversation) -> str:
+    def render(self, conversations: list[list[dict[str, str]]], *, opened: bool) -> list[str]:
+        """Conversations of guarded texts, rendered in one call. Raises jinja2's TemplateError if one is refused."""
+        texts: Any = self.tokenizer.apply_chat_template(
+            conversations, tokenize=False, add_generation_prompt=opened, chat_template=self.dated_template
+        )
+        return list(texts)
+
+    def opened(self, row: str, prompt: Conversation) -> str:
         """The prompt's guarded text, rendered, up to the opening of the assistant's turn."""
-        if self._last is None or self._last[0] != prompt:  # a pair needs its prompt three times
+        last = self._last  # read once: another thread may render too
+        if last is None or last[0] != prompt:  # a pair needs its prompt three times
             if isinstance(prompt, str):
-                self._last = prompt, prompt if self.rendered else self._guard(row, "prompt", prompt)
+                last = prompt, prompt if self.rendered else self.guard(row, "prompt", prompt)
             else:
-                self._last = prompt, self._template(row, self._guarded(row, prompt), opened=True)
-        return self._last[1]
+                last = prompt, self.template(row, self.guarded(row, prompt), opened=True)
+            self._last = last
+        return last[1]
 
-    def _head_of(self, prompt: Conversation) -> list[int]:
+    def head_of(self, prompt: Conversation) -> list[int]:
+        """The tokens that the tokenizer itself puts before ``prompt``; none before a conversation."""
         if not isinstance(prompt, str):
             return []
         begun = self.rendered and bool(self.tokenizer.bos_token) and prompt.startswith(str(self.tokenizer.bos_token))
         return [] if begun else self._head
 
-    def _without_stop(self, text: str) -> str:
-        """A rendered response without the text that closes its turn."""
+    def unstopped(self, text: str) -> str:
+        """A response to a plain prompt; with ``rendered``, without the text that closes its turn."""
+        if not self.rendered:
+            return text
         stop = str(self.tokenizer.convert_ids_to_tokens(self.stop_id))
         bare = text.rstrip()
         return bare[: -len(stop)] if bare.endswith(stop) else text
 
-    def _guarded(self, row: str, prompt: tuple[Message, ...]) -> list[dict[str, str]]:
-        return [{"role": turn.role, "content": self._guard(row, "prompt", turn.content)} for turn in prompt]
+    def guarded(self, row: str, prompt: tuple[Message, ...]) -> list[dict[str, str]]:
+        """A conversation as a chat template reads it, with guarded texts."""
+        return [{"role": turn.role, "content": self.guard(row, "prompt", turn.content)} for turn in prompt]
 
-    def _guard(self, row: str, column: str, text: str) -> str:
+    def guard(self, row: str, column: str, text: str) -> str:
         """``text`` with a break inserted into every string that the tokenizer would read as a special token."""
         if BREAK in text:
             raise BadRow(row, column, "holds U+E0F0, which marks quoted special tokens")
@@ -261,7 +286,7 @@ class Renderer:
         return self._ids(text)
 
     @cached_property
-    def _dated_template(self) -> str:
+    def dated_template(self) -> str:
         """The chat template with its calls for the current date replaced by ``today``."""
         template = str(self.tokenizer.get_chat_template())
         return DATE_CALL.sub(lambda call: repr(self.today.strftime(call[2])), template)

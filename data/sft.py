@@ -13,7 +13,8 @@ from data.schema import BadRow, SftRow, SftSource
 from data.split import assign
 from data.steps import EvalLoader, MicroBatch, StepLoader, ordered
 from data.tokenised import MicroBatchSize, TokenisedData, check_sizes, evaluation_only
-from data.tokens import Int64s, OnBadRow, TokenisedRows, Tokeniser
+from data.tokeniser import OnBadRow, Tokeniser
+from data.tokens import Int64s, TokenisedRows
 from lit_safe.types import SequenceBatch
 
 

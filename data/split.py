@@ -9,6 +9,7 @@ without rollouts, and would mix up the labels of the two.
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, get_args
@@ -17,6 +18,7 @@ from data.schema import Message, PreferenceRow, SftRow
 from lit_safe.hashing import hash64, uniform
 
 Split = Literal["train", "val", "dual", "certify"]
+WORD = re.compile(r"[^\W_]+")  # letters and digits, as ``str.isalnum`` has them
 SHARES: Mapping[Split, float] = {"train": 0.8, "val": 0.1, "dual": 0.05, "certify": 0.05}
 
 
@@ -30,8 +32,7 @@ def normalise(prompt: tuple[Message, ...] | str) -> str:
     for message in messages:
         if message.role != "system":
             folded = unicodedata.normalize("NFKC", message.content).casefold()
-            words = "".join(c if c.isalnum() else " " for c in folded).split()
-            turns.append(f"{message.role}:{' '.join(words)}")
+            turns.append(f"{message.role}:{' '.join(WORD.findall(folded))}")
     return "\n".join(turns)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from data.schema import PreferenceRow, Source
 from data.split import Split, assign, prompt_id, split_key
 from data.tokenised import evaluation_only
-from data.tokens import plain_text
+from data.tokeniser import plain_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ from data.schema import Message, Row, SftRow, SftSource, Source
 from data.split import Split, prompt_id, split_key
 from data.steps import Rank, StepLoader, ordered, position
 from data.templates import template_text
-from data.tokens import SPLITS, Int64s, OnBadRow, Tokenised, Tokeniser, from_arrays, to_arrays
+from data.tokeniser import OnBadRow, Tokeniser
+from data.tokens import SPLITS, Int64s, Tokenised, from_arrays, to_arrays
 from lit_safe.types import Prompt
 
 

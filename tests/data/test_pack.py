@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data.pack import pack_pairs, pack_rows
 from data.schema import Message, PreferenceRow, SftRow
 from data.split import assign
-from data.tokens import Tokeniser
+from data.tokeniser import Tokeniser
 from lit_safe.hashing import uniform
 from lit_safe.sequences import pack_sequences
 from lit_safe.types import IGNORE

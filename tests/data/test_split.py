@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.schema import Message, SftRow
-from data.split import SHARES, assign, normalise, prompt_id, split_key, split_of, text_id
+from data.split import SHARES, WORD, assign, normalise, prompt_id, split_key, split_of, text_id
 
 texts = st.text(st.characters(codec="utf-8"))
 
@@ -125,3 +125,8 @@ def test_prompts_for_evaluation_alone_are_never_in_train_dual_or_certify():
 def test_shares_that_leave_prompts_over_are_refused():
     with pytest.raises(ValueError, match="sum to 1"):
         split_of("a", shares={"train": 0.5, "val": 0.1, "dual": 0.1, "certify": 0.1})
+
+
+def test_a_letter_or_digit_is_what_python_says_it_is():
+    every = [chr(code) for code in range(0x110000)]
+    assert [c for c in every if bool(WORD.fullmatch(c)) != c.isalnum()] == []
