@@ -3,6 +3,23 @@
 from importlib.machinery import ModuleSpec  # of the standard library: the package itself loads nothing else
 
 MOVED = {
+    "data.oracle.cost": "data.oracle.world.cost",
+    "data.oracle.enumeration": "data.oracle.truth.enumeration",
+    "data.oracle.estimators": "data.oracle.study.estimators",
+    "data.oracle.exact_cost": "data.oracle.truth.exact_cost",
+    "data.oracle.grammar": "data.oracle.world.grammar",
+    "data.oracle.imitation": "data.oracle.study.imitation",
+    "data.oracle.language": "data.oracle.world.language",
+    "data.oracle.measure": "data.oracle.truth.measure",
+    "data.oracle.optimum": "data.oracle.truth.optimum",
+    "data.oracle.plots": "data.oracle.study.plots",
+    "data.oracle.population": "data.oracle.truth.population",
+    "data.oracle.provenance": "data.oracle.study.provenance",
+    "data.oracle.reference_table": "data.oracle.truth.reference_table",
+    "data.oracle.report": "data.oracle.study.report",
+    "data.oracle.sources": "data.oracle.world.sources",
+    "data.oracle.tradeoff": "data.oracle.study.tradeoff",
+    "data.oracle.workers": "data.oracle.study.workers",
     "lit_safe.answers": "lit_safe.rollouts.answers",
     "lit_safe.averaging": "lit_safe.training.averaging",
     "lit_safe.bootstrap": "lit_safe.statistics.bootstrap",
