@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import Logger
 
 from lit_safe.runs.loggers.metrics_csv import MetricsCSV
 from lit_safe.runs.loggers.tensorboard import TensorBoardRun
+from lit_safe.runs.prediction_file import PredictionFile
 from lit_safe.runs.progress_bar import Progress
 from lit_safe.runs.run_folder import RunFolder
 from lit_safe.runs.signals import StopOnSignal
@@ -43,7 +44,7 @@ def with_essentials(config: dict[str, Any], configured: Iterable[Callback]) -> d
         bars = []
     others = [callback for callback in kept if not isinstance(callback, Progress)]
     first = _missing([RunFolder(), *bars, Announce()], users)
-    last = _missing([*others, StopOnSignal()], users)
+    last = _missing([PredictionFile(), *others, StopOnSignal()], users)
     return {**config, "callbacks": [*first, *users, *last], "logger": _loggers(config.get("logger"))}
 
 

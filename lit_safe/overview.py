@@ -9,7 +9,7 @@ LIGHTNING = {
     "fit": "Train. `--ckpt_path last` continues the run of the run folder.",
     "validate": "Evaluate on the val split.",
     "test": "Evaluate on the val split, logged as test/*.",
-    "predict": "Run the policy over the val split.",
+    "predict": "Write log-probs, margins and labels of the val split's pairs as Parquet.",
 }
 
 PROGRAMS = {

@@ -22,6 +22,7 @@ from lit_safe.runs.end_of_run import nothing_to_train
 from lit_safe.training.label_draws import LabelDraws
 from lit_safe.training.metrics import ANCHOR_LOSS, OBJECTIVE_LOSS, PAIR_NAMES, Means, pair_quantities
 from lit_safe.training.optimizers import gentle_adamw
+from lit_safe.training.predictions import pair_columns
 from lit_safe.training.reference_cache import ReferenceCache
 from lit_safe.training.schedules import Constant, Schedule
 from lit_safe.training.stepping import StepModule
@@ -99,14 +100,22 @@ class PreferenceAlignment(StepModule):
 
         ``own_reference`` skips the reference's forward pass. Set it only if the policy is still equal to the reference.
         """
+        policy, reference = self._logps(batch, own_reference)
+        return policy, *self._objective(batch, policy, reference)
+
+    def _logps(self, batch: PackedBatch, own_reference: bool = False) -> tuple[Pair, Pair]:
+        """Log-probs of policy and reference, each a Pair of [B] in nats."""
         if own_reference:
-            policy = reference = self._pair(self.pair.policy_logp(batch.sequences))
-        elif batch.reference_logp is not None:
-            policy, reference = self._pair(self.pair.policy_logp(batch.sequences)), batch.reference_logp
-        else:
-            policy, reference = map(self._pair, self.pair.both_logp(batch.sequences))
+            policy = self._pair(self.pair.policy_logp(batch.sequences))
+            return policy, policy
+        if batch.reference_logp is not None:
+            return self._pair(self.pair.policy_logp(batch.sequences)), batch.reference_logp
+        policy, reference = map(self._pair, self.pair.both_logp(batch.sequences))
+        return policy, reference
+
+    def _objective(self, batch: PackedBatch, policy: Pair, reference: Pair) -> tuple[Pair, Scored]:
         logratio = Pair(policy.chosen - reference.chosen, policy.rejected - reference.rejected)
-        return policy, logratio, self.objective(logratio, batch.label, self.multiplier)
+        return logratio, self.objective(logratio, batch.label, self.multiplier)
 
     @staticmethod
     def _pair(logp_N: Tensor) -> Pair:
@@ -270,17 +279,10 @@ class PreferenceAlignment(StepModule):
         """Do the same as in validation. Results are logged under ``test/``."""
         self.validation_step(batch, batch_idx)
 
-    def predict_step(self, batch: PackedBatch, batch_idx: int) -> dict[str, Any]:
-        """Per pair [B]: ids, log-probs and log-ratios (nats), loss and weight."""
-        policy, logratio, scored = self(self.label_draws.drawn(batch, self.seed))
-        return {
-            "pair_id": batch.pair_id,
-            "prompt_id": batch.prompt_id,
-            "present": batch.present,
-            "logps/chosen": policy.chosen,
-            "logps/rejected": policy.rejected,
-            "logratios/chosen": logratio.chosen,
-            "logratios/rejected": logratio.rejected,
-            "loss": scored.loss,
-            "weight": scored.weight,
-        }
+    def predict_step(self, batch: PackedBatch, batch_idx: int) -> dict[str, Tensor]:
+        """The columns of ``lit_safe.training.predictions``, each [B]."""
+        batch = self.label_draws.drawn(batch, self.seed)
+        policy, reference = self._logps(batch)
+        _, scored = self._objective(batch, policy, reference)
+        constraints = self.trainer.datamodule.constraints  # type: ignore[attr-defined]
+        return pair_columns(batch, policy, reference, scored, self.objective.beta, constraints)

@@ -69,3 +69,14 @@ class SupervisedFineTuning(StepModule):
     def test_step(self, batch: SequenceBatch, batch_idx: int) -> None:
         """Do the same as in validation. Results are logged under ``test/``."""
         self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: SequenceBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Per row [N]: ids, the response's log-prob in nats, and its length in tokens."""
+        nll_N, measured = self._nll(batch)
+        return {
+            "row_id": batch.row_id,
+            "prompt_id": batch.prompt_id,
+            "present": batch.present,
+            "logp": -nll_N,
+            "length": measured["lengths/response"].value.long(),
+        }

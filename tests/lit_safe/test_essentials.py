@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.essentials import with_essentials
 from lit_safe.runs.loggers.metrics_csv import MetricsCSV
+from lit_safe.runs.prediction_file import PredictionFile
 from lit_safe.runs.progress_bar import Progress
 from lit_safe.runs.run_checkpoint import RunCheckpoint
 from lit_safe.runs.run_folder import RunFolder
@@ -22,7 +23,7 @@ from tests.lit_safe.typed_world import Run, typed
 
 __all__ = ["typed"]  # a fixture
 
-OURS = [RunFolder, Progress, Announce, DualAscent, RunCheckpoint, StopOnSignal]
+OURS = [RunFolder, Progress, Announce, PredictionFile, DualAscent, RunCheckpoint, StopOnSignal]
 
 
 def names(config: dict, key: str = "callbacks") -> list[str]:
@@ -34,7 +35,8 @@ def test_a_users_lists_add_to_ours() -> None:
     user = EarlyStopping("eval/loss")
     made = with_essentials({"callbacks": [user], "logger": [CSVLogger("there")]}, configured)
     assert names(made) == [
-        "RunFolder", "Progress", "Announce", "EarlyStopping", "DualAscent", "RunCheckpoint", "StopOnSignal",
+        "RunFolder", "Progress", "Announce", "EarlyStopping", "PredictionFile", "DualAscent", "RunCheckpoint",
+        "StopOnSignal",
     ]  # fmt: skip
     assert names(made, "logger") == ["TensorBoardRun", "MetricsCSV", "CSVLogger"]
     for value in (None, user):

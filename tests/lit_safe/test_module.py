@@ -291,13 +291,3 @@ def test_means_of_validation_do_not_depend_on_how_it_is_batched(tmp_path: Path) 
     assert found[0]["eval/rewards/accuracies"] == 0.5  # every margin ties at step 0
     assert found[1] == pytest.approx(found[0], rel=1e-5, abs=1e-6)
     assert found[2] == pytest.approx(found[0], rel=1e-5, abs=1e-6)
-
-
-def test_predict_says_what_is_known_of_every_pair(tmp_path: Path) -> None:
-    module, data = aligned(), pairs(eval_batch_pairs=3)
-    rows = trainer(tmp_path).predict(module, data)
-    (ids,) = (torch.cat([row["pair_id"][row["present"]] for row in rows]),)
-    assert sorted(ids.tolist()) == sorted(data.tokenised.pair_id[data.rows_of("val")].tolist())
-    expected = plain_logp(module.pair.policy.causal_lm, next(iter(data.val_dataloader())).sequences)
-    torch.testing.assert_close(rows[0]["logps/chosen"].double(), expected[0::2], rtol=1e-4, atol=1e-4)
-    assert all(torch.equal(row["logratios/rejected"], torch.zeros_like(row["loss"])) for row in rows)
