@@ -1,11 +1,10 @@
-"""Compares finished runs on the held-out pairs that they share: differences of all measures, with intervals."""
+"""Compares runs: differences on the held-out pairs that they share, with intervals, and their curves."""
 
 import csv
 import json
 import logging
 import math
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,13 @@ from typing import Any
 import yaml
 from rich.console import Console
 from rich.table import Table
-from torch.utils.tensorboard import SummaryWriter
 
+from lit_safe.commands.report import report as write_reports
 from lit_safe.evaluation.evaluate import Evaluation, differences, oriented
 from lit_safe.evaluation.settings import Settings, differing, not_comparable, settings_of
-from lit_safe.report.plots import plot_comparison
+from lit_safe.report.curves import Curves, curves_markdown, curves_table, plot_curves, shown, write_curves
+from lit_safe.report.hparams import Entry, write_hparams
+from lit_safe.report.plots import plot_comparison, read_curves
 from lit_safe.report.tables import (
     MAIN,
     PAIRS,
@@ -27,6 +28,7 @@ from lit_safe.report.tables import (
     with_error,
     with_interval,
 )
+from lit_safe.runs.loggers.metrics_csv import FILE as CURVES
 from lit_safe.runs.move_aside import CONFIG, MARKS
 from lit_safe.statistics.clustered import Estimate
 
@@ -51,53 +53,87 @@ class _Refused(ValueError):
     """The folders cannot be compared. The message tells the user why."""
 
 
-def compare(runs: list[str], out: str = "runs/compare", baseline: str | None = None) -> int:
-    """Compare finished runs in one table and one figure: differences paired by pair, errors clustered by prompt.
+def compare(runs: list[str], out: str = "runs/compare", baseline: str | None = None, make_reports: bool = False) -> int:
+    """Compare runs: differences paired by pair with errors clustered by prompt, and curves of training.
 
-    Writes ``compare.md``, ``compare.csv``, ``compare.png`` and a TensorBoard hparams entry for each run into ``out``.
-    Other folders are skipped with a message, so ``runs/*`` works.
+    Writes ``compare.md``, ``compare.csv``, ``compare.png`` and a TensorBoard hparams entry for each run with a report
+    into ``out``, and ``curves.png`` and ``curves.csv`` of every run with a ``metrics.csv``. A run without a report is
+    compared by its curves alone. Other folders are skipped with a message, so ``runs/*`` works.
 
     If a run uses another ``order`` than the baseline, the two responses of each pair are brought into the baseline's
     order. If runs were evaluated with different settings (scorer, decoding, template, seeds), a line names the setting
     and both values. No difference is given for measures that such a setting makes incomparable.
 
     Args:
-        runs: Run folders, each with the report that the BeforeAfter callback wrote.
+        runs: Run folders.
         out: Folder to write.
         baseline: Folder or name of the run that the others are compared with. Null takes the first run.
+        make_reports: Whether to write missing reports first, as the command ``report`` does. A run that has ended is
+            then evaluated again, which loads its model.
 
     Returns:
-        The exit status: 0, or 1 if a run was left out because it has no report.
+        The exit status: 0, or 1 if a run was left out because it has neither report nor curves, or if a report could
+        not be written.
 
     Raises:
-        SystemExit: With one line, if fewer than two runs have a report, a report cannot be read, the baseline is not
-            among the runs, or a run shares no held-out pair with the baseline or has other labels for a shared pair.
+        SystemExit: With one line, if fewer than two runs have a report and fewer than two have curves, a file cannot be
+            read, the baseline is not among the runs, or a run shares no held-out pair with the baseline or has other
+            labels for a shared pair.
     """
     try:
-        return _compare(runs, out, baseline)
+        return _compare(runs, out, baseline, make_reports)
     except _Refused as refused:
         raise SystemExit(f"compare: {refused}") from refused
 
 
-def _compare(runs: list[str], out: str, baseline: str | None) -> int:
+def _compare(runs: list[str], out: str, baseline: str | None, make_reports: bool) -> int:
     folders = [Path(run) for run in runs if not _same(Path(run), Path(out))]
     candidates = [folder for folder in folders if _is_run(folder)]
     for folder in folders:
         if folder not in candidates:
             log.info("%s is not a run folder: skipped", folder)
-    unfinished = [folder for folder in candidates if not ((folder / REPORT).exists() and (folder / PAIRS).exists())]
-    finished = [folder for folder in candidates if folder not in unfinished]
-    if len(finished) < 2:
+    status = write_reports([str(folder) for folder in candidates if not _has_report(folder)]) if make_reports else 0
+    curves = {folder: _curves(folder) for folder in candidates}
+    drawn = [folder for folder in candidates if curves[folder]]
+    finished = [folder for folder in candidates if _has_report(folder)]
+    unfinished = [folder for folder in candidates if folder not in finished]
+    if len(finished) < 2 and len(drawn) < 2:
         advice = "".join(f"; {_advice(folder)}" for folder in unfinished)
         raise _Refused(
-            f"two runs with a {REPORT} are needed, and {len(finished)} of {len(runs)} folders have one{advice}"
+            f"two runs with a {REPORT} or a {CURVES} are needed, and {len({*finished, *drawn})} of {len(runs)} "
+            f"folders have one{advice}"
         )
     for folder in unfinished:
-        log.error("%s is left out: %s", folder, _advice(folder))
-    names = _names(finished)
-    at = _find(baseline, finished, names)
-    order = [at, *(k for k in range(len(finished)) if k != at)]
-    table = [_read(finished[k], names[k]) for k in order]
+        if folder in drawn:
+            log.warning("only curves of %s are compared: %s", folder, _advice(folder))
+        else:
+            log.error("%s is left out: %s", folder, _advice(folder))
+            status = 1
+    kept = [folder for folder in candidates if folder in finished or folder in drawn]
+    names = dict(zip(kept, _names(kept), strict=True))
+    to = Path(out)
+    lines = ["# Runs compared", ""]
+    if len(finished) >= 2:
+        lines = _compare_reports(finished, names, to, baseline)
+    elif baseline is not None:
+        _find(baseline, kept, list(names.values()))
+    if drawn:
+        of = [names[folder] for folder in drawn], [curves[folder] for folder in drawn]
+        to.mkdir(parents=True, exist_ok=True)
+        plot_curves(*of, to / "curves.png")
+        write_curves(to / "curves.csv", *of)
+        lines += curves_markdown(*of, "curves.png")
+        if len(finished) < len(kept):
+            _terminal().print(curves_table(*of))
+    (to / "compare.md").write_text("\n".join(lines), encoding="utf-8")
+    log.info("written to %s%s", to, f" (tensorboard --logdir {to / 'tensorboard'})" if len(finished) >= 2 else "")
+    return status
+
+
+def _compare_reports(folders: Sequence[Path], names: Mapping[Path, str], out: Path, baseline: str | None) -> list[str]:
+    """Compare the runs with a report. Returns the lines of ``compare.md``."""
+    at = _find(baseline, folders, [names[folder] for folder in folders])
+    table = [_read(folder, names[folder]) for folder in (folders[at], *folders[:at], *folders[at + 1 :])]
     remarks: list[str] = []
     for k, run in enumerate(table[1:], 1):
         table[k], said = _in_order_of(run, table[0])
@@ -105,18 +141,37 @@ def _compare(runs: list[str], out: str, baseline: str | None) -> int:
     for remark in remarks:
         log.warning("%s", remark)
     found = [_difference(run, table[0]) for run in table]
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_csv(folder / "compare.csv", table, found)
-    (folder / "compare.md").write_text(_markdown(table, found, remarks), encoding="utf-8")
+    out.mkdir(parents=True, exist_ok=True)
+    _write_csv(out / "compare.csv", table, found)
     before, after = table[0].before.summary(), [run.after.summary() for run in table]
-    plot_comparison([run.name for run in table], before, after, folder / "compare.png")
-    _write_hparams(folder / "tensorboard", table)
+    plot_comparison([run.name for run in table], before, after, out / "compare.png")
+    entries = [Entry(run.name, run.objective, run.config, run.after.summary()) for run in table]
+    write_hparams(out / "tensorboard", entries)
+    _terminal().print(_differences(table, found))
+    return _markdown(table, found, remarks)
+
+
+def _terminal() -> Console:
     terminal = Console()
     terminal.width = terminal.width if terminal.is_terminal else WIDTH
-    terminal.print(_terminal(table, found))
-    log.info("written to %s (tensorboard --logdir %s)", folder, folder / "tensorboard")
-    return int(bool(unfinished))
+    return terminal
+
+
+def _has_report(folder: Path) -> bool:
+    return (folder / REPORT).exists() and (folder / PAIRS).exists()
+
+
+def _curves(folder: Path) -> Curves:
+    """The curves of a run that the comparison shows; empty if it has none of them.
+
+    Raises:
+        _Refused: If ``metrics.csv`` cannot be read.
+    """
+    try:
+        found = read_curves(folder / CURVES)
+    except (OSError, ValueError, KeyError) as error:
+        raise _Refused(f"{folder / CURVES} cannot be read ({' '.join(str(error).split())}): it is damaged") from error
+    return found if shown([found]) else {}
 
 
 def _is_run(folder: Path) -> bool:
@@ -210,7 +265,7 @@ def _difference(run: Run, baseline: Run) -> dict[str, Estimate]:
     return {name: estimate for name, estimate in found.items() if not not_comparable(name, differ)}
 
 
-def _terminal(runs: Sequence[Run], found: Sequence[Mapping[str, Estimate]]) -> Table:
+def _differences(runs: Sequence[Run], found: Sequence[Mapping[str, Estimate]]) -> Table:
     after = [run.after.summary() for run in runs]
     measures = [name for name in MAIN if any(name in summary for summary in after)]
     title = f"after training, mean [95 %]; below it the paired difference from {runs[0].name} [95 %]"
@@ -229,7 +284,7 @@ def _terminal(runs: Sequence[Run], found: Sequence[Mapping[str, Estimate]]) -> T
     return table
 
 
-def _markdown(runs: Sequence[Run], found: Sequence[Mapping[str, Estimate]], remarks: Sequence[str]) -> str:
+def _markdown(runs: Sequence[Run], found: Sequence[Mapping[str, Estimate]], remarks: Sequence[str]) -> list[str]:
     after = [run.after.summary() for run in runs]
     names = [name for name in QUANTITIES if any(name in summary for summary in after)]
     heads = " | ".join(run.name for run in runs)
@@ -258,7 +313,7 @@ def _markdown(runs: Sequence[Run], found: Sequence[Mapping[str, Estimate]], rema
         "do not include the variation between seeds of one objective.",
         "",
     ]
-    return "\n".join(lines)
+    return lines
 
 
 def _write_csv(path: Path, runs: Sequence[Run], found: Sequence[Mapping[str, Estimate]]) -> None:
@@ -272,33 +327,3 @@ def _write_csv(path: Path, runs: Sequence[Run], found: Sequence[Mapping[str, Est
                 known = difference.get(name, Estimate(math.nan, math.nan, 0, 0))
                 paired = (known.mean, known.stderr, *known.interval, known.count, known.clusters)
                 writer.writerow([run.name, run.objective, name, *estimate[:4], *paired])
-
-
-def _write_hparams(folder: Path, runs: Sequence[Run]) -> None:
-    """Write one entry per run: the settings that differ between the runs, and every measure after training."""
-    shutil.rmtree(folder, ignore_errors=True)  # otherwise entries of an earlier comparison would appear twice
-    flat = [dict(_leaves(run.config)) for run in runs]
-    differing = [key for key in dict.fromkeys(k for f in flat for k in f) if len({str(f.get(key)) for f in flat}) > 1]
-    for run, leaves in zip(runs, flat, strict=True):
-        hparams = {"objective": run.objective, **{key: _plain(leaves.get(key)) for key in differing}}
-        metrics = {f"after/{name}": estimate.mean for name, estimate in run.after.summary().items()}
-        with SummaryWriter(str(folder / run.name.replace("/", "_"))) as writer:
-            writer.add_hparams(hparams, metrics, run_name=".")
-
-
-def _leaves(config: object, key: str = "") -> Iterator[tuple[str, object]]:
-    """(dotted key, value) of each value in a nested configuration. Positions in a list are keys."""
-    items: Iterator[tuple[object, object]] | None = None
-    if isinstance(config, Mapping):
-        items = iter(config.items())
-    elif isinstance(config, list):
-        items = iter(enumerate(config))
-    if items is None:
-        yield key, config
-        return
-    for name, value in items:
-        yield from _leaves(value, f"{key}.{name}" if key else str(name))
-
-
-def _plain(value: object) -> bool | int | float | str:
-    return value if isinstance(value, bool | int | float | str) else str(value)

@@ -57,7 +57,7 @@ def plot_run(report: Mapping[str, Any], metrics_csv: Path, out: Path) -> None:
         if ax.get_legend_handles_labels()[0]:  # none without metrics.csv
             ax.legend(frameon=False, fontsize=SIZE)
     for ax in axes:
-        _clean(ax)
+        clean(ax)
     figure.suptitle(f"{report['objective']['name']}, {report['model']['source']}", fontsize=10, x=0.01, ha="left")
     figure.savefig(out)
 
@@ -80,7 +80,7 @@ def plot_comparison(
             if measure in estimates:
                 _point(ax, measure, estimates[measure], row, BLUE, filled=True)
         ax.set_title(f"{QUANTITIES[measure].short} ({QUANTITIES[measure].unit})", fontsize=SIZE)
-        _clean(ax)
+        clean(ax)
     axes[0].set_yticks(range(len(names)), names, fontsize=SIZE)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     figure.savefig(out)
@@ -144,7 +144,8 @@ def _curves(
     ax.axhline(0, color=GREY, linewidth=0.5)
 
 
-def _clean(ax: Axes) -> None:
+def clean(ax: Axes) -> None:
+    """Small tick labels, and no frame above and at the right."""
     ax.tick_params(labelsize=8)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)

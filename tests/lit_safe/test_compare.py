@@ -120,7 +120,7 @@ def test_one_run_is_nothing_to_compare(runs, tmp_path):
     with pytest.raises(SystemExit) as refused:
         compare([runs[0], str(unfinished)], out=str(tmp_path / "compared"))
     assert str(refused.value) == (
-        "compare: two runs with a report.json are needed, and 1 of 2 folders have one; "
+        "compare: two runs with a report.json or a metrics.csv are needed, and 1 of 2 folders have one; "
         f"{unfinished} has no report.json: `python train.py report {unfinished}` writes it"
     )
 
@@ -280,3 +280,50 @@ def test_the_command_line_takes_folders_as_a_shell_gives_them(runs, tmp_path, mo
     monkeypatch.setattr("sys.argv", ["train.py"])
     main(["compare", *runs, "--out", str(tmp_path / "compared"), "--baseline", "safe"])
     assert float(rows(tmp_path / "compared")["safe", "logps/chosen"]["difference"]) == 0
+
+
+def curves_of(folder, losses) -> str:
+    """A run that wrote curves and no report."""
+    folder.mkdir(parents=True)
+    lines = ["step,time,train/loss,dual/cost", *(f"{step},0.0,{loss}," for step, loss in enumerate(losses, 1))]
+    (folder / "metrics.csv").write_text("\n".join([*lines, f"{len(losses)},0.0,,-0.25", ""]), encoding="utf-8")
+    return str(folder)
+
+
+def test_runs_without_a_report_are_compared_by_their_curves(tmp_path, caplog, capsys):
+    folders = [curves_of(tmp_path / "a", [0.7, 0.6, 0.5]), curves_of(tmp_path / "b", [0.7, 0.65])]
+    out = tmp_path / "compared"
+    assert compare(folders, out=str(out)) == 0
+    advice = f"{folders[0]} has no report.json: `python train.py report {folders[0]}` writes it"
+    assert f"only curves of {folders[0]} are compared: {advice}" in caplog.messages
+    text = (out / "compare.md").read_text(encoding="utf-8")
+    assert "| run | step | loss (nats) | estimated cost (cost units) |" in text
+    assert "| a | 3 | 0.5 | -0.25 |" in text
+    assert "| b | 2 | 0.65 | -0.25 |" in text
+    with (out / "curves.csv").open(encoding="utf-8") as file:
+        drawn = [row for row in csv.DictReader(file) if row["run"] == "b" and row["name"] == "train/loss"]
+    assert [(row["step"], float(row["value"])) for row in drawn] == [("1", 0.7), ("2", 0.65)]
+    assert (out / "curves.png").stat().st_size > 0
+    assert not (out / "compare.csv").exists()
+    assert "0.65" in capsys.readouterr().out
+
+
+def test_a_run_without_a_report_stands_beside_those_that_have_one(runs, tmp_path):
+    unfinished = curves_of(tmp_path / "runs" / "unfinished", [0.7, 0.6])
+    assert compare([unfinished, *runs], out=str(tmp_path / "compared")) == 0
+    assert {run for run, _ in rows(tmp_path / "compared")} == {"plain", "safe"}
+    text = (tmp_path / "compared" / "compare.md").read_text(encoding="utf-8")
+    assert "Paired differences from plain" in text
+    assert "| unfinished | 2 | 0.6 | -0.25 |" in text
+    with pytest.raises(SystemExit, match="'unfinished' is not among the runs with a report: plain, safe"):
+        compare([unfinished, *runs], out=str(tmp_path / "compared"), baseline="unfinished")
+
+
+@pytest.mark.parametrize(("text", "cause"), [("step,train/loss\n1,x\n", "could not convert"), ("loss\n1\n", "'step'")])
+def test_curves_that_cannot_be_read_are_refused_in_one_line(tmp_path, text, cause):
+    folders = [curves_of(tmp_path / "a", [0.7]), curves_of(tmp_path / "b", [0.7])]
+    (tmp_path / "b" / "metrics.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit) as refused:
+        compare(folders, out=str(tmp_path / "compared"))
+    assert str(refused.value).startswith(f"compare: {tmp_path / 'b' / 'metrics.csv'} cannot be read (")
+    assert cause in str(refused.value)

@@ -89,6 +89,15 @@ def test_a_report_that_failed_is_written_later_to_the_numbers_of_a_run_that_did_
     assert typed("fit", "-c", "run.yaml", "--trainer.default_root_dir", "runs/whole") == 0
     assert numbers("runs/x") == numbers("runs/whole")
 
+    whole = numbers("runs/whole")
+    Path("runs/whole/report.json").unlink()
+    assert typed("compare", "runs/x", "runs/whole", "--out", "compared") == 0
+    assert "only curves of runs/whole are compared" in caplog.text
+    assert not Path("compared/compare.csv").exists()
+    assert typed("compare", "runs/x", "runs/whole", "--out", "compared", "--make_reports", "true") == 0
+    assert numbers("runs/whole") == whole
+    assert Path("compared/compare.csv").exists()
+
 
 def test_a_report_whose_run_went_on_is_outdated(typed: Callable[..., int], caplog: pytest.LogCaptureFixture) -> None:
     assert typed("fit", "-c", "run.yaml") == 0
