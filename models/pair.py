@@ -5,7 +5,6 @@ Letters: N sequences, R response positions, D hidden width, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ from lit_safe.types import MemoryEstimate, ModelFacts, ModelLimits, PackedSequen
 from models.adaptation import Adaptation, Full
 from models.adapter import check_adapter
 from models.backbone import Backbone, Layout, no_dropout
-from models.digest import digest
+from models.digest import digest, fingerprint
 from models.export import eos_ids, save_pretrained
 from models.load_checks import check_tokens, say_router_loss
 from models.memory import memory_estimate
@@ -113,7 +112,7 @@ class PolicyReference(nn.Module):
         model = self.source.load_model()
         if self.disable_dropout:
             no_dropout(model)
-        self._fingerprint = _fingerprint(model)
+        self._fingerprint = fingerprint(model)
         policy = Backbone(self.adaptation.apply(model), backend=self.backend, layout=self._layout)
         if policy.model is not policy.causal_lm:
             check_adapter(policy.model)
@@ -300,12 +299,3 @@ def _sums(value_R: Tensor, bounds_N1: Tensor) -> Tensor:
     length_N = bounds_N1.diff().long()
     sequence_R = torch.repeat_interleave(torch.arange(len(length_N), device=value_R.device), length_N)
     return value_R.new_zeros(len(length_N)).index_add(0, sequence_R, value_R)
-
-
-def _fingerprint(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        sample = parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 1024)][:1024].contiguous()
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(sample.cpu().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]

@@ -21,6 +21,7 @@ GROUPS = {
     "data": lambda path: ["--data", path],
     "cost": lambda path: ["--dual.estimator", path, *DATA],
     "trainer": lambda path: ["-c", path, *DATA],
+    "score": lambda path: ["-c", path, *DATA],
     "anchor": lambda path: ["--model.anchor", path, *DATA],
     "oracle": lambda path: ["-c", *([path] if path in STAGES else [STAGES[1], "-c", path])],
     "baseline": lambda path: [*DATA, "-c", path],

@@ -11,6 +11,9 @@ from torch.nn.functional import softplus
 
 from lit_safe.types import Pair, Scored
 
+REWARD = "reward"
+"""Name of the reward's output. The other outputs of a score model have the names of the data's constraints."""
+
 
 def ranking_loss(higher: Tensor, lower: Tensor) -> Tensor:
     """-log sigma(higher - lower), in nats: the Bradley-Terry loss of scores [B] (Bradley and Terry 1952).

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from lit_safe.calibration import cross_fitted, fit_log_odds, reliability
+from lit_safe.statistics.calibration import cross_fitted, fit_log_odds, reliability
 
 
 def labelled(count: int, slope: float, intercept: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
