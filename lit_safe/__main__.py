@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from lit_safe import installation
 from lit_safe.errors.program import short_errors, short_usage_errors
 from lit_safe.overview import overview
+from lit_safe.short_help import HELP_ALL, short_help, wanted
 
 PROGRAMS = {"oracle": "data.oracle.run", "bench": "ops.sequence_logratio.bench"}
 """Programs with their own command lines: name → module."""
@@ -33,8 +34,10 @@ def _run() -> None:
     if words == ["--version"]:
         print(f"lit-safe {_version()}")
     elif words in ([], ["-h"], ["--help"]):
-        print(overview("python train.py" if sys.argv[0].endswith("train.py") else "lit-safe"))
+        print(overview(_program()))
         sys.exit(0 if words else 2)
+    elif wanted(words):
+        print(short_help(_program(), words[0]))
     elif words[:1] == ["configs"] and not any(word.startswith("-") for word in words):
         from lit_safe.commands.configs import configs  # needs neither torch nor lightning
 
@@ -46,7 +49,12 @@ def _run() -> None:
     else:
         from lit_safe.cli import main as command_line
 
+        sys.argv[1:] = ["--help" if word == HELP_ALL else word for word in words]
         command_line()
+
+
+def _program() -> str:
+    return "python train.py" if sys.argv[0].endswith("train.py") else "lit-safe"
 
 
 def _version() -> str:

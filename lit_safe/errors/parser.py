@@ -84,8 +84,9 @@ def condense(message: str, parser: SafeParser) -> Message:
 
 
 def help_of(parser: argparse.ArgumentParser) -> str:
-    """The command that explains a parser's options."""
-    return f"`{parser.prog.replace(' [options]', '')} --help`"
+    """The command that lists a parser's options."""
+    program, _, command = parser.prog.partition(" [options] ")
+    return f"`{program} {command} --help_all`" if command else f"`{parser.prog.replace(' [options]', '')} --help`"
 
 
 def _simple(message: str, parser: SafeParser, words: Words) -> Message | None:
