@@ -17,26 +17,28 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from data.render import BREAK, PROBE, Conversation, Renderer
-from data.schema import BadRow
+from data.completion import Completion, completion
+from data.conversation import Conversation
+from data.render import BREAK, PROBE, Renderer, Turn
+from data.schema import BadRow, Message
 from data.verbatim import Verbatim, copies_contents
 
 ENCODERS = ("__call__", "_encode_plus", "_batch_encode_plus")  # methods that turn texts into ids
 
 
 class Item(NamedTuple):
-    """A row to tokenise: its name, its prompt, and its responses as (column, text)."""
+    """A row to tokenise: its name, its prompt, and its responses as (column, text, turns of one with several)."""
 
     row: str
     prompt: Conversation
-    responses: tuple[tuple[str, str], ...]
+    responses: tuple[tuple[str, str, tuple[Message, ...]], ...]
 
 
 class Rendered(NamedTuple):
     """The ids of a prompt and of the responses to it, uncut."""
 
     prompt: list[int]
-    responses: list[list[int]]
+    responses: list[Completion]
 
 
 class _Start(NamedTuple):
@@ -44,7 +46,7 @@ class _Start(NamedTuple):
 
     text: str
     tail: str
-    turns: list[dict[str, str]]
+    turns: list[Turn]
 
 
 class _Plan(NamedTuple):
@@ -65,7 +67,7 @@ def alone(renderer: Renderer, item: Item) -> Rendered:
     """
     row, prompt, responses = item
     ids = renderer.prompt(row, prompt)
-    return Rendered(ids, [renderer.response(row, column, prompt, ids, text) for column, text in responses])
+    return Rendered(ids, [completion(renderer, row, name, prompt, ids, text, turns) for name, text, turns in responses])
 
 
 class OneByOne:
@@ -152,7 +154,7 @@ class BatchRenderer:
         plans: list[_Plan | None] = []
         for item in chunk:
             start = starts[item.prompt]
-            mine = [bodies.get((item.prompt, text)) for _, text in item.responses]
+            mine = [None if turns else bodies.get((item.prompt, text)) for _, text, turns in item.responses]
             whole = [body for body in mine if body is not None and BREAK not in body]
             if start is None or not start.text or BREAK in start.text or len(whole) < len(mine):
                 plans.append(None)
@@ -170,12 +172,12 @@ class BatchRenderer:
         """Every distinct prompt of a chunk, rendered; None for one that cannot be."""
         renderer = self.renderer
         found: dict[Conversation, _Start | None] = dict.fromkeys(item.prompt for item in chunk)
-        turns: dict[Conversation, list[dict[str, str]]] = {}
+        turns: dict[Conversation, list[Turn]] = {}
         for item in chunk:
             prompt = item.prompt
             if isinstance(prompt, str) and found[prompt] is None:
                 found[prompt] = self._start(_or_none(renderer.opened, item.row, prompt), [])
-            elif not isinstance(prompt, str) and prompt not in turns and not renderer.rendered:
+            elif not isinstance(prompt, str) and prompt not in turns and not renderer.rendered and _of_texts(prompt):
                 guarded = _or_none(renderer.guarded, item.row, prompt)
                 turns.update({} if guarded is None else {prompt: guarded})
         opened = self._templates(list(turns.values()), opened=True)
@@ -183,7 +185,7 @@ class BatchRenderer:
             found[prompt] = self._start(text, messages)
         return found
 
-    def _start(self, text: str | None, turns: list[dict[str, str]]) -> _Start | None:
+    def _start(self, text: str | None, turns: list[Turn]) -> _Start | None:
         if text is None:
             return None
         cut = max((text.rfind(special) for special in self._breaks), default=-1)
@@ -195,10 +197,10 @@ class BatchRenderer:
         """The scored text of every distinct response, without its stop token. Faulty ones are left out."""
         renderer = self.renderer
         found: dict[tuple[Conversation, str], str] = {}
-        asked: dict[tuple[Conversation, str], tuple[_Start, list[dict[str, str]]]] = {}
+        asked: dict[tuple[Conversation, str], tuple[_Start, list[Turn]]] = {}
         for row, prompt, responses in chunk:
             start = starts[prompt]
-            for column, text in responses if start is not None else ():
+            for column, text, _ in responses if start is not None else ():
                 key = prompt, text
                 guarded = _or_none(renderer.guard, row, column, renderer.unstopped(text))
                 if guarded is None or start is None:
@@ -213,7 +215,7 @@ class BatchRenderer:
             found.update({} if body is None else {key: body})
         return found
 
-    def _templates(self, conversations: list[list[dict[str, str]]], *, opened: bool) -> list[str | None]:
+    def _templates(self, conversations: list[list[Turn]], *, opened: bool) -> list[str | None]:
         """Every conversation, rendered; None for one that the chat template refuses."""
         renderer = self.renderer
         if renderer.tokenizer.chat_template is None:
@@ -234,8 +236,13 @@ class BatchRenderer:
             response = ids[joint][size:]
             if ids[joint][:size] != tail or not response or plan.stop in response:
                 return None
-            responses.append([*response, plan.stop])
+            responses.append(Completion([*response, plan.stop], []))
         return Rendered(whole, responses) if whole else None
+
+
+def _of_texts(prompt: tuple[Message, ...]) -> bool:
+    """Whether a conversation names no tools and calls none."""
+    return not any(turn.fields or turn.role == "tools" for turn in prompt)
 
 
 def _or_none(function: Callable[..., Any], *arguments: object) -> Any:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from data.tokens import Ids, Int64s, TokenisedPairs, TokenisedRows
+from data.tokens import Ids, Int64s, Ragged, TokenisedPairs, TokenisedRows
 from lit_safe.hashing import uniform
 from lit_safe.sequences import pack_sequences
 from lit_safe.types import Annotation, PackedBatch, Pair, SequenceBatch
 
-FILLER: tuple[Ids, Ids] = (np.zeros(1, np.int32), np.zeros(1, np.int32))
+FILLER: tuple[Ids, Ids, Ids] = (np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros(0, np.int32))
 
 
 def pack_pairs(pairs: TokenisedPairs, index: Int64s, fillers: int, pairs_in_step: int, seed: int) -> PackedBatch:
@@ -27,9 +27,9 @@ def pack_pairs(pairs: TokenisedPairs, index: Int64s, fillers: int, pairs_in_step
         pairs_in_step: Number of pairs of the whole step, without fillers.
         seed: Seed of the random draw for sampled labels.
     """
-    parts = [(pairs.prompt.at(i), side.at(i)) for i in map(int, index) for side in (pairs.chosen, pairs.rejected)] + [
-        FILLER
-    ] * (2 * fillers)
+    sides = (pairs.chosen, pairs.chosen_unscored), (pairs.rejected, pairs.rejected_unscored)
+    parts = [(pairs.prompt.at(i), side.at(i), unscored.at(i)) for i in map(int, index) for side, unscored in sides]
+    parts += [FILLER] * (2 * fillers)
     label = annotation(pairs, index, fillers)
     # rounded down: rounding a number below 1 to the nearest float32 may give 1
     draw = np.array([int(uniform("draw", seed, int(i)) * 2**24) / 2**24 for i in pairs.pair_id[index]], np.float32)
@@ -38,7 +38,7 @@ def pack_pairs(pairs: TokenisedPairs, index: Int64s, fillers: int, pairs_in_step
         label=label._replace(draw=_filled(draw, fillers)),
         pair_id=_filled(pairs.pair_id[index], fillers),
         prompt_id=_filled(pairs.prompt_id[index], fillers),
-        response_length=Pair(*(_filled(side.sizes[index], fillers) for side in (pairs.chosen, pairs.rejected))),
+        response_length=Pair(*(_filled(scored_sizes(*side, index), fillers) for side in sides)),
         present=torch.arange(len(index) + fillers) < len(index),
         pairs_in_step=torch.tensor(pairs_in_step),
     )
@@ -54,7 +54,8 @@ def annotation(pairs: TokenisedPairs, index: Int64s, fillers: int = 0) -> Annota
 
 def pack_rows(rows: TokenisedRows, index: Int64s, fillers: int, tokens_in_step: int) -> SequenceBatch:
     """Pack the single sequences at ``index``, followed by ``fillers`` filler rows. N is the sum of both."""
-    parts = [(rows.prompt.at(i), rows.response.at(i)) for i in map(int, index)] + [FILLER] * fillers
+    lists = rows.prompt, rows.response, rows.response_unscored
+    parts = [(lists[0].at(i), lists[1].at(i), lists[2].at(i)) for i in map(int, index)] + [FILLER] * fillers
     return SequenceBatch(
         sequences=pack_sequences(*zip(*parts, strict=True)),
         row_id=_filled(rows.row_id[index], fillers),
@@ -62,6 +63,15 @@ def pack_rows(rows: TokenisedRows, index: Int64s, fillers: int, tokens_in_step: 
         present=torch.arange(len(index) + fillers) < len(index),
         tokens_in_step=torch.tensor(tokens_in_step),
     )
+
+
+def scored_sizes(responses: Ragged, unscored: Ragged, index: Int64s) -> Int64s:
+    """Number of scored tokens of the responses at ``index``."""
+    sizes = responses.offsets[index + 1] - responses.offsets[index]
+    if not len(unscored.values):
+        return sizes
+    places = [unscored.at(i) for i in map(int, index)]
+    return sizes - np.array([int(place[1::2].sum() - place[::2].sum()) for place in places], np.int64)
 
 
 def _filled(values: np.ndarray, fillers: int) -> torch.Tensor:

@@ -156,6 +156,7 @@ def _candidate(
         *(texts[first], texts[second], rewards[first], rewards[second], costs[first], costs[second]),
         item.responses_from,
         item.split_group,
+        (item.responses[first].turns, item.responses[second].turns),
     )
     return _Candidate(row, by_safety, source, prompt, frozenset(keys), text_id(item.prompt, *texts))
 

@@ -6,6 +6,7 @@ template puts after an assistant's turn, or the tokenizer's eos if it puts none.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from datetime import date
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from data.conversation import Conversation
 from data.schema import BadRow, Message
 from data.templates import TEMPLATES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Conversation = tuple[Message, ...] | str
+Turn = dict[str, Any]  # a turn as a chat template reads it
 
 # Inserted into the string of a special token in a text, so that the tokenizer does not read it as the special token.
 BREAK = "\ue0f0"
@@ -110,7 +112,9 @@ class Renderer:
             raise BadRow(row, "prompt", "has no tokens")
         return ids
 
-    def response(self, row: str, column: str, prompt: Conversation, prompt_ids: Sequence[int], text: str) -> list[int]:
+    def response(
+        self, row: str, column: str, prompt: Conversation, prompt_ids: Sequence[int], text: str | Message
+    ) -> list[int]:
         """The response's ids after ``prompt``, ending with one stop token.
 
         Args:
@@ -118,7 +122,7 @@ class Renderer:
             column: Which response of the row this is, for messages.
             prompt: The prompt.
             prompt_ids: The ids that ``prompt`` returned for it.
-            text: The response.
+            text: The response, or its turn if that has more than a text.
 
         Raises:
             BadRow: The template changes the prompt, or ends this turn differently from others, or the response has no
@@ -126,9 +130,10 @@ class Renderer:
         """
         start = self.opened(row, prompt)
         if isinstance(prompt, str):
-            body = self.guard(row, column, self.unstopped(text))
+            body = self.guard(row, column, self.unstopped(text if isinstance(text, str) else text.content))
         else:
-            turns = [*self.guarded(row, prompt), {"role": "assistant", "content": self.guard(row, column, text)}]
+            turn = Message("assistant", text) if isinstance(text, str) else text
+            turns = [*self.guarded(row, prompt), *self.guarded(row, (turn,), column)]
             body = self.between(row, column, start, self.template(row, turns, opened=False))
         # If the prompt keeps its ids when both are tokenised together, the remaining ids are the response's, as in
         # running text (alone, some tokenizers would put a space before it). If tokens merge across the boundary, the
@@ -200,7 +205,7 @@ class Renderer:
         if start.startswith(bare):
             self.opening = max(1, len(self._encode(start)) - len(self._encode(bare)))
 
-    def template(self, row: str, messages: list[dict[str, str]], *, opened: bool) -> str:
+    def template(self, row: str, messages: list[Turn], *, opened: bool) -> str:
         """A conversation of guarded texts, rendered; ``opened`` adds the opening of the assistant's turn.
 
         Raises:
@@ -218,12 +223,26 @@ class Renderer:
             raise BadRow(row, "prompt", f"the chat template refuses it ({error})") from error
         return text
 
-    def render(self, conversations: list[list[dict[str, str]]], *, opened: bool) -> list[str]:
+    def render(self, conversations: list[list[Turn]], *, opened: bool) -> list[str]:
         """Conversations of guarded texts, rendered in one call. Raises jinja2's TemplateError if one is refused."""
+        if any(turns[0]["role"] == "tools" for turns in conversations):
+            return [self._rendered(turns, opened) for turns in conversations]
         texts: Any = self.tokenizer.apply_chat_template(
             conversations, tokenize=False, add_generation_prompt=opened, chat_template=self.dated_template
         )
         return list(texts)
+
+    def _rendered(self, turns: list[Turn], opened: bool) -> str:
+        """One conversation, whose first entry may be its tools."""
+        tools = json.loads(turns[0]["content"]) if turns[0]["role"] == "tools" else None
+        text: Any = self.tokenizer.apply_chat_template(
+            turns if tools is None else turns[1:],
+            tools=tools,
+            tokenize=False,
+            add_generation_prompt=opened,
+            chat_template=self.dated_template,
+        )
+        return str(text)
 
     def opened(self, row: str, prompt: Conversation) -> str:
         """The prompt's guarded text, rendered, up to the opening of the assistant's turn."""
@@ -251,9 +270,16 @@ class Renderer:
         bare = text.rstrip()
         return bare[: -len(stop)] if bare.endswith(stop) else text
 
-    def guarded(self, row: str, prompt: tuple[Message, ...]) -> list[dict[str, str]]:
-        """A conversation as a chat template reads it, with guarded texts."""
-        return [{"role": turn.role, "content": self.guard(row, "prompt", turn.content)} for turn in prompt]
+    def guarded(self, row: str, turns: tuple[Message, ...], column: str = "prompt") -> list[Turn]:
+        """Turns as a chat template reads them, with guarded texts."""
+        return [
+            {
+                "role": turn.role,
+                "content": self.guard(row, column, turn.content),
+                **(json.loads(self.guard(row, column, turn.fields)) if turn.fields else {}),
+            }
+            for turn in turns
+        ]
 
     def guard(self, row: str, column: str, text: str) -> str:
         """``text`` with a break inserted into every string that the tokenizer would read as a special token."""

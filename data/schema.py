@@ -5,10 +5,11 @@ A source turns its raw rows into ``Row``s; an annotator turns a ``Row`` into a `
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from lit_safe.types import ResponsesFrom
 
@@ -31,23 +32,37 @@ class BadRow(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; ``role`` is system, user, assistant or tool."""
+    """One turn of a conversation.
+
+    Attributes:
+        role: ``system``, ``user``, ``assistant`` or ``tool``. ``tools`` is no turn: its content is the JSON list of the
+            functions that the assistant may call. It comes first, and a chat template gets it as ``tools``.
+        content: The text.
+        fields: The turn's other keys (``tool_calls``, ``tool_call_id``, ``name``) as a JSON object; empty without any.
+    """
 
     role: str
     content: str
+    fields: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The turn as JSON values."""
+        return {"role": self.role, "content": self.content, **(json.loads(self.fields) if self.fields else {})}
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
     """A response with all labels that its dataset has for it; None for those that it lacks.
 
-    ``severity`` is the dataset's ordinal or graded harm, ``scores`` its numeric columns by name.
+    ``severity`` is the dataset's ordinal or graded harm, ``scores`` its numeric columns by name. ``turns`` has the
+    turns of a response of several, or of one that calls tools; ``text`` is then their plain text.
     """
 
     text: str
     safe: bool | None = None
     severity: float | None = None
     scores: dict[str, float] = field(default_factory=dict)
+    turns: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +99,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceRow:
-    """An ordered and labelled pair. ``costs`` have one entry per constraint; NaN means unknown."""
+    """An ordered and labelled pair. ``costs`` have one entry per constraint; NaN means unknown.
+
+    ``turns`` has the turns of both responses, as in ``Response``.
+    """
 
     id: str
     prompt: tuple[Message, ...] | str
@@ -96,6 +114,7 @@ class PreferenceRow:
     rejected_cost: tuple[float, ...]
     responses_from: ResponsesFrom
     split_group: str | None = None
+    turns: tuple[tuple[Message, ...], tuple[Message, ...]] = ((), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +125,7 @@ class SftRow:
     prompt: tuple[Message, ...] | str
     response: str
     split_group: str | None = None
+    turns: tuple[Message, ...] = ()
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data.pack import pack_rows
+from data.pack import pack_rows, scored_sizes
 from data.render import TODAY
 from data.schema import BadRow, SftRow, SftSource
 from data.split import assign
@@ -101,7 +101,7 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
         return MicroBatchSize(self.micro_batch_rows * longest, self.micro_batch_rows * int(np.max(rows.response.sizes)))
 
     def _packer(self, index: Int64s) -> Any:
-        sizes = self.tokenised.response.sizes[index]
+        sizes = scored_sizes(self.tokenised.response, self.tokenised.response_unscored, index)
 
         def pack(micro: MicroBatch, step: Int64s) -> SequenceBatch:
             return pack_rows(self.tokenised, index[micro.rows], micro.fillers, int(sizes[step].sum()))

@@ -18,6 +18,7 @@ from data.schema import Message, PreferenceRow, SftRow
 from lit_safe.hashing import hash64, uniform
 
 Split = Literal["train", "val", "dual", "certify"]
+UNSPOKEN = frozenset({"system", "tools"})  # roles that no side of the conversation speaks
 WORD = re.compile(r"[^\W_]+")  # letters and digits, as ``str.isalnum`` has them
 SHARES: Mapping[Split, float] = {"train": 0.8, "val": 0.1, "dual": 0.05, "certify": 0.05}
 
@@ -25,12 +26,12 @@ SHARES: Mapping[Split, float] = {"train": 0.8, "val": 0.1, "dual": 0.05, "certif
 def normalise(prompt: tuple[Message, ...] | str) -> str:
     """The key of the split: NFKC, case-folded, letters and digits only, roles marked.
 
-    A plain prompt equals a conversation of one user message with the same text; a system message is ignored.
+    A plain prompt equals a conversation of one user message with the same text; system messages and tools are ignored.
     """
     messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
     turns = []
     for message in messages:
-        if message.role != "system":
+        if message.role not in UNSPOKEN:
             folded = unicodedata.normalize("NFKC", message.content).casefold()
             turns.append(f"{message.role}:{' '.join(WORD.findall(folded))}")
     return "\n".join(turns)
@@ -52,7 +53,9 @@ def prompt_id(prompt: tuple[Message, ...] | str) -> int:
 
 def text_id(prompt: tuple[Message, ...] | str, *responses: str) -> int:
     """A hash of a prompt and the responses to it, whatever their order."""
-    turns = prompt if isinstance(prompt, str) else [(turn.role, turn.content) for turn in prompt]
+    turns = (
+        prompt if isinstance(prompt, str) else [(t.role, t.content, t.fields)[: 3 if t.fields else 2] for t in prompt]
+    )
     return hash64("text", json.dumps([turns, sorted(responses)]))  # unlike a join, JSON is unambiguous
 
 

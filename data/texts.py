@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from data.schema import PreferenceRow, Source
+from data.conversation import plain_text
+from data.schema import Message, PreferenceRow, Source
 from data.split import Split, assign, prompt_id, split_key
 from data.tokenised import evaluation_only
-from data.tokeniser import plain_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,16 @@ class TextPair:
     def turns(self) -> list[dict[str, Any]] | str:
         """The prompt as JSON values: a list of turns, or plain text if the dataset has no roles."""
         prompt = self.row.prompt
-        return prompt if isinstance(prompt, str) else [asdict(turn) for turn in prompt]
+        return prompt if isinstance(prompt, str) else [turn.to_dict() for turn in prompt]
+
+    @property
+    def responses(self) -> tuple[list[dict[str, Any]] | str, ...]:
+        """The chosen and the rejected response as JSON values: texts, or lists of turns if one of them has several."""
+        texts = self.row.chosen, self.row.rejected
+        if not any(self.row.turns):
+            return texts
+        sides = zip(texts, self.row.turns, strict=True)
+        return tuple([turn.to_dict() for turn in turns or (Message("assistant", text),)] for text, turns in sides)
 
 
 def text_pairs(rows: Sequence[PreferenceRow], sources: Sequence[Source], split: Split | None) -> list[TextPair]:

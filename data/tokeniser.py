@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.progress import track
 
 from data.batch import BatchRenderer, Item, OneByOne
-from data.render import Conversation, Renderer
-from data.schema import BadRow, PreferenceRow, SftRow
+from data.completion import Completion
+from data.conversation import Conversation, plain_text
+from data.render import Renderer
+from data.schema import BadRow, Message, PreferenceRow, SftRow
 from data.split import Split, prompt_id, split_key, text_id
 from data.token_report import TokenReport
 from data.tokens import AUTHORS, SPLITS, Growing, Prompts, TokenisedPairs, TokenisedRows
@@ -22,7 +24,7 @@ from lit_safe.hashing import hash64
 
 OnBadRow = Literal["error", "skip"]
 AnyRow = TypeVar("AnyRow", PreferenceRow, SftRow)
-Responses = tuple[tuple[str, str], ...]  # (column, text) of each response of a row
+Responses = tuple[tuple[str, str, tuple[Message, ...]], ...]  # (column, text, turns) of each response of a row
 CHUNK = 4096  # rows that are rendered in one call of the chat template, and encoded in one call of the tokenizer
 
 
@@ -31,7 +33,7 @@ class _Ids(NamedTuple):
 
     whole: list[int]
     prompt: list[int]
-    responses: list[list[int]]
+    responses: list[Completion]
 
 
 class Tokeniser:
@@ -69,18 +71,22 @@ class Tokeniser:
         self, rows: Sequence[PreferenceRow], splits_by_key: Mapping[int, Split], *, progress: bool = False
     ) -> TokenisedPairs:
         """Tokenise preference rows. Pairs with the same ids on both sides are dropped and counted."""
-        prompts, chosen, rejected = Growing(), Growing(), Growing()
+        prompts, chosen, rejected, *unscored = (Growing() for _ in range(5))
         reward, cost, author = array("d"), array("d"), array("b")
         entries = _Entries(self._prompts, splits_by_key)
         constraints = 1
         tracked = _tracked(rows, "Tokenising pairs", progress)
-        for row, ids in self._tokenised(tracked, lambda row: (("chosen", row.chosen), ("rejected", row.rejected))):
+        for row, ids in self._tokenised(
+            tracked, lambda row: (("chosen", row.chosen, row.turns[0]), ("rejected", row.rejected, row.turns[1]))
+        ):
             if ids.responses[0] == ids.responses[1]:
                 self.report.drop(row.id, "both responses are the same tokens (after truncation, if any)")
                 continue
             entries.append(row.id, row.prompt, (row.chosen, row.rejected), self._on_its_own(ids))
-            for lists, values in zip((prompts, chosen, rejected), (ids.prompt, *ids.responses), strict=True):
-                lists.append(values)
+            prompts.append(ids.prompt)
+            for lists, places, response in zip((chosen, rejected), unscored, ids.responses, strict=True):
+                lists.append(response.ids)
+                places.append(response.unscored)
             reward.extend((row.chosen_reward, row.rejected_reward))
             cost.extend((*row.chosen_cost, *row.rejected_cost))
             constraints = len(row.chosen_cost)
@@ -91,6 +97,8 @@ class Tokeniser:
             prompt=prompts.ragged(),
             chosen=chosen.ragged(),
             rejected=rejected.ragged(),
+            chosen_unscored=unscored[0].ragged(),
+            rejected_unscored=unscored[1].ragged(),
             reward=np.array(reward, np.float32).reshape(-1, 2),
             cost=np.array(cost, np.float32).reshape(-1, 2, constraints),
             pair_id=np.array(entries.text_id, np.int64),
@@ -104,18 +112,20 @@ class Tokeniser:
         self, rows: Sequence[SftRow], splits_by_key: Mapping[int, Split], *, progress: bool = False
     ) -> TokenisedRows:
         """Tokenise single responses."""
-        prompts, responses = Growing(), Growing()
+        prompts, responses, unscored = Growing(), Growing(), Growing()
         entries = _Entries(self._prompts, splits_by_key)
         tracked = _tracked(rows, "Tokenising rows", progress)
-        for row, ids in self._tokenised(tracked, lambda row: (("response", row.response),)):
+        for row, ids in self._tokenised(tracked, lambda row: (("response", row.response, row.turns),)):
             entries.append(row.id, row.prompt, (row.response,), self._on_its_own(ids))
             prompts.append(ids.prompt)
-            responses.append(ids.responses[0])
+            responses.append(ids.responses[0].ids)
+            unscored.append(ids.responses[0].unscored)
         self.report.kept = len(entries.name)
         return TokenisedRows(
             name=tuple(entries.name),
             prompt=prompts.ragged(),
             response=responses.ragged(),
+            response_unscored=unscored.ragged(),
             row_id=np.array(entries.text_id, np.int64),
             prompt_id=np.array(entries.prompt_id, np.int64),
             split=np.array(entries.split, np.int8),
@@ -144,13 +154,13 @@ class Tokeniser:
             self._note_mark(row.id, row.prompt)
             yield row, self._cut(row.id, *rendered)
 
-    def _cut(self, row: str, whole: list[int], responses: list[list[int]]) -> _Ids:
+    def _cut(self, row: str, whole: list[int], responses: list[Completion]) -> _Ids:
         """The ids that fit into ``max_length``."""
         room = self.max_length - min(len(whole), self.renderer.opening)
-        if any(len(response) > room for response in responses):
+        if any(len(response.ids) > room for response in responses):
             self.report.shorten(row, "a response cut (no stop token is scored there)")
-            responses = [response[:room] for response in responses]
-        size = self.max_length - max(map(len, responses))
+            responses = [response.cut(room) for response in responses]
+        size = self.max_length - max(len(response.ids) for response in responses)
         if len(whole) > size:
             self.report.shorten(row, "the prompt cut")
         return _Ids(whole, self.renderer.cut_prompt(whole, size), responses)
@@ -215,16 +225,6 @@ class _Entries:
         again = self._seen[text]
         self._seen[text] += 1
         self.text_id.append(hash64("again", text, again) if again else text)
-
-
-def plain_text(prompt: Conversation) -> str:
-    """A prompt as plain text: a single user turn as it is, several turns with their roles named."""
-    if isinstance(prompt, str):
-        return prompt
-    turns = [turn for turn in prompt if turn.role != "system"]
-    if len(turns) == 1:
-        return turns[0].content
-    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
 
 
 def _tracked(rows: Sequence[AnyRow], what: str, progress: bool) -> Iterator[AnyRow]:

@@ -83,6 +83,8 @@ class TokenisedPairs:
     prompt: Ragged
     chosen: Ragged
     rejected: Ragged
+    chosen_unscored: Ragged  # starts and ends of the parts of a response of several turns that are not the assistant's
+    rejected_unscored: Ragged
     reward: npt.NDArray[np.float32]  # [P, 2] chosen, rejected
     cost: npt.NDArray[np.float32]  # [P, 2, C]
     pair_id: Int64s
@@ -99,6 +101,7 @@ class TokenisedRows:
     name: tuple[str, ...]
     prompt: Ragged
     response: Ragged
+    response_unscored: Ragged
     row_id: Int64s
     prompt_id: Int64s
     split: npt.NDArray[np.int8]

@@ -13,8 +13,10 @@ from lit_safe.types import IGNORE, PackedSequences
 Ids: TypeAlias = Sequence[int] | npt.NDArray[np.int32]
 
 
-def pack_sequences(prompts: Sequence[Ids], responses: Sequence[Ids]) -> PackedSequences:
-    """Concatenate N prompts with their responses. All response tokens are scored, no prompt tokens are.
+def pack_sequences(
+    prompts: Sequence[Ids], responses: Sequence[Ids], unscored: Sequence[Ids] | None = None
+) -> PackedSequences:
+    """Concatenate N prompts with their responses. Response tokens are scored, prompt tokens are not.
 
     Position t is scored iff token t + 1 is in the response. The first response token is predicted at the prompt's last
     position. The last position of a sequence predicts nothing.
@@ -22,6 +24,7 @@ def pack_sequences(prompts: Sequence[Ids], responses: Sequence[Ids]) -> PackedSe
     Args:
         prompts: Token ids, at least one per prompt, because the first response token needs a position that predicts it.
         responses: Token ids, with the stop token if there is one. A response may be empty; then nothing is scored.
+        unscored: For each response the starts and ends of the parts that are not scored; None scores all of it.
 
     Returns:
         N sequences in the given order, on the CPU.
@@ -41,6 +44,9 @@ def pack_sequences(prompts: Sequence[Ids], responses: Sequence[Ids]) -> PackedSe
         middle, end = start + len(prompt), start + len(prompt) + len(response)
         input_ids[start:middle], input_ids[middle:end] = prompt, response
         target[middle - 1 : end - 1] = response
+        places = () if unscored is None else unscored[number]
+        for first, last in zip(places[::2], places[1::2], strict=True):
+            target[middle - 1 + int(first) : middle - 1 + int(last)] = IGNORE
         position[start:end] = np.arange(end - start)
         bounds[number + 1] = start = end
     return PackedSequences(*map(torch.from_numpy, (input_ids, target, position, bounds)))

@@ -1,4 +1,4 @@
-"""Rows of one file. Its name gives the format: JSONL, JSON, CSV (each also gzipped) or Parquet."""
+"""Rows of one file. Its name gives the format: JSONL, JSON, CSV (each also compressed by gzip or zstd) or Parquet."""
 
 import csv
 import gzip
@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import TextIOWrapper
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -140,12 +140,22 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The file's bytes, unzipped if its name ends with .gz. An error names the file."""
+    """The file's bytes, unpacked if its name ends with .gz or .zst. An error names the file."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            yield file  # type: ignore[misc]  # a GzipFile reads like a BinaryIO
+        with UNPACKED.get(path.suffix, lambda path: open(path, "rb"))(path) as file:
+            yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: the gzip data are damaged ({_first_line(error)})") from error
+    except OSError as error:
+        if path.suffix != ".zst" or error.errno is not None:
+            raise
+        raise ValueError(f"{path}: the zstd data are damaged ({_first_line(error)})") from error
+
+
+def _zstd(path: Path) -> Any:
+    import pyarrow  # datasets needs it anyway, and other formats do not
+
+    return BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
 
 
 def _parsed(content: bytes) -> tuple[Any, bool]:
@@ -191,12 +201,9 @@ def _find_doubled(value: object) -> _Doubled | None:
     return next((found for part in inside if (found := _find_doubled(part)) is not None), None)
 
 
+UNPACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".zst": _zstd}
+PLAIN: dict[str, Callable[[Path], Records]] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv}
 FORMATS: dict[str, Callable[[Path], Records]] = {
-    ".jsonl": _jsonl,
-    ".jsonl.gz": _jsonl,
-    ".json": _json,
-    ".json.gz": _json,
-    ".csv": _csv,
-    ".csv.gz": _csv,
+    **{ending + packed: read_rows for ending, read_rows in PLAIN.items() for packed in ("", *UNPACKED)},
     ".parquet": _parquet,
 }

@@ -19,6 +19,7 @@ class Instructions:
         prompt: Column of the prompt: plain text or a list of turns.
         input: Column of an optional second part of the prompt (Alpaca's input), or None.
         response: Column of the response.
+        tools: Column of the functions that the assistant may call (JSON schemas), for the chat template; or None.
         user_turn: true makes a plain prompt a user's turn, rendered by the chat template; false takes it as raw text.
         licence: Licence of the data.
         config: Hub only: name of the dataset's configuration.
@@ -33,17 +34,18 @@ class Instructions:
         input: str | None = None,
         response: str = "response",
         user_turn: bool = True,
+        tools: str | None = "tools",
         licence: str = "unknown",
         config: str | None = None,
     ) -> None:
         self.table = table(path, split, revision, config=config)
         self.prompt, self.input, self.response = prompt, input, response
-        self.user_turn = user_turn
+        self.user_turn, self.tools = user_turn, tools
         self.licence = licence
 
     def describe(self) -> dict[str, str]:
         columns = f"{self.prompt},{self.input},{self.response}"
-        options = {"columns": columns, "user_turn": str(self.user_turn)}
+        options = {"columns": columns, "user_turn": str(self.user_turn), "tools": str(self.tools)}
         return {"source": type(self).__name__, **self.table.describe(), **options}
 
     def __iter__(self) -> Iterator[SftRow | BadRow]:
@@ -55,7 +57,7 @@ class Instructions:
         if self.input is not None and more not in (None, ""):
             instruction = check_text(name, self.prompt, prompt)
             prompt = f"{instruction}\n\n{check_text(name, self.input, more)}"
-        context = prompt_of(name, self.prompt, prompt, self.user_turn)
+        context = prompt_of(name, self.prompt, prompt, self.user_turn, record, self.tools)
         return SftRow(name, context, check_text(name, self.response, record.get(self.response)))
 
 
@@ -92,4 +94,4 @@ class ResponsesOf:
                 wanted = response.safe is True if self.which == "safe" else k == getattr(row, self.which)
                 if wanted and (row.prompt, response.text) not in seen:
                     seen.add((row.prompt, response.text))
-                    yield SftRow(row.id, row.prompt, response.text, row.split_group)
+                    yield SftRow(row.id, row.prompt, response.text, row.split_group, response.turns)

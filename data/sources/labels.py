@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from data.schema import Response
+from data.schema import Message, Response
 from data.sources.files import Record, flag_of, number_of
 
 
@@ -28,8 +28,8 @@ class LabelColumns:
         """The labels' part of the cache key, by name."""
         return {"scores": str(sorted(self.scores.items())), "safe": str(self.safe)}
 
-    def response(self, row: str, record: Record, k: int, text: str) -> Response:
+    def response(self, row: str, record: Record, k: int, text: str, turns: tuple[Message, ...] = ()) -> Response:
         """Response ``k`` with its labels. Raises BadRow if a label is unusable."""
         safe = None if self.safe is None else flag_of(row, self.safe[k], record.get(self.safe[k]))
         scores = {name: number_of(row, columns[k], record.get(columns[k])) for name, columns in self.scores.items()}
-        return Response(text, safe, scores=scores)
+        return Response(text, safe, scores=scores, turns=turns)

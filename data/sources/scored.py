@@ -26,6 +26,7 @@ class ScoredPairs:
         safe: The two columns of safe flags, or None.
         better: Column with the index (0 or 1) of the more helpful response, or None.
         safer: Column with the index of the less harmful response, or None.
+        tools: Column of the functions that the assistant may call (JSON schemas), for the chat template; or None.
         user_turn: true makes a plain prompt a user's turn, rendered by the chat template; false takes it as raw text.
         licence: Licence of the data.
         responses_from: Who wrote the responses.
@@ -44,6 +45,7 @@ class ScoredPairs:
         better: str | None = None,
         safer: str | None = None,
         user_turn: bool = True,
+        tools: str | None = "tools",
         licence: str = "unknown",
         responses_from: ResponsesFrom = "unknown",
         config: str | None = None,
@@ -54,7 +56,7 @@ class ScoredPairs:
         self.prompt, self.responses = prompt, tuple(responses)
         self.labels = LabelColumns(scores, safe)
         self.better, self.safer = better, safer
-        self.user_turn = user_turn
+        self.user_turn, self.tools = user_turn, tools
         self.licence = licence
         self.responses_from = responses_from
 
@@ -64,6 +66,7 @@ class ScoredPairs:
             **self.table.describe(),
             "columns": f"{self.prompt},{self.responses},better={self.better},safer={self.safer}",
             "user_turn": str(self.user_turn),
+            "tools": str(self.tools),
             **self.labels.describe(),
             "responses_from": self.responses_from,
         }
@@ -72,7 +75,7 @@ class ScoredPairs:
         return self.table.parsed(self._row)
 
     def _row(self, name: str, record: Record) -> Row:
-        prompt = prompt_of(name, self.prompt, record.get(self.prompt), self.user_turn)
+        prompt = prompt_of(name, self.prompt, record.get(self.prompt), self.user_turn, record, self.tools)
         first, second = (
             self.labels.response(name, record, k, check_text(name, column, record.get(column)))
             for k, column in enumerate(self.responses)

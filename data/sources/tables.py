@@ -2,15 +2,42 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data.schema import BadRow
 from data.sources.files import Table
 from data.sources.formats import Records
 
-Rows = str | Iterable[Mapping[str, Any]]
-"""A path, a pattern or a hub id; or the rows: a ``datasets.Dataset`` or a list of dicts."""
+Rows = str | list[str] | Iterable[Mapping[str, Any]]
+"""A path, a pattern or a hub id; a list of them; or the rows: a ``datasets.Dataset`` or a list of dicts."""
+
+
+class Several(Table):
+    """The rows of several tables, one after the other."""
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        super().__init__(",".join(table.path for table in tables))
+        self.tables = list(tables)
+
+    @property
+    def file(self) -> bool:
+        return False
+
+    @property
+    def name(self) -> str:
+        return ", ".join(table.name for table in self.tables)
+
+    def describe(self) -> dict[str, str]:
+        """What each table says of itself, with its number behind the key."""
+        told = [table.describe() for table in self.tables]
+        return {f"{key}_{i}": value for i, told_i in enumerate(told) for key, value in told_i.items()} | {
+            "name": self.name
+        }
+
+    def records(self) -> Records:
+        for table in self.tables:
+            yield from table.records()
 
 
 class MemoryTable(Table):
@@ -59,4 +86,8 @@ def table(
     config: str | None = None,
 ) -> Table:
     """The rows of ``path``. The other arguments are those of ``Table``; rows in memory ignore them."""
-    return Table(path, split, revision, data_dir, config) if isinstance(path, str) else MemoryTable(path)
+    if isinstance(path, str):
+        return Table(path, split, revision, data_dir, config)
+    if isinstance(path, list) and path and all(isinstance(part, str) for part in path):
+        return Several([Table(part, split, revision, data_dir, config) for part in path])
+    return MemoryTable(path)  # type: ignore[arg-type]  # a list of strings is gone

@@ -7,7 +7,7 @@ from typing import Literal
 from data.schema import BadRow, Message, Row, check_text
 from data.sources.files import Record
 from data.sources.labels import LabelColumns
-from data.sources.messages import messages_of, prompt_of
+from data.sources.messages import messages_of, prompt_of, response_of, with_tools
 from data.sources.tables import Rows, table
 from lit_safe.types import ResponsesFrom
 
@@ -17,8 +17,10 @@ class TRL:
 
     Explicit prompt: ``prompt`` is a column beside two answers. Implicit prompt (no prompt column, or conversations that
     contain it): the prompt is the common beginning of both sides. In plain text the answers begin at the last white
-    space before the first difference, so no word is cut. Turns may also have the keys ``from``/``value``. An answer is
-    one assistant turn.
+    space before the first difference, so no word is cut. Turns may also have the keys ``from``/``value``.
+
+    A response begins and ends with a turn of the assistant. It may have several turns: those of the assistant are
+    scored, and the turns of the user and of tools between them are not.
 
     Args:
         path: Hub id, or a local JSONL, JSON, CSV or Parquet file; in Python also rows in memory.
@@ -32,6 +34,7 @@ class TRL:
         scores: For each score its columns of the chosen and of the rejected answer.
         safe: Columns of the safe flags of the chosen and of the rejected answer, or None.
         split_group: Column whose value decides the split in place of the prompt (null in rows without), or None.
+        tools: Column of the functions that the assistant may call (JSON schemas), for the chat template; or None.
         user_turn: true makes a plain explicit prompt a user's turn, rendered by the chat template; false takes it as
             raw text, as TRL does.
         licence: Licence of the data.
@@ -53,6 +56,7 @@ class TRL:
         safe: Sequence[str] | None = None,
         split_group: str | None = None,
         user_turn: bool = False,
+        tools: str | None = "tools",
         licence: str = "unknown",
         responses_from: ResponsesFrom = "unknown",
         config: str | None = None,
@@ -61,7 +65,7 @@ class TRL:
         self.prompt, self.chosen, self.rejected = prompt, chosen, rejected
         self.chosen_is = chosen_is
         self.split_group = split_group
-        self.user_turn = user_turn
+        self.user_turn, self.tools = user_turn, tools
         self.labels = LabelColumns(scores, safe)
         self.licence = licence
         self.responses_from = responses_from
@@ -74,6 +78,7 @@ class TRL:
             "chosen_is": self.chosen_is,
             "split_group": str(self.split_group),
             "user_turn": str(self.user_turn),
+            "tools": str(self.tools),
             **self.labels.describe(),
             "responses_from": self.responses_from,
         }
@@ -85,18 +90,24 @@ class TRL:
         prompt, chosen, rejected = (record.get(column) for column in (self.prompt, self.chosen, self.rejected))
         group = None if self.split_group is None else record.get(self.split_group)
         context: tuple[Message, ...] | str
+        turns: tuple[tuple[Message, ...], tuple[Message, ...]] = (), ()
         if isinstance(chosen, list | dict):
             sides = messages_of(name, self.chosen, chosen), messages_of(name, self.rejected, rejected)
-            context, answers = self._conversation(name, prompt, *sides)
+            context, sides = self._conversation(name, prompt, *sides)
+            (first, more), (second, others) = (
+                response_of(name, column, side)
+                for column, side in zip((self.chosen, self.rejected), sides, strict=True)
+            )
+            answers, turns = (first, second), (more, others)
         else:
             texts = check_text(name, self.chosen, chosen), check_text(name, self.rejected, rejected)
             context, answers = self._plain(name, prompt, *texts)
         return Row(
             name,
-            context,
+            with_tools(name, context, record, self.tools),
             (
-                self.labels.response(name, record, 0, check_text(name, self.chosen, answers[0])),
-                self.labels.response(name, record, 1, check_text(name, self.rejected, answers[1])),
+                self.labels.response(name, record, 0, check_text(name, self.chosen, answers[0]), turns[0]),
+                self.labels.response(name, record, 1, check_text(name, self.rejected, answers[1]), turns[1]),
             ),
             better=0 if self.chosen_is == "better" else None,
             safer=0 if self.chosen_is == "safer" else None,
@@ -106,26 +117,36 @@ class TRL:
 
     def _conversation(
         self, name: str, prompt: object, chosen: tuple[Message, ...], rejected: tuple[Message, ...]
-    ) -> tuple[tuple[Message, ...], tuple[str, str]]:
-        shared = chosen[:-1]
-        if rejected[:-1] != shared:
-            raise BadRow(name, self.rejected, f"differs from {self.chosen} in more than its last turn")
+    ) -> tuple[tuple[Message, ...], tuple[tuple[Message, ...], tuple[Message, ...]]]:
+        """The prompt, and the turns of both responses."""
         for column, side in ((self.chosen, chosen), (self.rejected, rejected)):
             if side[-1].role != "assistant":
                 raise BadRow(name, column, "does not end with the assistant")
-        answers = chosen[-1].content, rejected[-1].content
-        if isinstance(prompt, str) and shared:  # full conversations already contain the prompt's text
-            return shared, answers
-        if prompt is not None:
-            if isinstance(prompt, str):
-                prompt = {"role": "user", "content": prompt}
-            turns = messages_of(name, self.prompt, prompt)
-            if shared and shared != turns:
-                raise BadRow(name, self.chosen, f"does not begin with {self.prompt}, nor is it one answer")
-            return turns, answers
-        if not shared:
-            raise BadRow(name, self.prompt, "is null or missing")
-        return shared, answers
+        whole = chosen[0].role != "assistant"  # whole conversations already contain the prompt
+        if prompt is None or (isinstance(prompt, str) and whole):
+            return self._shared(name, chosen, rejected)
+        turns = messages_of(
+            name, self.prompt, {"role": "user", "content": prompt} if isinstance(prompt, str) else prompt
+        )
+        sides = []
+        for column, side in ((self.chosen, chosen), (self.rejected, rejected)):
+            rest = side[len(turns) :] if side[: len(turns)] == turns else side
+            if not rest or rest[0].role != "assistant":
+                raise BadRow(name, column, f"begins neither with {self.prompt} nor with the assistant's answer")
+            sides.append(rest)
+        return turns, (sides[0], sides[1])
+
+    def _shared(
+        self, name: str, chosen: tuple[Message, ...], rejected: tuple[Message, ...]
+    ) -> tuple[tuple[Message, ...], tuple[tuple[Message, ...], tuple[Message, ...]]]:
+        """The beginning that both conversations share, up to a turn of the assistant, and the rest of both."""
+        most = min(len(chosen), len(rejected)) - 1
+        size = next((i for i in range(most) if chosen[i] != rejected[i]), most)
+        while size and not chosen[size].role == rejected[size].role == "assistant":
+            size -= 1
+        if not size:
+            raise BadRow(name, self.prompt, f"is null or missing, and {self.chosen} and {self.rejected} share no turn")
+        return chosen[:size], (chosen[size:], rejected[size:])
 
     def _plain(
         self, name: str, prompt: object, chosen: str, rejected: str

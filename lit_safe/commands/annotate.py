@@ -103,7 +103,8 @@ def _column(k: int, constraints: int) -> str:
 def _record(pair: TextPair, constraints: Sequence[str]) -> dict[str, Any]:
     """The pair and its labels. A missing label is null."""
     row = pair.row
-    record: dict[str, Any] = {"prompt": pair.turns, "chosen": row.chosen, "rejected": row.rejected}
+    sides = zip(("chosen", "rejected"), pair.responses, strict=True)
+    record: dict[str, Any] = {"prompt": pair.turns, **dict(sides)}
     record["split_group"] = row.split_group
     record |= {"chosen_reward": _known(row.chosen_reward), "rejected_reward": _known(row.rejected_reward)}
     for name, chosen, rejected in zip(constraints, row.chosen_cost, row.rejected_cost, strict=True):

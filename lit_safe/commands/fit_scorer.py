@@ -41,6 +41,10 @@ class TextPair(Protocol):
     def turns(self) -> list[dict[str, Any]] | str:
         """A list of turns, or plain text if the dataset has no roles."""
 
+    @property
+    def responses(self) -> tuple[list[dict[str, Any]] | str, ...]:
+        """The chosen and the rejected response: text, or a list of turns if it has several."""
+
 
 class Described(Protocol):
     """The facts about a dataset that a card lists."""

@@ -115,16 +115,18 @@ def packing_invariance(patient: Patient) -> Finding:
 
 
 def stop_token(patient: Patient) -> Finding:
-    """Check that a response ends with exactly one scored stop token, and that nothing after it is scored."""
+    """Check that each scored turn ends with exactly one scored stop token. A response has one turn or several."""
     sequences = patient.batch.sequences
     wrong, cut = [], 0
     bounds = sequences.cu_seqlens.tolist()
     for number, (start, end) in enumerate(itertools.pairwise(bounds)):
-        scored = [t for t in sequences.target[start:end].tolist() if t != IGNORE]
-        stops = [i for i, token in enumerate(scored) if token in patient.stop_ids]
-        if not stops:
-            cut += 1  # a response cut to max_length has no stop token
-        elif stops != [len(scored) - 1]:
+        target = sequences.target[start:end].tolist()
+        turns = [list(turn) for scored, turn in itertools.groupby(target, lambda t: t != IGNORE) if scored]
+        stops = [[i for i, token in enumerate(turn) if token in patient.stop_ids] for turn in turns]
+        whole = [places == [len(turn) - 1] for places, turn in zip(stops, turns, strict=True)]
+        if all(whole[:-1]) and not (stops and stops[-1]):
+            cut += 1  # a response cut to max_length has no stop token at its end
+        elif not all(whole):
             wrong.append(number)
     total = len(bounds) - 1
     seen = f"{total - cut - len(wrong)} of {total} responses end with one, {cut} were cut, {len(wrong)} do not"

@@ -57,7 +57,9 @@ def make(kind, make_tokenizer, make_llama_tokenizer):
 
 
 def items(drawn):
-    return [Item(f"row {i}", prompt, (("chosen", a), ("rejected", b))) for i, (prompt, a, b) in enumerate(drawn)]
+    return [
+        Item(f"row {i}", prompt, (("chosen", a, ()), ("rejected", b, ()))) for i, (prompt, a, b) in enumerate(drawn)
+    ]
 
 
 def outcome(results):
@@ -86,7 +88,7 @@ def test_a_slow_tokenizer_is_used_row_by_row():
     renderer = Renderer(ByT5Tokenizer())
     chunks = [items([("Name a colour:", " red", " blue"), ("", "x", "y")])]
     first, second = BatchRenderer(renderer)(chunks)
-    assert [bytes(i - 3 for i in ids[:-1]) for ids in first.responses] == [b" red", b" blue"]
+    assert [bytes(i - 3 for i in response.ids[:-1]) for response in first.responses] == [b" red", b" blue"]
     assert "has no tokens" in str(second)
     assert outcome(BatchRenderer(renderer)(chunks)) == outcome(OneByOne(renderer)(chunks))
 

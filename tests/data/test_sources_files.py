@@ -3,10 +3,12 @@ import json
 from pathlib import Path
 
 import datasets
+import pyarrow
 import pytest
 
 from data.schema import BadRow
 from data.sources.files import Cell, Table, flag_of, number_of
+from data.sources.tables import table
 
 ROWS = [{"text": "first"}, {"text": "second", "n": 2}]
 
@@ -244,3 +246,55 @@ def test_a_configuration_is_chosen_by_name_and_asked_for_where_it_is_missing(
         list(Table(str(folder)).records())
     with pytest.raises(ValueError, match=r"set/third\[train\]: cannot be loaded.*third"):
         list(Table(str(folder), config="third").records())
+
+
+def packed(path: Path, content: bytes) -> None:
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(content))
+    elif path.suffix == ".zst":
+        with pyarrow.output_stream(str(path), compression="zstd") as file:
+            file.write(content)
+    else:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["utf-8", "utf-8 with a byte order mark"])
+def test_packed_files_and_byte_order_marks_change_no_row(tmp_path: Path, packing: str, mark: bytes) -> None:
+    rows = [{"a": "é", "b": "two"}, {"a": "x" * 70_000, "b": "four"}]
+    texts = {
+        "jsonl": "\n".join(map(json.dumps, rows)),
+        "json": json.dumps(rows),
+        "csv": "a,b\n" + "".join(f"{row['a']},{row['b']}\n" for row in rows),
+    }
+    for kind, text in texts.items():
+        path = tmp_path / f"rows.{kind}{packing}"
+        packed(path, mark + text.encode())
+        assert list(Table(str(path)).records()) == [(f"{path.name}:{i}", row) for i, row in enumerate(rows, 1)]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:60], lambda b: b[:20] + b"x" + b[21:], lambda b: b"nonsense"])
+def test_damaged_zstd_data_are_named(tmp_path: Path, damage) -> None:
+    path = tmp_path / "a.jsonl.zst"
+    packed(path, "\n".join(f'{{"a": "{i} {hash(str(i))}"}}' for i in range(200)).encode())
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"a.jsonl.zst: the zstd data are damaged"):
+        list(Table(str(path)).records())
+
+
+def test_a_list_of_paths_is_read_in_order_and_described_by_every_file(tmp_path: Path) -> None:
+    write(tmp_path / "b.jsonl", json.dumps(ROWS[0]))
+    write(tmp_path / "a.jsonl", json.dumps(ROWS[1]))
+    both = table([str(tmp_path / "b.jsonl"), str(tmp_path / "a.jsonl")])
+    assert list(both.records()) == [("b.jsonl:1", ROWS[0]), ("a.jsonl:1", ROWS[1])]
+    before = both.describe()
+    assert before["name"] == "b.jsonl, a.jsonl"
+    assert table([str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]).describe() != before
+    write(tmp_path / "a.jsonl", "{}")
+    assert both.describe() != before
+
+
+def test_a_folder_of_parquet_files_is_read_in_order_of_name(tmp_path: Path) -> None:
+    for name, row in (("part-1", ROWS[1]), ("part-0", ROWS[0])):
+        datasets.Dataset.from_list([row]).to_parquet(str(tmp_path / f"{name}.parquet"))
+    assert list(Table(str(tmp_path)).records()) == [("part-0.parquet:1", ROWS[0]), ("part-1.parquet:1", ROWS[1])]

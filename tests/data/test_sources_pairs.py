@@ -210,13 +210,16 @@ def test_an_implicit_plain_prompt_ends_before_the_word_that_differs(tmp_path: Pa
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
-        ({"chosen": [GOOD], "rejected": [BAD]}, "prompt: is null or missing"),
+        ({"chosen": [GOOD], "rejected": [BAD]}, "prompt: is null or missing, and chosen and rejected share no turn"),
         ({"chosen": [USER, USER], "rejected": [USER, BAD]}, "chosen: does not end with the assistant"),
         ({"chosen": [], "rejected": [BAD]}, "chosen: is empty"),
-        ({"chosen": [GOOD], "rejected": [USER, BAD]}, "rejected: differs from chosen in more than its last turn"),
+        (
+            {"chosen": [GOOD], "rejected": [USER, BAD]},
+            "prompt: is null or missing, and chosen and rejected share no turn",
+        ),
         (
             {"prompt": [GOOD], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
-            "chosen: does not begin with prompt, nor is it one answer",
+            "chosen: begins neither with prompt nor with the assistant's answer",
         ),
         (
             {"prompt": [{"role": "bot", "content": "x"}], "chosen": [GOOD], "rejected": [BAD]},
@@ -434,7 +437,7 @@ def test_options_that_mean_nothing_are_refused_before_any_file_is_read(make: Any
         make()
 
 
-def test_text_parts_are_one_text_and_other_parts_and_tool_calls_are_refused(tmp_path: Path) -> None:
+def test_text_parts_are_one_text_and_other_parts_are_refused(tmp_path: Path) -> None:
     def said(role: str, *parts: Any, **more: Any) -> dict[str, Any]:
         return {"role": role, "content": list(parts), **more}
 
@@ -449,7 +452,7 @@ def test_text_parts_are_one_text_and_other_parts_and_tool_calls_are_refused(tmp_
     for turn, expected in (
         (said("user", part, {"type": "image"}), ("prompt[0].content[1]", "is not a part of type text")),
         (said("user"), ("prompt[0].content", "is empty")),
-        ({**USER, "tool_calls": [{"name": "f"}]}, ("prompt[0].tool_calls", "is not supported")),
+        ({**USER, "tool_calls": [{"name": "f"}]}, ("prompt[0].tool_calls", "belongs to a turn of the assistant")),
     ):
         column, reason = fault(TRL(jsonl(tmp_path / "a.jsonl", record | {"prompt": [turn]})))
         assert column == expected[0]
