@@ -149,7 +149,9 @@ class CostEstimate(NamedTuple):
     further measurements by logged name. ``samples`` are a few of the scored texts, for people to read. ``clusters`` is
     the number of prompts by which errors are clustered, None if samples are independent. ``bounds`` [2] or [2, C] are a
     lower and an upper one-sided 95 % bound on E[cost]: NaN if there are too few data, None to use Student's t with
-    ``stderr``.
+    ``stderr``. ``spread`` [] or [C] is the standard deviation of the cost of one response to a random prompt.
+    ``within`` [] or [C] is the variance among responses to one prompt, averaged over prompts. Both are None if they are
+    unknown.
     """
 
     mean: Tensor
@@ -161,11 +163,14 @@ class CostEstimate(NamedTuple):
     samples: tuple[ScoredResponse, ...] = ()
     clusters: int | None = None
     bounds: Tensor | None = None
+    spread: Tensor | None = None
+    within: Tensor | None = None
 
     def cpu(self) -> CostEstimate:
         """The same on the CPU, where the multiplier moves."""
-        bounds = None if self.bounds is None else self.bounds.cpu()
-        return self._replace(mean=self.mean.cpu(), stderr=self.stderr.cpu(), unsafe=self.unsafe.cpu(), bounds=bounds)
+        bounds, spread, within = (None if v is None else v.cpu() for v in (self.bounds, self.spread, self.within))
+        known = self._replace(mean=self.mean.cpu(), stderr=self.stderr.cpu(), unsafe=self.unsafe.cpu())
+        return known._replace(bounds=bounds, spread=spread, within=within)
 
 
 @runtime_checkable

@@ -20,6 +20,13 @@ GROUPS = {
     "model": lambda path: ["--model.pair", path, *DATA],
     "data": lambda path: ["--data", path],
     "cost": lambda path: ["--dual.estimator", path, *DATA],
+    "controller": lambda path: [
+        "--dual.controller",
+        path,
+        "--dual.estimator",
+        str(CONFIGS / "cost/rollout.yaml"),
+        *DATA,
+    ],
     "trainer": lambda path: ["-c", path, *DATA],
     "score": lambda path: ["-c", path, *DATA],
     "anchor": lambda path: ["--model.anchor", path, *DATA],

@@ -1,31 +1,34 @@
-"""The multiplier of a cost limit: how it moves, when, and what is said of it.
+"""The callback that estimates the cost at the end of an epoch and moves the multiplier.
 
 Letters: C constraints; a multiplier is [] or [C], in reward nats per cost unit.
 """
 
 import logging
-import math
 from typing import Any, Literal, get_args
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-from lit_safe.constraint.costs import Checkable, CostEstimator
-from lit_safe.constraint.dual_curves import constraints, named, publish, publish_multiplier, show, suffixes
+from lit_safe.constraint.controllers import Controller, Stateful
+from lit_safe.constraint.controllers.subgradient import ProjectedSubgradient
+from lit_safe.constraint.costs import CostEstimator
+from lit_safe.constraint.dual_checks import check_dual
+from lit_safe.constraint.dual_curves import constraints, measured, named, publish, publish_multiplier, show, suffixes
+from lit_safe.constraint.dual_epochs import DualEpochs
 from lit_safe.constraint.dual_line import dual_lines
 from lit_safe.constraint.frozen_policy import FrozenPolicyWarning as FrozenPolicyWarning
 from lit_safe.constraint.frozen_policy import complete_epochs, warn_of_frozen_policy
 from lit_safe.constraint.limits import Standing, standing
-from lit_safe.constraint.multiplier import BoundWatch, agree, dual_step
+from lit_safe.constraint.multiplier import BoundWatch, agree
+from lit_safe.constraint.safety_margin import CertifiedWith, Margin, SafetyMargin
 from lit_safe.errors.message import SettingError
 from lit_safe.execution.ranks import failing_together
 from lit_safe.protocols.run import SavesEpochEnd
 from lit_safe.training.averaging import IterateAverage
 from lit_safe.training.module import PreferenceAlignment
-from lit_safe.training.schedules import Constant, Schedule
+from lit_safe.training.schedules import Schedule
 from lit_safe.types import CostEstimate
 
 log = logging.getLogger(__name__)
@@ -38,25 +41,28 @@ class DualAscent(Callback):
 
     The estimate is of the policy as the epoch left it. An epoch that ends early (``max_steps``, early stopping) takes
     no step; its remainder does, if training is resumed. With ``lr: 0`` the multiplier stays and everything is still
-    estimated and logged, so that every objective's run draws the same curves.
+    estimated and logged, so that every objective's run draws the same curves. The rule of the step is a controller; a
+    run without one takes the projected subgradient step with ``lr``, ``schedule`` and ``maximum``.
 
     Logged at each epoch's last optimizer step, with a suffix ``_<constraint>`` where there are several:
     ``dual/multiplier`` (after the step; its start value at step 0; not where the objective does not read it and no
-    cost is estimated), ``dual/lr`` (0 without a step), ``dual/cost``, ``dual/stderr``, ``dual/violation`` (cost -
-    limit), ``dual/unsafe`` (share of samples with a cost > 0), ``dual/effective`` (sample size), and what else the
-    estimator measured.
-
-    ``lr`` = 1 / s is Newton's step, where s is how far the cost of a policy that has settled falls when the multiplier
-    rises by one; from twice that on the multiplier swings for ever. At the objective's optimum s = Var(cost) / beta
-    (variance among responses to one prompt). docs/constraints.md says how to measure s, and what to do short of that.
+    cost is estimated), ``dual/cost``, ``dual/stderr``, ``dual/violation`` (cost - limit), ``dual/margin`` (if one is
+    set), ``dual/unsafe`` (share of samples with a cost > 0), ``dual/effective`` (sample size), what else the estimator
+    measured, and what the controller used (``dual/lr`` of the subgradient step; 0 without a step).
 
     Args:
         limit: Largest acceptable E[cost], in cost units; a list gives each constraint its own.
         lr: Step size, nats per squared cost unit; 0 never moves the multiplier. A list gives each constraint its own.
+            docs/constraints.md says how to choose it.
         schedule: Factor on ``lr`` by the number of the step, constant by default. One that falls (Robbins and Monro
             1951) goes far while the multiplier is far off, and averages the estimator's noise once it is near.
-        maximum: Upper end of the multiplier. At the default, one unit of cost outweighs 10 nats of reward, odds of
-            22,000 to 1: beyond it preferences hardly change, and a limit not met there is out of reach.
+        maximum: Upper end of the multiplier; null is 10. There one unit of cost outweighs 10 nats of reward, odds of
+            22,000 to 1: beyond it preferences hardly change, and a limit not met there is out of reach. A list gives
+            each constraint its own.
+        controller: Another rule than the subgradient step (configs/controller/). It has its own step and maximum.
+        margin: How far below the limit the multiplier steers, in cost units; a list gives each constraint its own.
+            ``auto`` computes it after each estimate, from its spread and ``margin_for``. Reports speak of the limit.
+        margin_for: The certificate that ``margin: auto`` prepares for.
         estimator: Where E[cost] comes from; null estimates nothing.
         every_n_epochs: Estimate and step at the end of every n-th epoch alone.
         warmup_epochs: Epochs at the start whose ends take no step (they are estimated and logged).
@@ -71,7 +77,8 @@ class DualAscent(Callback):
             safety data makes offensive ones likely.
 
     Raises:
-        ValueError: If an argument lies outside its range, or ``lr`` > 0 has no estimator.
+        ValueError: If an argument lies outside its range, a multiplier is to move without an estimator, or a controller
+            and one of ``lr``, ``schedule`` and ``maximum`` are both given.
     """
 
     def __init__(
@@ -79,7 +86,10 @@ class DualAscent(Callback):
         limit: float | list[float] = 0.0,
         lr: float | list[float] = 0.0,
         schedule: Schedule | None = None,
-        maximum: float = 10.0,
+        maximum: float | list[float] | None = None,
+        controller: Controller | None = None,
+        margin: Margin = 0.0,
+        margin_for: CertifiedWith = CertifiedWith(),  # noqa: B008  (frozen)
         estimator: CostEstimator | None = None,
         every_n_epochs: int = 1,
         warmup_epochs: int = 0,
@@ -92,26 +102,15 @@ class DualAscent(Callback):
         self.limit = torch.tensor(limit, dtype=torch.float64)
         if not bool(self.limit.isfinite().all()):
             raise ValueError(f"limit must be finite, got {limit}")
-        self.lr = torch.tensor(lr, dtype=torch.float64)
-        if not bool((self.lr.isfinite() & (self.lr >= 0)).all()):
-            raise ValueError(f"lr must be >= 0 and finite, got {lr}")
-        if not (math.isfinite(maximum) and maximum > 0):
-            raise ValueError(f"maximum must be > 0, got {maximum}")
+        self.controller = _controller(controller, lr, schedule, maximum)
+        self.margin = SafetyMargin(margin, margin_for)
         if self.steps and estimator is None:
-            raise ValueError("lr > 0 needs an estimator of the cost, e.g. --dual.estimator configs/cost/rollout.yaml")
-        if every_n_epochs < 1 or warmup_epochs < 0 or freeze_last_epochs < 0:
-            raise ValueError(
-                "every_n_epochs must be >= 1, warmup_epochs and freeze_last_epochs >= 0, "
-                f"got {every_n_epochs}, {warmup_epochs}, {freeze_last_epochs}"
-            )
+            who = "lr > 0" if controller is None else f"controller {type(controller).__name__}"
+            raise ValueError(f"{who} needs an estimator of the cost, e.g. --dual.estimator configs/cost/rollout.yaml")
+        self.epochs = DualEpochs(every_n_epochs, warmup_epochs, freeze_last_epochs)
         if ship not in get_args(Ship):
             raise ValueError(f"ship must be one of {get_args(Ship)}, got {ship!r}")
-        self.schedule = schedule or Constant()
-        self.maximum = maximum
         self.estimator = estimator
-        self.every_n_epochs = every_n_epochs
-        self.warmup_epochs = warmup_epochs
-        self.freeze_last_epochs = freeze_last_epochs
         self.ship = ship
         self.seed = seed
         self.show_samples = show_samples
@@ -119,65 +118,39 @@ class DualAscent(Callback):
         self.standing: Standing | None = None
         self.bounds = BoundWatch()
         self.failed: str | None = None
+        self._remembers = False  # whether the controller has its state: from a step, or from a checkpoint
 
     @property
     def steps(self) -> bool:
         """Whether any multiplier is ever to move."""
-        return bool((self.lr > 0).any())
+        return self.controller.moves
 
     # -- Lightning's hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what could only fail epochs later.
+        """Refuse what could only fail epochs later, and set the controller's start value. A checkpoint overrides it.
 
         Raises:
             ValueError: On what ``check`` raises, and for a strategy or a callback that would alter what is kept.
         """
         if stage != "fit" or self._idle(pl_module):
             return
-        self.check(trainer, _aligned(pl_module), trainer.datamodule)  # type: ignore[attr-defined]
+        module = _aligned(pl_module)
+        self.check(trainer, module, trainer.datamodule)  # type: ignore[attr-defined]
         if self.ship == "average" and not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
             raise SettingError(
                 f"ship: average needs whole parameters on every rank, not {type(trainer.strategy).__name__}"
             )
+        if int(module.dual_epoch) < 0:
+            module.multiplier.copy_(self.controller.start(module.multiplier, module.objective.beta))
 
     def check(self, trainer: Trainer, module: PreferenceAlignment, data: Any) -> None:
-        """Compare limit, multiplier, constraints and cost function, before anything is trained.
+        """Compare limit, multiplier, constraints, controller and cost function, before anything is trained.
 
         Raises:
-            ValueError: If shapes differ, a callback averages the multiplier, or the estimator cannot work.
+            ValueError: If shapes differ, a callback averages the multiplier, or controller or estimator cannot work.
         """
-        if self.steps and not module.objective.reads_multiplier:
-            raise SettingError(
-                f"dual.lr is {self.lr.tolist()}, and {type(module.objective).__name__} does not read the multiplier: "
-                "leave dual.lr at 0, or name an objective that reads it (configs/objective/c_dpo.yaml)"
-            )
-        averaging = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
-        if self.steps and averaging:
-            raise SettingError(
-                f"{type(averaging[0]).__name__} averages buffers, the multiplier among them, and a resumed run would "
-                "take its step twice: use --dual.ship average, or --dual.lr 0"
-            )
-        for name, value in (("limit", self.limit), ("lr", self.lr)):
-            if value.ndim and value.shape != module.multiplier.shape:
-                raise SettingError(
-                    f"{name} has shape {list(value.shape)}, the module's multiplier {list(module.multiplier.shape)}"
-                )
-        constraints = data.constraints
-        if module.multiplier.ndim and len(module.multiplier) != len(constraints):
-            raise SettingError(f"{len(module.multiplier)} multipliers for the data's constraints {list(constraints)}")
-        if self.steps and bool((module.multiplier > module.multiplier.new_tensor(self.maximum)).any()):
-            raise SettingError(f"multiplier {module.multiplier.tolist()} starts above its maximum {self.maximum}")
-        if self.estimator is None:
-            return
-        shape = [] if len(constraints) == 1 else [len(constraints)]
-        if list(module.multiplier.shape) != shape:
-            raise SettingError(
-                f"model.multiplier has shape {list(module.multiplier.shape)} and the data have {len(constraints)} "
-                f"constraints, {', '.join(constraints)}: give {'one number' if not shape else f'a list of {shape[0]}'}"
-            )
-        if isinstance(self.estimator, Checkable) and not _fitted_later(self.estimator, trainer):
-            self.estimator.check(data, len(constraints))
+        check_dual(self, trainer, module, data)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the curve, look ahead for steps that no policy will follow, and catch up on one a resume skipped."""
@@ -186,14 +159,18 @@ class DualAscent(Callback):
         module = _aligned(pl_module)
         if module.multiplier.dtype.itemsize < 4:
             raise ValueError(f"the multiplier is in {module.multiplier.dtype}, which loses its steps: keep it in fp32")
-        if (self.freeze_last_epochs or self.schedule != Constant()) and complete_epochs(trainer) is None:
+        if (self.epochs.freeze_last or self.controller.needs_end) and complete_epochs(trainer) is None:
             raise SettingError(
                 "freeze_last_epochs and a schedule count from the end: set trainer.max_epochs or trainer.max_steps"
             )
-        if self.ship == "average" and self.average.count != max(0, int(module.dual_epoch) + 1 - self.warmup_epochs):
+        if self.ship == "average" and self.average.count != max(0, int(module.dual_epoch) + 1 - self.epochs.warmup):
             raise ValueError("ship: average cannot resume from a checkpoint that was written without its average")
+        if isinstance(self.controller, Stateful) and int(module.dual_epoch) >= 0 and not self._remembers:
+            raise ValueError(
+                f"{type(self.controller).__name__} cannot resume from a checkpoint that was written without its state"
+            )
         if self.steps:
-            warn_of_frozen_policy(trainer, module, lambda epoch: self._moves(trainer, epoch), self.every_n_epochs)
+            warn_of_frozen_policy(trainer, module, lambda epoch: self._moves(trainer, epoch), self.epochs.every_n)
         if trainer.global_step == 0:
             publish_multiplier(trainer, module)
         if trainer.current_epoch > 0 and trainer.is_last_batch:
@@ -236,9 +213,14 @@ class DualAscent(Callback):
         return self.ship == "average" and self.average.count > 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, where one is kept, and what was last known; the multiplier lies in the module's buffers."""
-        known = {"standing": None if self.standing is None else self.standing.state_dict(),
+        """The average and the controller's state, where there are any, and what was last known.
+
+        The multiplier is one of the module's buffers.
+        """
+        known: dict[str, Any] = {"standing": None if self.standing is None else self.standing.state_dict(),
                  "bounds": self.bounds.state_dict()}  # fmt: skip
+        if isinstance(self.controller, Stateful):
+            known |= {"controller": type(self.controller).__name__, "controller_state": self.controller.state_dict()}
         return {**known, **(self.average.state_dict() if self.ship == "average" else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -248,13 +230,16 @@ class DualAscent(Callback):
         if state_dict.get("standing") is not None:
             self.standing = Standing.from_state_dict(state_dict["standing"])
         self.bounds.load_state_dict(state_dict.get("bounds", {}))
+        if isinstance(self.controller, Stateful) and state_dict.get("controller") == type(self.controller).__name__:
+            self.controller.load_state_dict(state_dict["controller_state"])
+            self._remembers = True
 
     # -- the step
 
     def _end_of_epoch(self, trainer: Trainer, module: PreferenceAlignment, epoch: int) -> None:
         if int(module.dual_epoch) >= epoch:
             return  # taken already: the hook fired twice, before and after a resume
-        if self.ship == "average" and epoch >= self.warmup_epochs:
+        if self.ship == "average" and epoch >= self.epochs.warmup:
             self.average.add(_iterate(module))  # a policy with the multiplier that it was trained under
         if self.estimator is None or not self._estimates_at(epoch):
             module.dual_epoch.fill_(epoch)
@@ -262,37 +247,30 @@ class DualAscent(Callback):
             return
         estimate = self._estimate(trainer, module, self.estimator, epoch)
         before = module.multiplier.detach().to("cpu", copy=True)
-        lr = self._lr(trainer, epoch)
-        after = dual_step(before, estimate.mean, self.limit, lr, self.maximum)
+        margin = self.margin.of(estimate)
+        moves = self._moves(trainer, epoch)
+        after = before
+        if moves:
+            number, total = self.epochs.number(epoch, complete_epochs(trainer))
+            after = self.controller.step(before, estimate, self.limit - margin, number, total)
+            self._remembers = True
         agree(after, module.device)
         # the two change together: a checkpoint of one without the other would take a step twice, or never
-        if self._moves(trainer, epoch):
-            module.multiplier.copy_(after)
+        module.multiplier.copy_(after)
         module.dual_epoch.fill_(epoch)
         self.standing = standing(constraints(trainer), self.limit, estimate, epoch)
         if trainer.is_global_zero:
             reads = module.objective.reads_multiplier
-            for line in dual_lines(self.standing, estimate, before, module.multiplier.cpu(), reads):
+            for line in dual_lines(self.standing, estimate, before, after, reads):
                 log.info("%s", line)
         if self.steps and trainer.is_global_zero:
-            cost, limit = estimate.mean.double(), self.limit
-            self.bounds.see(suffixes(trainer, before), before, module.multiplier.cpu(), cost, limit, self.maximum)
-        publish(trainer, {**self._measured(trainer, module, estimate), **named("dual/lr", lr, trainer)})
+            cost, top = estimate.mean.double(), self.controller.maximum
+            self.bounds.see(suffixes(trainer, before), before, after, cost, self.limit, top)
+        curves = {**self.controller.curves(), **({"margin": margin} if self.margin else {})}
+        used = {f"dual/{name}": value if moves or name == "margin" else torch.zeros_like(value)
+                for name, value in curves.items()}  # fmt: skip
+        publish(trainer, measured(trainer, module.multiplier, estimate, self.standing, used))
         show(trainer, estimate.samples[: self.show_samples])
-
-    def _measured(self, trainer: Trainer, module: PreferenceAlignment, estimate: CostEstimate) -> dict[str, float]:
-        assert self.standing is not None
-        upper = self.standing.upper
-        return {
-            **named("dual/multiplier", module.multiplier, trainer),
-            **named("dual/cost", estimate.mean, trainer),
-            **named("dual/stderr", estimate.stderr, trainer),
-            **named("dual/violation", estimate.mean - self.limit, trainer),
-            **named("dual/upper", estimate.mean.new_tensor(upper).reshape(estimate.mean.shape), trainer),
-            "dual/unsafe": float(estimate.unsafe),
-            "dual/effective": estimate.effective,
-            **estimate.also,
-        }
 
     def _estimate(
         self, trainer: Trainer, module: PreferenceAlignment, estimator: CostEstimator, epoch: int
@@ -301,6 +279,8 @@ class DualAscent(Callback):
         with failing_together():
             seed = module.seed if self.seed is None else self.seed
             estimate = estimator(module, data, seed=seed, epoch=epoch).cpu()
+        if not bool(estimate.mean.isfinite().all()):
+            raise FloatingPointError(f"the estimated cost is {estimate.mean.tolist()}")
         if estimate.mean.shape != module.multiplier.shape:
             raise ValueError(
                 f"the estimated cost has shape {list(estimate.mean.shape)}, the module's multiplier "
@@ -310,23 +290,10 @@ class DualAscent(Callback):
 
     def _moves(self, trainer: Trainer, epoch: int) -> bool:
         """Whether the end of ``epoch`` takes a step."""
-        total = complete_epochs(trainer)
-        frozen = self.freeze_last_epochs > 0 and total is not None and epoch >= total - self.freeze_last_epochs
-        return self.steps and epoch >= self.warmup_epochs and not frozen
+        return self.steps and self.epochs.moves(epoch, complete_epochs(trainer))
 
     def _estimates_at(self, epoch: int) -> bool:
-        return self.estimator is not None and (epoch + 1) % self.every_n_epochs == 0
-
-    def _lr(self, trainer: Trainer, epoch: int) -> Tensor:
-        """The step size [] or [C] at the end of ``epoch``, 0 where it takes no step."""
-        if not self._moves(trainer, epoch):
-            return torch.zeros_like(self.lr)
-        epochs = complete_epochs(trainer)
-        if epochs is None:
-            return self.lr  # the schedule is constant then
-        end = epochs - self.freeze_last_epochs
-        number, total = ((at - self.warmup_epochs) // self.every_n_epochs for at in (epoch, end))
-        return self.lr * self.schedule(number, total)
+        return self.estimator is not None and self.epochs.estimates(epoch)
 
     def _idle(self, module: LightningModule) -> bool:
         """Whether there is nothing to do: a module without a multiplier, and nobody asked for one to be moved."""
@@ -344,13 +311,25 @@ def _aligned(module: LightningModule) -> PreferenceAlignment:
     return module
 
 
-def _fitted_later(estimator: CostEstimator, trainer: Trainer) -> bool:
-    """Whether a callback fits the estimator's scorer after training has started."""
-    folder = getattr(getattr(estimator, "cost", None), "folder", None)
-    fitting = [c.cost for c in trainer.callbacks if getattr(c, "fit_cost", False)]  # type: ignore[attr-defined]
-    return folder is not None and any(getattr(cost, "folder", None) == folder for cost in fitting)
-
-
 def _iterate(module: PreferenceAlignment) -> dict[str, Tensor]:
     trained = {name: p.data for name, p in module.named_parameters() if p.requires_grad}
     return {**trained, "multiplier": module.multiplier}
+
+
+def _controller(
+    controller: Controller | None,
+    lr: float | list[float],
+    schedule: Schedule | None,
+    maximum: float | list[float] | None,
+) -> Controller:
+    """The rule of the step: the one that is named, else the subgradient step of the other settings."""
+    if controller is None:
+        return ProjectedSubgradient(lr, schedule, 10.0 if maximum is None else maximum)
+    given = {"lr": lr not in (0, 0.0), "schedule": schedule is not None, "maximum": maximum is not None}
+    both = [name for name, named in given.items() if named]
+    if both:
+        raise ValueError(
+            f"controller {type(controller).__name__} and dual.{both[0]} are both given: leave dual.{both[0]} out, and "
+            "set the controller's own settings"
+        )
+    return controller

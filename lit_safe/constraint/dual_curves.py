@@ -9,7 +9,8 @@ from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from lit_safe.types import ScoredResponse
+from lit_safe.constraint.limits import Standing
+from lit_safe.types import CostEstimate, ScoredResponse
 
 if TYPE_CHECKING:
     from lit_safe.training.module import PreferenceAlignment
@@ -46,6 +47,31 @@ def named(tag: str, value: Tensor, trainer: Trainer) -> dict[str, float]:
     """The entries of a value [] or [C], named by ``tag`` and the constraint's name."""
     names = suffixes(trainer, value)
     return {tag + name: entry for name, entry in zip(names, value.reshape(-1).tolist(), strict=True)}
+
+
+def measured(
+    trainer: Trainer, multiplier: Tensor, estimate: CostEstimate, standing: Standing, used: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """The entries of an epoch's end.
+
+    Args:
+        trainer: For the names of the constraints.
+        multiplier: After the step, [] or [C].
+        estimate: E[cost] and what else was measured.
+        standing: The estimate beside its limits.
+        used: What the step used, by logged name, [] or [C] each.
+    """
+    limit = torch.tensor(standing.limit, dtype=torch.float64).reshape(estimate.mean.shape)
+    each = {
+        "dual/multiplier": multiplier,
+        "dual/cost": estimate.mean,
+        "dual/stderr": estimate.stderr,
+        "dual/violation": estimate.mean - limit,
+        "dual/upper": estimate.mean.new_tensor(standing.upper).reshape(estimate.mean.shape),
+        **used,
+    }
+    entries = {name: number for tag, value in each.items() for name, number in named(tag, value, trainer).items()}
+    return {**entries, "dual/unsafe": float(estimate.unsafe), "dual/effective": estimate.effective, **estimate.also}
 
 
 def show(trainer: Trainer, samples: tuple[ScoredResponse, ...]) -> None:

@@ -120,6 +120,6 @@ def sentence(limit: Mapping[str, Any]) -> str:
     return "; ".join(parts) + "."
 
 
-def at_least(value_C: Tensor, maximum: float) -> Tensor:
+def at_least(value_C: Tensor, maximum: Tensor | float) -> Tensor:
     """[C] whether a multiplier is at its maximum, compared in its dtype, which may round the maximum."""
-    return value_C >= torch.tensor(maximum, dtype=value_C.dtype)
+    return value_C >= torch.as_tensor(maximum, dtype=value_C.dtype)

@@ -1,4 +1,4 @@
-"""The dual step of the multiplier, and messages about multipliers that stay at 0 or at the maximum.
+"""Messages about multipliers that stay at 0 or at the maximum, and the check that ranks agree.
 
 Letters: C constraints; a multiplier is [] or [C], in reward nats per cost unit.
 """
@@ -16,28 +16,6 @@ from lit_safe.execution.ranks import gather
 log = logging.getLogger(__name__)
 
 LONG = 2  # epochs at 0 or at the maximum after which the limit is said not to bind, or not to be met
-
-
-def dual_step(multiplier: Tensor, cost: Tensor, limit: Tensor | float, lr: Tensor | float, maximum: float) -> Tensor:
-    """One projected gradient step on the dual function of C-DPO.
-
-    Args:
-        multiplier: [] or [C], nats per cost unit.
-        cost: E[cost] under the current policy, [] or [C] in cost units.
-        limit: Bound on E[cost], [] or [C].
-        lr: Step size, [] or [C], nats per squared cost unit.
-        maximum: Upper bound of the multiplier.
-
-    Returns:
-        The next multiplier, in the dtype of ``multiplier``: clip(multiplier + lr * (cost - limit), 0, maximum).
-
-    Raises:
-        FloatingPointError: If the cost is not finite, because a NaN would remain in the multiplier.
-    """
-    if not bool(cost.isfinite().all()):
-        raise FloatingPointError(f"the estimated cost is {cost.tolist()}")
-    # Liu et al. 2024, arXiv:2403.02475, eq. 14: the dual's gradient is limit - E[cost], and the dual is minimised
-    return (multiplier + lr * (cost - limit)).clamp(0, maximum).to(multiplier.dtype)
 
 
 def agree(multiplier: Tensor, device: torch.device) -> None:
@@ -59,7 +37,13 @@ class BoundWatch:
         self._said: set[tuple[str, str, bool]] = set()
 
     def see(
-        self, names: Sequence[str], before: Tensor, after: Tensor, cost: Tensor, limit: Tensor, maximum: float
+        self,
+        names: Sequence[str],
+        before: Tensor,
+        after: Tensor,
+        cost: Tensor,
+        limit: Tensor,
+        maximum: Tensor | float,
     ) -> None:
         """Record the end of an epoch. All tensors are [] or [C].
 
@@ -69,15 +53,17 @@ class BoundWatch:
             after: The multiplier of the next epoch.
             cost: The estimate of E[cost].
             limit: Bound(s) on E[cost].
-            maximum: Upper bound of the multiplier.
+            maximum: Upper bound(s) of the multiplier.
         """
+        maximum = torch.as_tensor(maximum, dtype=torch.float64)
         top_C = at_least(after, maximum).reshape(-1).tolist()
-        columns = (t.reshape(-1).tolist() for t in (before, after, cost, limit.expand(after.shape)))
-        for name, top, old, new, estimate, bound in zip(names, top_C, *columns, strict=True):
+        each = (before, after, cost, limit.expand(after.shape), maximum.expand(after.shape))
+        columns = (value.reshape(-1).tolist() for value in each)
+        for name, top, old, new, estimate, bound, most in zip(names, top_C, *columns, strict=True):
             where = "maximum" if top and estimate > bound else "0" if new == 0 and estimate <= bound else ""
             earlier, epochs = self._where.get(name, ("", 0))
             self._where[name] = where, epochs + 1 if where == earlier else 1
-            self._say(name, old, maximum, estimate, bound)
+            self._say(name, old, most, estimate, bound)
 
     def _say(self, name: str, old: float, maximum: float, cost: float, limit: float) -> None:
         where, epochs = self._where[name]

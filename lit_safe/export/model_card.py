@@ -49,14 +49,19 @@ Evaluate it against your own limit before you rely on it: training against a cos
 
 
 def _limit(run: Path) -> str:
-    """The limit of the run, in cost units, or why there is none."""
+    """The limit of the run, in cost units, and the rule that moved the multiplier, or why there is none."""
     try:
         config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
         dual = config["dual"]
-        limit, lr = dual["limit"], dual["lr"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        limit, lr, controller = dual["limit"], dual["lr"], dual.get("controller")
+        rule = "" if controller is None else controller["class_path"].rpartition(".")[2]
+        margin = dual.get("margin", 0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return f"not known: the checkpoint's run has no {CONFIG} beside it"
-    return f"{limit} (in units of the cost)" if lr else "none: the multiplier did not move (`dual.lr` 0)"
+    if rule == "Fixed" or not (lr or rule):
+        return f"none: the multiplier did not move ({'controller Fixed' if rule else '`dual.lr` 0'})"
+    steered = f"; the multiplier steered below it (margin {margin})" if margin else ""
+    return f"{limit} (in units of the cost){f', by {rule}' if rule else ''}{steered}"
 
 
 def _version() -> str:

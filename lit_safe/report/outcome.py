@@ -61,6 +61,6 @@ def log_hparams(trainer: Trainer, module: StepModule, report: Mapping[str, Any] 
         settings["lr"] = float(trainer.optimizers[0].defaults.get("lr", math.nan))
     dual = dual_of(trainer)
     if dual is not None and dual.estimator is not None:
-        settings |= {"limit": str(dual.limit.tolist()), "dual_lr": str(dual.lr.tolist())}
+        settings |= {"limit": str(dual.limit.tolist()), "controller": dual.controller.sentence()}
     measured = {f"outcome/{name}": value for name, value in outcome(trainer, module, report).items()}
     add_hparams(trainer, settings, measured)

@@ -39,7 +39,7 @@ def opening(trainer: Trainer, module: StepModule) -> list[str]:
         ("left out", _left_out(trainer, data)),
         ("steps", _steps(trainer, data)),
         ("limit", limit_in_words(trainer) if preference else ""),
-        ("multiplier", _multiplier(trainer, module) if isinstance(module, PreferenceAlignment) else ""),
+        ("multiplier", multiplier_in_words(trainer, module) if isinstance(module, PreferenceAlignment) else ""),
         ("seed", str(module.seed)),
         ("run folder", f"{folder} (curves: tensorboard --logdir {folder})"),
     ]  # fmt: skip
@@ -68,8 +68,9 @@ def limit_in_words(trainer: Trainer) -> str:
     bounds = dual.limit.reshape(-1).expand(len(names)).tolist()
     costs = [f"cost of {name}" for name in names] if len(names) > 1 else ["cost"]
     listed = ", ".join(f"E[{cost}] <= {bound:g}" for cost, bound in zip(costs, bounds, strict=True))
-    often = "each epoch" if dual.every_n_epochs == 1 else f"every {dual.every_n_epochs} epochs"
-    return f"{listed}, estimated at the end of {often} by {_estimator(dual.estimator)}"
+    often = "each epoch" if dual.epochs.every_n == 1 else f"every {dual.epochs.every_n} epochs"
+    steered = f"; {dual.margin.sentence()}" if dual.steps and dual.margin else ""
+    return f"{listed}, estimated at the end of {often} by {_estimator(dual.estimator)}{steered}"
 
 
 def device_in_words(device: torch.device) -> str:
@@ -155,13 +156,15 @@ def _steps(trainer: Trainer, data: Any) -> str:
     return f"{text}; {trainer.global_step:,} are done" if trainer.global_step else text
 
 
-def _multiplier(trainer: Trainer, module: PreferenceAlignment) -> str:
+def multiplier_in_words(trainer: Trainer, module: PreferenceAlignment) -> str:
+    """Where the multiplier starts and how it moves. Empty if the objective does not read it."""
     if not module.objective.reads_multiplier:
         return ""
     dual = dual_of(trainer)
     start = ", ".join(f"{value:g}" for value in module.multiplier.reshape(-1).tolist())
-    if dual is None or not dual.steps:
-        return f"λ stays at {start} (dual.lr is 0)"
-    lr = ", ".join(f"{value:g}" for value in dual.lr.reshape(-1).tolist())
+    if dual is None:
+        return f"λ stays at {start}"
+    if not dual.steps:
+        return f"λ stays at {start} ({dual.controller.sentence()})"
     begins = "starts" if trainer.global_step == 0 else "stands"
-    return f"λ {begins} at {start} and moves by dual.lr {lr} x (cost - limit), between 0 and {dual.maximum:g}"
+    return f"λ {begins} at {start} and {dual.controller.sentence()}"

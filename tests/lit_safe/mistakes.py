@@ -2,9 +2,11 @@
 
 import json
 
+from tests.lit_safe.dual_mistakes import DUAL
 from tests.lit_safe.mistaken_run import BASE, C_DPO, FIT, HUB, RUN, SAFE_DPO, Mistake, pairs, record, run
 
 TABLE: dict[str, Mistake] = {
+    **DUAL,
     # commands and flags
     "misspelt command": Mistake(("exprot", "--out", "x"), ("there is no command 'exprot'", "try: export")),
     "nothing given": Mistake(("fit",), ("--data, --model must be given", "configs/base.yaml")),
@@ -175,8 +177,6 @@ TABLE: dict[str, Mistake] = {
         ),
         ("no metric 'train/los' is logged", "--trainer.callbacks.init_args.monitor", "try: train/loss"),
     ),
-    "limit": Mistake((*FIT, "--dual.limit", "low"), ("'low' is not a value of dual.limit", "--dual.limit", "a number")),
-    "dual step": Mistake((*FIT, "--dual.lr", "-1"), ("lr must be >= 0 and finite, got -1.0", "where: --dual.lr")),
     "warm-up": Mistake(
         (*FIT, "--model.schedule.warmup_ratio", "2"), ("warmup_ratio must", "where: --model.schedule.warmup_ratio")
     ),
@@ -251,13 +251,6 @@ TABLE: dict[str, Mistake] = {
         (*FIT, "--data", "configs/data/trl.yaml"),
         ("trl-lib/ultrafeedback_binarized[train]: cannot be loaded", "configs/data/trl.yaml, line"),
         code=1,
-    ),
-    "two limits": Mistake(
-        (*FIT, *C_DPO, "--dual.lr", "1", "--dual.limit", "[0, 1]", "--dual.estimator", "configs/cost/rollout.yaml"),
-        ("limit has shape [2], the module's multiplier []", "--dual.limit"),
-    ),
-    "no estimator": Mistake(
-        (*FIT, *C_DPO, "--dual.lr", "1"), ("lr > 0 needs an estimator of the cost", "configs/cost/rollout.yaml")
     ),
     # models, checkpoints, folders
     "model of the hub": Mistake(

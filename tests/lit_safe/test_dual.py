@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from lit_safe.constraint.costs.rollout import RolloutCost
-from lit_safe.constraint.dual_ascent import DualAscent, FrozenPolicyWarning, dual_step
+from lit_safe.constraint.dual_ascent import DualAscent, FrozenPolicyWarning
 from lit_safe.objectives import ConstrainedDPO
 from lit_safe.training.averaging import IterateAverage
 from lit_safe.training.module import PreferenceAlignment
@@ -35,36 +35,6 @@ from tests.lit_safe.dual_world import (
     optimum,
     solve,
 )
-
-# -- the pure step
-
-
-def test_the_step_follows_the_violation() -> None:
-    """0.5 + 0.1 * (2 - 0.5) = 0.65."""
-    assert dual_step(torch.tensor(0.5), torch.tensor(2.0), 0.5, 0.1, 10.0).item() == pytest.approx(0.65)
-
-
-@given(st.floats(0, 10), st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.floats(0, 1e6))
-def test_the_step_never_leaves_its_interval_nor_moves_against_the_violation(
-    multiplier: float, cost: float, limit: float, lr: float
-) -> None:
-    start = torch.tensor(multiplier)
-    new = dual_step(start, torch.tensor(cost), limit, lr, 10.0)
-    assert 0 <= new <= 10
-    assert new.dtype == start.dtype
-    assert (new - start) * (cost - limit) >= 0
-
-
-def test_each_constraint_has_its_own_limit() -> None:
-    cost_C, limit_C = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 5.0])
-    new = dual_step(torch.ones(3), cost_C, limit_C, 1.0, 10.0)
-    assert new.tolist() == [2.0, 1.0, 0.0]
-
-
-@pytest.mark.parametrize("cost", [math.nan, math.inf, -math.inf])
-def test_a_cost_that_is_not_finite_stops_the_run(cost: float) -> None:
-    with pytest.raises(FloatingPointError, match="estimated cost"):
-        dual_step(torch.tensor([0.0, 0.0]), torch.tensor([0.0, cost]), 0.0, 0.1, 10.0)
 
 
 @pytest.mark.parametrize(

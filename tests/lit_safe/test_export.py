@@ -236,10 +236,18 @@ def test_large_models_are_written_in_parts(tmp_path: Path, monkeypatch: pytest.M
     ("config", "line"),
     [
         ("dual: {limit: -0.5, lr: 0.1}", "cost limit: -0.5 (in units of the cost)"),
+        (
+            "dual: {limit: 0.5, lr: 0.0, margin: auto, controller: {class_path: a.b.PIDLagrangian}}",
+            "cost limit: 0.5 (in units of the cost), by PIDLagrangian; the multiplier steered below it (margin auto)",
+        ),
+        (
+            "dual: {limit: 0.5, lr: 0.0, controller: {class_path: a.b.Fixed}}",
+            "cost limit: none: the multiplier did not move (controller Fixed)",
+        ),
         ("dual: {limit: 0.0, lr: 0.0}", "cost limit: none: the multiplier did not move"),
         (None, "cost limit: not known"),
     ],
-    ids=["limit", "no dual step", "no configuration"],
+    ids=["limit", "controller", "fixed multiplier", "no dual step", "no configuration"],
 )
 def test_the_card_names_the_limit_and_the_data(config: str | None, line: str, tmp_path: Path) -> None:
     path = checkpoint_of(built("full"), pairs(), tmp_path / "run")

@@ -42,6 +42,31 @@ def mean_cost(cost: Tensor, weight_n: Tensor, prompt_n: Tensor) -> MeanCost:
     return MeanCost(mean, stderr, torch.stack(bounds))
 
 
+class Spread(NamedTuple):
+    """How costs vary, [] or [C]: the standard deviation of one response's cost, and the variance within prompts.
+
+    ``within`` is the variance among responses to one prompt, averaged over prompts; NaN if no prompt has two responses.
+    """
+
+    total: Tensor
+    within: Tensor
+
+
+def spread_of(cost: Tensor, prompt_n: Tensor) -> Spread:
+    """The spread of equally weighted costs [n] or [n, C] of responses to at least two prompts."""
+    columns = cost.double().reshape(len(cost), -1)
+    _, index_n, count_G = prompt_n.unique(return_inverse=True, return_counts=True)
+    prompts = len(count_G)
+    deviation = columns - columns.mean(0)
+    total = (deviation.square().mean(0) * prompts / (prompts - 1)).sqrt()
+    sum_GC = columns.new_zeros(prompts, columns.shape[1]).index_add(0, index_n, columns)
+    residual = (columns - (sum_GC / count_G[:, None])[index_n]).square()
+    square_GC = torch.zeros_like(sum_GC).index_add(0, index_n, residual)
+    several_G = count_G > 1
+    within = (square_GC[several_G] / (count_G[several_G, None] - 1)).mean(0)  # NaN where there is none
+    return Spread(total.reshape(cost.shape[1:]), within.reshape(cost.shape[1:]))
+
+
 def unsafe_interval(unsafe_n: Tensor, weight_n: Tensor, prompt_n: Tensor) -> dict[str, float]:
     """The 95 % interval of the share of unsafe responses [n], clustered by prompt, by logged name."""
     low, high = clustered_mean(unsafe_n.double(), prompt_n, weight_n, share=True).interval

@@ -7,7 +7,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from lit_safe.constraint.costs import HeldOut
-from lit_safe.constraint.costs.mean import mean_cost, unsafe_interval
+from lit_safe.constraint.costs.mean import mean_cost, spread_of, unsafe_interval
 from lit_safe.execution.quiet import quiet
 from lit_safe.execution.ranks import rank_and_world
 from lit_safe.hashing import hash64, uniforms
@@ -112,6 +112,7 @@ class RolloutCost:
         prompt_n = torch.tensor([prompt.prompt_id for prompt, _ in jobs])
         one_n = torch.ones(len(jobs), dtype=torch.float64)
         mean, stderr, bounds = mean_cost(cost, one_n, prompt_n)
+        total, within = spread_of(cost, prompt_n)
         unsafe_n = (cost > 0).reshape(len(jobs), -1).any(-1)
         return CostEstimate(
             mean,
@@ -129,6 +130,8 @@ class RolloutCost:
             tuple(samples[:SHOWN]),
             len(chosen),
             bounds,
+            total,
+            within if self.samples_per_prompt > 1 else None,
         )
 
     def check(self, data: HeldOut, constraints: int) -> None:
