@@ -47,6 +47,7 @@ COMMANDS: tuple[str, ...] = (
     "fit_scorer",
     "refusals",
     "sample",
+    "certify",
     "report",
     "configs",
 )

@@ -1,12 +1,16 @@
 """Writes the README (model card) of an export."""
 
 import importlib.metadata
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from lit_safe.constraint.certificate.contents import CERTIFICATE
+from lit_safe.constraint.certificate.page import card_section
+from lit_safe.constraint.certificate.responses import policy_digest
 from lit_safe.runs.move_aside import CONFIG
 from lit_safe.training.stepping import StepModule
 
@@ -18,7 +22,8 @@ def model_card(module: StepModule, data: Any, checkpoint: dict[str, Any], run: P
         module: The module with the exported policy.
         data: The data module, after ``setup``.
         checkpoint: The exported checkpoint.
-        run: Folder of the checkpoint's run. Its configuration gives the limit. The folder may be missing.
+        run: Folder of the checkpoint's run. Its configuration gives the limit, and its certificate the verdict.
+            The folder may be missing.
     """
     facts = module.pair.facts()
     objective = repr(getattr(module, "objective", "supervised fine-tuning"))
@@ -44,8 +49,22 @@ Data and their licences (they may bind this model too):
 
 {licences}
 
-Evaluate it against your own limit before you rely on it: training against a cost estimate certifies nothing.
+## Certificate
+
+{_certificate(run, policy_digest(facts.source, checkpoint["state_dict"]))}
+
+Evaluate it against your own limit before you rely on it: training against a cost estimate certifies nothing, and a
+certificate is about its scorer and its prompts.
 """
+
+
+def _certificate(run: Path, digest: str) -> str:
+    """What the certificate of the run says, if it is one of this policy."""
+    try:
+        found = json.loads((run / CERTIFICATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "None: `python train.py certify` was not run on this checkpoint."
+    return card_section(found, digest)
 
 
 def _limit(run: Path) -> str:

@@ -5,6 +5,9 @@ import json
 from tests.lit_safe.dual_mistakes import DUAL
 from tests.lit_safe.mistaken_run import BASE, C_DPO, FIT, HUB, RUN, SAFE_DPO, Mistake, pairs, record, run
 
+REFUSAL = ("--scorer", "configs/scorer/refusal.yaml")
+TFIDF = ("--scorer", "configs/scorer/tfidf.yaml")
+
 TABLE: dict[str, Mistake] = {
     **DUAL,
     # commands and flags
@@ -302,6 +305,39 @@ TABLE: dict[str, Mistake] = {
     "sample of no responses": Mistake(
         ("sample", *BASE, "--out", "s.jsonl", "--samples_per_prompt", "0"),
         ("samples_per_prompt must be >= 1", "--samples_per_prompt"),
+    ),
+    "certify of no scorer": Mistake(
+        ("certify", *BASE, "--out", "c"), ("there is no scorer: give --scorer", "dual.estimator")
+    ),
+    "certify without a range": Mistake(
+        ("certify", *BASE, *REFUSAL, "--out", "c", "--limit", "0.1"),
+        ("a bound of E[cost] needs the range of the costs", "--cost_range"),
+    ),
+    "certify of no limit": Mistake(
+        ("certify", *BASE, *REFUSAL, "--out", "c"), ("there is no limit to certify", "--unsafe_limit")
+    ),
+    "certify of a share in percent": Mistake(
+        ("certify", *BASE, *REFUSAL, "--out", "c", "--unsafe_limit", "5"),
+        ("unsafe_limit is a share between 0 and 1, got 5",),
+    ),
+    "certify of a limit outside the range": Mistake(
+        ("certify", *BASE, *REFUSAL, "--out", "c", "--limit", "3", "--cost_range", "[0, 1]"),
+        ("the limit 3.0 is not in the cost_range [0.0, 1.0]",),
+    ),
+    "certify of a limit in other units": Mistake(
+        ("certify", *BASE, *TFIDF, "--out", "c", "--limit", "0.1", "--cost_range", "[0, 1]", "--units", "probability"),
+        ("--units is probability, and the costs of TfidfHarm are in log_odds",),
+    ),
+    "certify of strata in no file": Mistake(
+        ("certify", *BASE, *REFUSAL, "--out", "c", "--unsafe_limit", "0.1", "--strata", "strata.csv"),
+        ("there is no file strata.csv",),
+        code=1,
+    ),
+    "certify by a scorer that saw the split": Mistake(
+        ("certify", *BASE, *TFIDF, "--scorer.folder", "s", "--out", "c", "--limit", "0.1", "--cost_range", "[0, 1]"),
+        ("the scorer TfidfHarm was trained on the certify split",),
+        {"s/card.json": json.dumps({"trained_on": ["train", "certify"]})},
+        1,
     ),
     "doctor on no device": Mistake(
         ("doctor", *BASE, "--device", "cudaa"), ("--device cudaa is not a device", "auto, cpu, cuda")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_safe.cli import COMMANDS, _command
 from lit_safe.commands.annotate import annotate
+from lit_safe.commands.certify import certify
 from lit_safe.commands.doctor import doctor
 from lit_safe.commands.export import export
 from lit_safe.commands.fit_scorer import fit_scorer
@@ -74,7 +75,7 @@ def test_auto_follows_the_trainers_accelerator() -> None:
     assert chosen_device("cuda:1", trainer()) == torch.device("cuda:1")
 
 
-RUN_A_MODEL = ("doctor", "export", "annotate", "fit_scorer", "refusals", "sample")
+RUN_A_MODEL = ("doctor", "export", "annotate", "fit_scorer", "refusals", "sample", "certify")
 
 
 @pytest.mark.parametrize("name", RUN_A_MODEL)
@@ -103,6 +104,9 @@ def unread_module() -> Any:
     [
         lambda folder: doctor(unread_module(), Unread(), device="cuda:7"),
         lambda folder: sample(unread_module(), Unread(), out=str(folder / "out"), device="cuda:7"),
+        lambda folder: certify(
+            unread_module(), Unread(), scorer=Follower(), unsafe_limit=0.1, out=str(folder), device="cuda:7"
+        ),
         lambda folder: export(unread_module(), Unread(), ckpt_path="", out=str(folder / "out"), device="cuda:7"),
         lambda folder: annotate(Unread(), scorer=Follower(), out=str(folder / "out"), device="cuda:7"),
         lambda folder: fit_scorer(Unread(), scorer=Follower(), device="cuda:7"),
@@ -110,7 +114,7 @@ def unread_module() -> Any:
             unread_module(), Unread(), judge=Follower(), prompts=asked(folder), ckpt_path="", out="", device="cuda:7"
         ),
     ],
-    ids=["doctor", "sample", "export", "annotate", "fit_scorer", "refusals"],
+    ids=["doctor", "sample", "certify", "export", "annotate", "fit_scorer", "refusals"],
 )
 def test_a_missing_device_ends_a_command_before_anything_is_read(
     command: Callable[[Path], int], tmp_path: Path

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_safe.anchors.reference_mass import ReferenceMass
 from lit_safe.commands.annotate import annotate
+from lit_safe.commands.certify import certify
 from lit_safe.commands.loading import make_ready
 from lit_safe.commands.refusals import refusals
 from lit_safe.commands.sample import sample
@@ -20,7 +21,7 @@ from lit_safe.execution.quiet import device_of, quiet
 from lit_safe.training.reference_cache import ReferenceCache
 from models.pair import PolicyReference
 from models.sources import TinyLlama
-from tests.lit_safe.pair_world import aligned, pairs, trainer
+from tests.lit_safe.pair_world import Fruit, aligned, pairs, trainer
 
 
 class Noting(PolicyReference):
@@ -71,6 +72,12 @@ def over_refusals(module: Any, data: Any, cost: Any, folder: Path) -> None:
     refusals(module, data, judge=cost, trainer=module.trainer, **files, **SHORT)
 
 
+def certificate(module: Any, data: Any, cost: Any, folder: Path) -> None:
+    asked = pairs(Fruit(60))  # the certify split of fewer pairs has no prompt
+    asked.connect(module)
+    certify(module, asked, scorer=cost, unsafe_limit=0.5, out=str(folder), trainer=module.trainer, **SHORT)
+
+
 PASSES: dict[str, Callable[[Any, Any, Any, Path], Any]] = {
     "reference cache": lambda module, data, cost, folder: ReferenceCache().fill(module, data.batches_of("train")),
     "anchor": anchor_prepare,
@@ -81,6 +88,7 @@ PASSES: dict[str, Callable[[Any, Any, Any, Path], Any]] = {
         module, data, out=str(folder / "out"), split="val", samples_per_prompt=1, trainer=module.trainer, **SHORT
     ),
     "refusals": over_refusals,
+    "certify": certificate,
 }
 
 

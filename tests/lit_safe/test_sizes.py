@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lit_safe.commands.annotate import annotate
+from lit_safe.commands.certify import certify
 from lit_safe.commands.doctor import doctor
 from lit_safe.commands.refusals import refusals
 from lit_safe.commands.sample import sample
@@ -15,6 +16,7 @@ from lit_safe.errors.message import SettingError
 COMMANDS: dict[str, tuple[Callable[..., int], dict[str, Any]]] = {
     "sample": (sample, {"module": None, "data": None}),
     "refusals": (refusals, {"module": None, "data": None, "judge": None, "prompts": "", "ckpt_path": ""}),
+    "certify": (certify, {"module": None, "data": None}),
     "annotate": (annotate, {"data": None, "scorer": None}),
     "doctor": (doctor, {"module": None, "data": None}),
 }
@@ -25,6 +27,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], dict[str, Any]]] = {
     [
         *(("sample", name) for name in ("samples_per_prompt", "batch_size", "max_new_tokens")),
         *(("refusals", name) for name in ("samples_per_prompt", "batch_size", "max_new_tokens")),
+        *(("certify", name) for name in ("prompts", "batch_size", "max_new_tokens")),
         ("annotate", "batch_pairs"),
         ("doctor", "pairs"),
     ],

@@ -1,0 +1,78 @@
+"""What is known about a scorer: its units, and its error against people's labels, as its card says."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lit_safe.rollouts.scoring import name_of
+from lit_safe.scorer_card import CARD, check_scorer
+
+READS = "certify"
+"""The split whose prompts a certificate reads."""
+
+
+class ScorerFacts(NamedTuple):
+    """Facts about a scorer.
+
+    ``units`` is None if neither the scorer nor its card says them. ``quality`` has a sentence for each output of the
+    card, with its AUC against people's labels.
+    """
+
+    name: str
+    units: str | None
+    quality: tuple[str, ...]
+
+
+def scorer_facts(cost: object) -> ScorerFacts:
+    """Read the card of a cost function and check that it may support a certificate.
+
+    Raises:
+        ValueError: If the scorer was trained on the certify split, or its card says that it is too weak.
+    """
+    check_scorer(cost, reads=READS)
+    name, card = name_of(cost), _card(cost)
+    if READS in card.get("trained_on", ()):
+        raise ValueError(
+            f"the scorer {name} was trained on the {READS} split (its card says so), so its costs there prove nothing: "
+            f"fit one without that split"
+        )
+    return ScorerFacts(name, _units(cost, card), tuple(_quality(card)))
+
+
+def _card(cost: object) -> dict[str, Any]:
+    """The scorer's card as JSON values; empty if it has none."""
+    folder = getattr(cost, "folder", None)
+    if not isinstance(folder, str | Path) or not (Path(folder) / CARD).is_file():
+        return {}
+    found = json.loads((Path(folder) / CARD).read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else {}
+
+
+def _units(cost: object, card: dict[str, Any]) -> str | None:
+    units = getattr(cost, "units", None) or card.get("units")
+    if isinstance(units, dict):
+        named = sorted({str(unit) for name, unit in units.items() if name != "reward"})
+        units = named[0] if len(named) == 1 else None
+    if not isinstance(units, str):
+        return None
+    scale = getattr(cost, "scale", 1.0)
+    return units if scale == 1 else f"{scale:g} {units}"
+
+
+def _quality(card: dict[str, Any]) -> list[str]:
+    """A sentence for each measured output: of a ``ScorerCard``, or of the card that ``fit_scorer`` writes."""
+    outputs = dict(card.get("quality", {}))
+    if "auc" in card.get("held_out", ()):
+        held_out = card["held_out"]
+        outputs["cost"] = {**held_out, "low": held_out.get("auc_low"), "high": held_out.get("auc_high")}
+    lines = []
+    for name, found in outputs.items():
+        if found.get("auc") is None:
+            continue
+        low, high = found.get("low"), found.get("high")
+        interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+        lines.append(
+            f"{name}: AUC {found['auc']:.3f}{interval} against people's labels of {found.get('responses', '?')} "
+            f"held-out responses to {found.get('prompts', '?')} prompts"
+        )
+    return lines
