@@ -19,7 +19,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup embedded quickstart oracle lint types test test-all test-lowest test-newest test-peers lock wheel release-check clean
+.PHONY: help setup embedded quickstart oracle lint types test test-all test-lowest test-newest gpu test-peers lock wheel release-check clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ test-lowest: setup ## The fast tests with the lowest versions of pyproject's ran
 
 test-newest: setup ## The same with the newest versions
 	$(BIN)/python requirements/versions.py newest $(SLICE)
+
+gpu: ## On a machine with a CUDA device: tests, kernels against float64, the head and whole steps timed (TUNE=1: candidates too)
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m models.gpu $(if $(TUNE),--tune)
 
 test-peers: embedded ## Compare with TRL in a throw-away environment
 	bash tests/peers/run.sh $(PYTHON)

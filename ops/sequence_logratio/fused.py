@@ -39,6 +39,7 @@ class Tiling(NamedTuple):
     width: int
     warps: int
     stages: int
+    group: int = 0  # row blocks that go through the vocabulary together; 0: all of them
 
 
 # untuned: chosen from ptxas output for sm_90 (no spills, see evidence.py), not from timings. Both tiles load the same
@@ -46,6 +47,8 @@ class Tiling(NamedTuple):
 # registers (2.6 KB of stack per thread). A thread of the tall one holds half as many columns and so half as many biases
 TILINGS = {"bare": Tiling(128, 256, 64, 8, 3), "formed": Tiling(256, 128, 64, 8, 3)}
 INTERPRETED_TILING = Tiling(32, 64, 16, 1, 1)
+if INTERPRETED:
+    TILINGS = dict.fromkeys(TILINGS, INTERPRETED_TILING)
 PROGRAMS = 2 * 132  # untuned: two for each multiprocessor of an H200
 # untuned: columns of a row per program; ROW_WARPS warps spill at 4096 if a bias is not aligned
 ROW_COLUMNS = 2048
@@ -87,8 +90,6 @@ def launch_fault() -> str | None:
 
 def tiling(bias_V: Tensor | None, softcap: float | None) -> Tiling:
     """The tiling from a static table. Nothing is tuned at run time, because T changes with every step."""
-    if INTERPRETED:
-        return INTERPRETED_TILING
     return TILINGS["bare" if bias_V is None and softcap is None else "formed"]
 
 
@@ -112,6 +113,7 @@ def _forward(problem: Problem, slope_rows: int) -> tuple[Normalized, Tensor]:
             *parts_3ST,
             len(hidden_TD),
             tiles,
+            splits,
             V=len(weight_VD),
             D=hidden_TD.shape[1],
             SCALE=scale,
@@ -120,6 +122,7 @@ def _forward(problem: Problem, slope_rows: int) -> tuple[Normalized, Tensor]:
             BLOCK_T=tile.rows,
             BLOCK_V=tile.columns,
             BLOCK_D=tile.width,
+            GROUP=tile.group,
             UPCAST=INTERPRETED,
             num_warps=tile.warps,
             num_stages=tile.stages,

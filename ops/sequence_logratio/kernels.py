@@ -38,7 +38,7 @@ def _formed(z, bias, columns, V, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, HAS
     return _capped(_scaled(z, bias, columns, V, SCALE, HAS_BIAS), SOFTCAP)
 
 
-@triton.jit(do_not_specialize=["T", "TILES"])  # both change from step to step
+@triton.jit(do_not_specialize=["T", "TILES", "SPLITS"])  # they change from step to step
 def stream_kernel(
     hidden,  # descriptor of [T, D]
     weight,  # descriptor of [V, D]
@@ -49,6 +49,7 @@ def stream_kernel(
     target_out,  # [SPLITS, T], the target's logit if the split holds it
     T,
     TILES,  # tiles of the vocabulary per split
+    SPLITS,  # parts of the vocabulary
     V: tl.constexpr,
     D: tl.constexpr,
     SCALE: tl.constexpr,
@@ -57,13 +58,21 @@ def stream_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,  # row blocks that go through the vocabulary together; 0: all of them
     UPCAST: tl.constexpr,  # for the interpreter, which multiplies the raw bits of bf16
 ):
     """Product with the head and running log-sum-exp of one block of rows over one split of the vocabulary."""
     row_blocks = tl.cdiv(T, BLOCK_T)
     # neighbouring programs share a split, so they read its part of the head from L2
-    block = tl.program_id(0) % row_blocks
-    split = tl.program_id(0) // row_blocks
+    first_block = 0
+    group = row_blocks
+    place = tl.program_id(0)
+    if GROUP:  # few row blocks at a time, so that their hidden states stay in L2 as well
+        first_block = place // (GROUP * SPLITS) * GROUP
+        place = place % (GROUP * SPLITS)
+        group = tl.minimum(GROUP, row_blocks - first_block)
+    block = first_block + place % group
+    split = place // group
     rows = block * BLOCK_T + tl.arange(0, BLOCK_T)
     goal = tl.load(target + rows, mask=rows < T, other=-1)
     top = tl.full([BLOCK_T], -float("inf"), tl.float32)

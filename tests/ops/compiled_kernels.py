@@ -55,10 +55,10 @@ def stream(arch, name, dtype, aligned):
         "bias": f"*{dtype}",
         "target": "*i32",
         **dict.fromkeys(("max_out", "sum_out", "target_out"), "*fp32"),
-        **dict.fromkeys(("T", "TILES"), "i32"),
+        **dict.fromkeys(("T", "TILES", "SPLITS"), "i32"),
     }
     sizes = {"V": 128256, "D": 4096, "UPCAST": False}
-    tiles = {"BLOCK_T": tile.rows, "BLOCK_V": tile.columns, "BLOCK_D": tile.width}
+    tiles = {"BLOCK_T": tile.rows, "BLOCK_V": tile.columns, "BLOCK_D": tile.width, "GROUP": tile.group}
     return built(kernels.stream_kernel, types, form | sizes | tiles, arch, aligned, tile.warps, tile.stages)
 
 

@@ -55,6 +55,16 @@ def run(backend, shape, learns, bias=False, dtype=torch.float32, wide=False, **f
     return [logp_T.detach(), *grads]
 
 
+@pytest.mark.parametrize("group", [1, 2, 3, 8])
+def test_the_order_of_programs_changes_no_bit(group, monkeypatch):
+    """5 blocks of rows and 3 parts of the vocabulary, in groups of which some are not full."""
+    monkeypatch.setattr(fused, "PROGRAMS", 15)
+    usual = run("fused", (140, 24, 300), ())
+    monkeypatch.setitem(fused.TILINGS, "bare", fused.INTERPRETED_TILING._replace(group=group))
+    grouped = run("fused", (140, 24, 300), ())
+    assert torch.equal(usual[0], grouped[0])
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(
     ("learns", "form"),

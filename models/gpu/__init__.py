@@ -1,0 +1,1 @@
+"""Checks and measures a machine with a CUDA device: ``make gpu``, or ``python -m models.gpu``."""
