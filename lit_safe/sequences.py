@@ -60,4 +60,5 @@ def select_sequences(sequences: PackedSequences, index: Tensor) -> PackedSequenc
     shift_n = bounds_N1[:-1][index] - cu_n1[:-1]
     at_t = torch.arange(int(cu_n1[-1]), device=index.device) + torch.repeat_interleave(shift_n, length_n)
     parts = (sequences.input_ids[at_t], sequences.target[at_t], sequences.position[at_t])
-    return PackedSequences(*parts, cu_n1.to(torch.int32))
+    trunk = None if sequences.trunk is None else sequences.trunk[at_t]
+    return PackedSequences(*parts, cu_n1.to(torch.int32), trunk)

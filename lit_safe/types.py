@@ -58,13 +58,15 @@ class PackedSequences(NamedTuple):
     """N concatenated token sequences, without padding.
 
     ``target`` is already shifted: ``target[t]`` is the token that position t predicts, or IGNORE if the next token is
-    not part of a response. ``cu_seqlens`` [N+1] int32 holds the sequence boundaries, 0 first and T last.
+    not part of a response. ``cu_seqlens`` [N+1] int32 holds the sequence boundaries, 0 first and T last. ``trunk``, if
+    known, holds the hidden states of every token after the model's frozen layers; D is the model's width.
     """
 
     input_ids: Tensor  # [T] int64
     target: Tensor  # [T] int64
     position: Tensor  # [T] int64, from 0 in each sequence
     cu_seqlens: Tensor  # [N+1] int32
+    trunk: Tensor | None = None  # [T, D]
 
 
 class PackedBatch(NamedTuple):
@@ -230,6 +232,14 @@ class ModelLimits(NamedTuple):
 
     vocabulary: int
     positions: int | None
+
+
+class TrunkStorage(NamedTuple):
+    """Where and how the hidden states below the layers that train are stored."""
+
+    folder: str
+    bfloat16: bool  # round them to this type; False keeps the type in which they are computed
+    max_gib: float  # states of a run that need more are refused
 
 
 class MemoryEstimate(NamedTuple):

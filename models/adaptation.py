@@ -6,15 +6,16 @@ import logging
 import re
 import warnings
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import transformers
 from torch import nn
 
+from lit_safe.types import TrunkStorage
 from models.adapter import check_reach
-from models.backbone import decoder_of
 from models.extras import require
+from models.layers import layers_of, modules_after
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,10 @@ IGNORED = (
 
 @runtime_checkable
 class Adaptation(Protocol):
-    """Marks or adds the parameters that train, and freezes the rest."""
+    """Marks or adds the parameters that train, and freezes the rest.
+
+    It may have a method ``trunk_storage``, as ``LastLayers`` does.
+    """
 
     def apply(self, model: transformers.PreTrainedModel) -> nn.Module:
         """``model``, changed in place, or the peft model around it. Its outputs are unchanged."""
@@ -51,10 +55,25 @@ class LastLayers:
         k: Number of layers.
         head: Also train the head and the modules between it and the last layer, such as the final norm. A tied head is
             also the input embedding.
+        cache_trunk: Compute the hidden states below the last layers once for every training token, before the first
+            step, and store them on disk. Steps then run the last layers alone. Rollouts run the whole model.
+        trunk_dir: Folder of the stored states. Runs with the same frozen weights share it.
+        trunk_dtype: Type of the stored states: ``computed`` keeps every bit, ``bfloat16`` rounds each number once.
+        trunk_max_gib: Maximum size of the stored states in GiB. A run that needs more is refused before it starts.
     """
 
     k: int
     head: bool = False
+    cache_trunk: bool = False
+    trunk_dir: str = "runs/trunk_states"
+    trunk_dtype: Literal["computed", "bfloat16"] = "computed"
+    trunk_max_gib: float = 16.0
+
+    def trunk_storage(self) -> TrunkStorage | None:
+        """Where training stores the states of the frozen layers, None if it does not."""
+        if not self.cache_trunk:
+            return None
+        return TrunkStorage(self.trunk_dir, self.trunk_dtype == "bfloat16", self.trunk_max_gib)
 
     def apply(self, model: transformers.PreTrainedModel) -> nn.Module:
         layers = layers_of(model)
@@ -64,7 +83,7 @@ class LastLayers:
         layers[-self.k :].requires_grad_(True)
         if self.head:
             model.get_output_embeddings().requires_grad_(True)
-            for module in _after(model, layers):
+            for module in modules_after(model):
                 module.requires_grad_(True)
         return model
 
@@ -151,44 +170,3 @@ def _adapted(model: nn.Module) -> list[str]:
             plain = re.sub(r"^base_model\.model\.(.*\.\d+\.)?", "", plain)
             names.add(plain.removesuffix(".weight"))
     return sorted(names)
-
-
-def layers_of(model: transformers.PreTrainedModel) -> nn.ModuleList:
-    """The decoder layers, first to last.
-
-    Raises:
-        ValueError: If the model does not hold them in one list.
-    """
-    count = model.config.get_text_config().num_hidden_layers
-    lists = [m for m in decoder_of(model).modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    if not lists:
-        raise ValueError(f"{type(model).__name__} has no list of {count} decoder layers; use Full or LoRA")
-    return lists[0]
-
-
-@torch.no_grad()
-def _after(model: transformers.PreTrainedModel, layers: nn.ModuleList) -> list[nn.Module]:
-    """The modules that run after the last layer and before the head, found by running a token; their place varies."""
-    decoder, after = decoder_of(model), []
-    done = False
-
-    def finished(*given: object) -> None:
-        nonlocal done
-        done = True
-
-    def seen(module: nn.Module, *given: object) -> None:
-        if done and module._parameters:
-            after.append(module)
-
-    inside = {id(module) for module in layers.modules()}
-    handles = [layers[-1].register_forward_hook(finished)]
-    handles += [m.register_forward_hook(seen) for m in decoder.modules() if id(m) not in inside]
-    training = model.training
-    try:
-        ids = torch.ones(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
-        decoder.eval()(input_ids=ids, use_cache=False)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    return after

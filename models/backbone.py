@@ -1,23 +1,28 @@
 """A Hugging Face causal language model in two parts: hidden states at response positions, and the head.
 
-Letters: N sequences, S longest of them, T tokens, R response positions (scored rows), D hidden width, V vocabulary.
+Letters: N sequences, S longest of them, T tokens, R response positions (scored rows), K rows
+of the decoder's input, D hidden width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import inspect
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 import transformers
 from torch import Tensor, nn
 
+from lit_safe.sequences import select_sequences
 from lit_safe.types import IGNORE, PackedSequences, SequenceLogp
 from models.adapter import whole_copies
+from models.layers import decoder_of
+from models.layouts import Layout, Rows, packed, padded
+from models.trunk import Trunk
 from ops.sequence_logratio import Head, both_sequence_logp, sequence_logp, token_logp
 
-Layout = Literal["padded", "packed"]
+LAYOUTS = {"padded": padded, "packed": packed}
 
 
 class ResponseHidden(NamedTuple):
@@ -48,11 +53,13 @@ class Backbone(nn.Module):
 
     def __init__(self, model: nn.Module, *, backend: str = "auto", layout: Layout = "padded") -> None:
         super().__init__()
-        if layout not in ("padded", "packed"):
-            raise ValueError(f"layout must be 'padded' or 'packed', got {layout!r}")
+        if layout not in get_args(Layout):
+            raise ValueError(f"layout must be one of {get_args(Layout)}, got {layout!r}")
         self.model: Any = model
         self.backend = backend
         self.layout = layout
+        self.trunk: Trunk | None = None
+        """The frozen layers, once ``models.trunk_check.find_trunk`` has checked that their output can replace them."""
         self._whole_copies = self.model is not self.causal_lm and whole_copies(model)
 
     @property
@@ -114,10 +121,15 @@ class Backbone(nn.Module):
         )
 
     def response_hidden(self, sequences: PackedSequences) -> ResponseHidden:
-        """The last hidden states at positions whose target is scored."""
+        """The last hidden states at positions whose target is scored.
+
+        If the sequences have trunk states and this model has that trunk, only the layers above it run.
+        """
         self._check(sequences)
         scored_T = sequences.target != IGNORE
-        hidden_RD = self._padded(sequences, scored_T) if self.layout == "padded" else self._packed(sequences, scored_T)
+        rows = LAYOUTS[self.layout](sequences)
+        hidden_KSD = self._decode(rows, sequences.trunk)
+        hidden_RD = hidden_KSD[rows.row_T[scored_T], rows.column_T[scored_T]]
         before_T1 = nn.functional.pad(scored_T.cumsum(0), (1, 0))
         return ResponseHidden(
             hidden_RD, sequences.target[scored_T], before_T1[sequences.cu_seqlens.long()].to(torch.int32)
@@ -150,6 +162,21 @@ class Backbone(nn.Module):
             return logit_RV.log_softmax(-1)
 
     @torch.no_grad()
+    def trunk_states(self, sequences: PackedSequences) -> Tensor:
+        """[T, D] hidden states of every token after the frozen layers, in the type in which the decoder keeps them.
+
+        Raises:
+            ValueError: If this model has no trunk that was checked.
+        """
+        if self.trunk is None:
+            raise ValueError(f"{self._name} has no frozen layers whose states can be kept")
+        self._check(sequences)
+        rows = LAYOUTS[self.layout](sequences)
+        with self.trunk.alone(self.causal_lm) as states:
+            self._decode(rows)
+        return states[0][rows.row_T, rows.column_T]
+
+    @torch.no_grad()
     def verify(self, training: bool = False) -> None:
         """Compare with the model's own logits on a few tokens, each sequence alone.
 
@@ -165,15 +192,13 @@ class Backbone(nn.Module):
         """
         flags = {module: module.training for module in self.modules()}
         self.eval()
-        device, vocabulary = self.device, self.head.weight_VD.shape[0]
-        ids_T = torch.linspace(1, vocabulary - 1, 8, device=device).long()
-        rows = [(row[None], torch.arange(len(row), device=device)[None]) for row in ids_T.split((5, 3))]
-        position_T = torch.cat([position[0] for _, position in rows])
-        bounds_N1 = torch.tensor([0, 5, 8], dtype=torch.int32, device=device)
-        sequences = PackedSequences(ids_T, ids_T, position_T, bounds_N1)
+        sequences = self.few_tokens()
+        alone = [select_sequences(sequences, torch.tensor([n], device=self.device)) for n in range(2)]
         try:
             with self.computing():
-                own_TV = torch.cat([self.causal_lm(input_ids=ids, use_cache=False).logits[0] for ids, _ in rows])
+                own_TV = torch.cat(
+                    [self.causal_lm(input_ids=one.input_ids[None], use_cache=False).logits[0] for one in alone]
+                )
         except RuntimeError as fault:
             kinds = sorted({str(p.dtype).removeprefix("torch.") for p in self.parameters()})
             if len(kinds) == 1:
@@ -182,7 +207,7 @@ class Backbone(nn.Module):
                 f"{self._name} does not compute with weights in {', '.join(kinds)} on this device "
                 f"({str(fault).splitlines()[0]}): read it with dtype: float32"
             ) from fault
-        found = {"alone": torch.cat([self._decode(*row, None)[0] for row in rows])}
+        found = {"alone": torch.cat([self._decode(packed(one))[0] for one in alone])}
         found["laid out"] = self.response_hidden(sequences).hidden_RD
         if training:
             self.train()
@@ -201,6 +226,12 @@ class Backbone(nn.Module):
                     f"{name}, in layout {self.layout!r}; this architecture needs support in models/backbone.py"
                     + (" (layout 'padded' may work)" if self.layout == "packed" and name == "laid out" else "")
                 )
+
+    def few_tokens(self) -> PackedSequences:
+        """Two sequences of 5 and 3 tokens, all scored."""
+        ids_T = torch.linspace(1, self.head.weight_VD.shape[0] - 1, 8).long()
+        position_T, bounds_N1 = torch.tensor([*range(5), *range(3)]), torch.tensor([0, 5, 8], dtype=torch.int32)
+        return PackedSequences(*(part.to(self.device) for part in (ids_T, ids_T, position_T, bounds_N1)))
 
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass instead of storing them."""
@@ -238,29 +269,16 @@ class Backbone(nn.Module):
     def _name(self) -> str:
         return type(self.causal_lm).__name__
 
-    def _padded(self, sequences: PackedSequences, scored_T: Tensor) -> Tensor:
-        """Sequences as rows of a batch. The mask is computed from lengths, never from a pad id."""
-        length_N = sequences.cu_seqlens.diff().long()
-        sequence_T = torch.repeat_interleave(torch.arange(len(length_N), device=length_N.device), length_N)
-        column_T = torch.arange(len(sequence_T), device=length_N.device) - sequences.cu_seqlens[:-1].long()[sequence_T]
-        ids_NS = length_N.new_zeros(len(length_N), int(length_N.max()))
-        position_NS, mask_NS = ids_NS.clone(), ids_NS.clone()
-        ids_NS[sequence_T, column_T] = sequences.input_ids
-        position_NS[sequence_T, column_T] = sequences.position
-        mask_NS[sequence_T, column_T] = 1
-        hidden_NSD = self._decode(ids_NS, position_NS, mask_NS)
-        return hidden_NSD[sequence_T[scored_T], column_T[scored_T]]
-
-    def _packed(self, sequences: PackedSequences, scored_T: Tensor) -> Tensor:
-        """All sequences as one row. The library separates them if positions restart and no mask is given."""
-        return self._decode(sequences.input_ids[None], sequences.position[None], None)[0][scored_T]
-
-    def _decode(self, ids: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
+    def _decode(self, rows: Rows, trunk_TD: Tensor | None = None) -> Tensor:
+        """[K, S, D] the decoder's last hidden states."""
         decoder = decoder_of(self.causal_lm)
-        given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        given = {"input_ids": rows.ids_KS, "attention_mask": rows.mask_KS, "use_cache": False}
         if "position_ids" in inspect.signature(decoder.forward).parameters:
-            given["position_ids"] = position
-        with self.computing():
+            given["position_ids"] = rows.position_KS
+        known: AbstractContextManager[None] = nullcontext()
+        if trunk_TD is not None and self.trunk is not None:
+            known = self.trunk.given(self.causal_lm, rows.spread(trunk_TD))
+        with self.computing(), known:
             return decoder(**given).last_hidden_state
 
     def _check(self, sequences: PackedSequences) -> None:
@@ -271,18 +289,6 @@ class Backbone(nn.Module):
         limit = getattr(self.causal_lm.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and longest > limit:
             raise ValueError(f"a sequence of {longest} tokens exceeds the {limit} positions of {self._name}")
-
-
-def decoder_of(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
-    """The model below its head.
-
-    Raises:
-        ValueError: If the model does not name that part.
-    """
-    for decoder in (model.base_model, getattr(model, "model", None)):
-        if isinstance(decoder, transformers.PreTrainedModel) and decoder is not model:
-            return decoder  # the second: Llama4's text model names a part that it does not have
-    raise ValueError(f"{type(model).__name__} names no decoder below its head: use another architecture")
 
 
 def no_dropout(model: nn.Module) -> None:

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.backbone import Backbone
+from models.trunk import parameters_above
 
 NOT_COMPUTED_WITH = ("_name_or_path", "transformers_version", "_attn_implementation")
 
@@ -20,13 +21,31 @@ def digest(reference: Backbone, trainable: Collection[nn.Parameter] = ()) -> str
         trainable: Parameters that the policy trains. They are left out; in the reference, they are an adapter that is
             off.
     """
-    found = hashlib.sha256()
-    config = reference.causal_lm.config.to_dict()
-    plain = {key: value for key, value in config.items() if key not in NOT_COMPUTED_WITH}
-    found.update(json.dumps(plain, sort_keys=True, default=str).encode())
     off = {id(parameter) for parameter in trainable}
     still = [(name, weight) for name, weight in reference.named_parameters() if id(weight) not in off]
-    for name, tensor in (*still, *reference.named_buffers()):
+    return _hash(reference, [*still, *reference.named_buffers()])
+
+
+def trunk_digest(policy: Backbone) -> str:
+    """SHA-256 of everything that the trunk states of ``policy`` depend on, and of nothing above its trunk.
+
+    Raises:
+        ValueError: If it has no trunk.
+    """
+    if policy.trunk is None:
+        raise ValueError("the policy has no frozen layers at the bottom")
+    above = parameters_above(policy.causal_lm, policy.trunk.depth)
+    below = [(name, weight) for name, weight in policy.named_parameters() if weight not in above]
+    found = _hash(policy, [*below, *policy.named_buffers()])
+    return hashlib.sha256(f"{found} {policy.trunk.depth} layers".encode()).hexdigest()
+
+
+def _hash(model: Backbone, tensors: Iterable[tuple[str, Tensor]]) -> str:
+    found = hashlib.sha256()
+    config = model.causal_lm.config.to_dict()
+    plain = {key: value for key, value in config.items() if key not in NOT_COMPUTED_WITH}
+    found.update(json.dumps(plain, sort_keys=True, default=str).encode())
+    for name, tensor in tensors:
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         found.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lit_safe.types import MemoryEstimate
-from models.adaptation import layers_of
 from models.backbone import Backbone
+from models.layers import layers_of
 from ops.sequence_logratio.slabs import BLOCK_BYTES
 
 

@@ -16,11 +16,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lit_safe.precision import TrainableDtype, hold
-from lit_safe.types import MemoryEstimate, ModelFacts, ModelLimits, PackedSequences, SequenceLogp, SequenceStats
+from lit_safe.types import (
+    MemoryEstimate,
+    ModelFacts,
+    ModelLimits,
+    PackedSequences,
+    SequenceLogp,
+    SequenceStats,
+    TrunkStorage,
+)
 from models.adaptation import Adaptation, Full
 from models.adapter import check_adapter
 from models.backbone import Backbone, Layout, no_dropout
-from models.digest import digest, fingerprint
+from models.digest import digest, fingerprint, trunk_digest
 from models.export import eos_ids, save_pretrained
 from models.load_checks import check_tokens, say_router_loss
 from models.memory import memory_estimate
@@ -29,6 +37,7 @@ from models.response_tree import tree_logp
 from models.sampling import generate
 from models.sources import ModelSource
 from models.trainable_state import keep_trainable
+from models.trunk_check import find_trunk
 from ops.sequence_logratio import token_stats
 
 SUPPORT_LOGITS = 2**24  # logits per block in support_logratio: 64 MiB for each model in fp32
@@ -73,6 +82,10 @@ class PolicyReference(nn.Module):
         self.disable_dropout = disable_dropout
         if trainable_dtype not in get_args(TrainableDtype):
             raise ValueError(f"trainable_dtype must be one of {get_args(TrainableDtype)}, got {trainable_dtype!r}")
+        if not disable_dropout and self.trunk_storage() is not None:
+            raise ValueError(
+                "adaptation.cache_trunk: frozen layers with dropout have no fixed output: set disable_dropout"
+            )
         self.trainable_dtype = trainable_dtype
         self.policy: Backbone | None = None
         self._verified: set[Layout] = set()
@@ -123,6 +136,8 @@ class PolicyReference(nn.Module):
             policy.checkpoint_activations()
         say_router_loss(policy)
         check_tokens(self.source, self.load_tokenizer, getattr(self.reference, "source", None))
+        if self.disable_dropout:  # with dropout, no layer has the same output twice
+            find_trunk(policy, asked=self.trunk_storage() is not None)
         policy.train()  # models are loaded in evaluation mode, which silently disables checkpointing
         self._open_reference = self.reference.attach(policy)
         self.policy = policy
@@ -150,6 +165,7 @@ class PolicyReference(nn.Module):
         They share it if the head is frozen, as with adapters and last layers.
         """
         policy, open_reference = self._both()
+        sequences = self._with_trunk(sequences)
         with open_reference() as reference:
             one_head = policy.shares_head(reference)
         if not one_head:
@@ -171,6 +187,7 @@ class PolicyReference(nn.Module):
     def sequence_stats(self, sequences: PackedSequences) -> SequenceStats:
         """Response log-probs under both models, KL and entropy, from one pass of each model, without gradient."""
         policy, open_reference = self._both()
+        sequences = self._with_trunk(sequences)
         mine_RD, target_R, bounds_N1 = policy.response_hidden(sequences)
         with open_reference() as reference:
             theirs_RD, _, _ = reference.response_hidden(sequences)
@@ -184,6 +201,7 @@ class PolicyReference(nn.Module):
         Nats, with gradient if enabled.
         """
         policy, open_reference = self._both()
+        sequences = self._with_trunk(sequences)
         mine_RD, _, bounds_N1 = policy.response_hidden(sequences)
         rows = max(1, SUPPORT_LOGITS // policy.head.weight_VD.shape[0])
         with open_reference() as reference:
@@ -257,6 +275,28 @@ class PolicyReference(nn.Module):
         trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         with open_reference() as reference:
             return digest(reference, trainable)
+
+    def trunk_storage(self) -> TrunkStorage | None:
+        """Where training stores the hidden states below the layers that train; None if it stores none."""
+        asked = getattr(self.adaptation, "trunk_storage", None)
+        return None if asked is None else asked()
+
+    def trunk_digest(self) -> str:
+        """A hash of everything that the results of ``trunk_states`` depend on besides their sequences."""
+        return trunk_digest(self._both()[0])
+
+    def trunk_states(self, sequences: PackedSequences) -> Tensor:
+        """[T, D] hidden states of every token below the layers that train, without gradient."""
+        return self._both()[0].trunk_states(sequences)
+
+    def _with_trunk(self, sequences: PackedSequences) -> PackedSequences:
+        """The sequences with the states of the frozen layers, if policy and reference both run on them."""
+        policy, open_reference = self._both()
+        if sequences.trunk is not None or policy.trunk is None:
+            return sequences
+        with open_reference() as reference:
+            shared = reference.trunk is not None
+        return sequences._replace(trunk=policy.trunk_states(sequences)) if shared else sequences
 
     def limits(self) -> ModelLimits | None:
         """Longest sequence and vocabulary of the policy; None before it is loaded."""

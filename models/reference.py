@@ -25,6 +25,8 @@ OpenReference = Callable[[], AbstractContextManager[Backbone]]
 class Reference(Protocol):
     """Defines the model that the policy is compared with.
 
+    The returned backbone has a ``trunk`` only if its first layers compute exactly what the policy's frozen layers do.
+
     It may have an attribute ``own``: whether it is the untouched policy itself, so that margins at step 0 are 0. The
     default is True.
     """
@@ -56,6 +58,7 @@ class FrozenCopy:
         frozen = _freeze(copy.deepcopy(policy, {id(p): p for p in shared}))
         small = _in_bf16(frozen, shared) if same else frozenset()
         if not same:
+            frozen.trunk = None  # its own layers round otherwise than the policy's
             for parameter in frozen.parameters():  # buffers keep their type: bf16 would round the rotary frequencies
                 parameter.data = parameter.data.to(getattr(torch, self.dtype))
 

@@ -15,7 +15,8 @@ import transformers
 from torch import Tensor
 
 from lit_safe.types import IGNORE, PackedSequences
-from models.backbone import Backbone, decoder_of
+from models.backbone import Backbone
+from models.layers import decoder_of
 
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
 """Names in configurations of the length of a layer's attention window. A cache counts padding as part of the window."""

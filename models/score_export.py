@@ -13,7 +13,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from models.backbone import Backbone, decoder_of
+from models.backbone import Backbone
+from models.layers import decoder_of
 from models.modes import open_to_readers
 
 SHARD = "5GB"

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from lit_safe.precision import TrainableDtype, hold
 from lit_safe.types import IGNORE, MemoryEstimate, ModelFacts, ModelLimits, PackedSequences
-from models.adaptation import Adaptation, layers_of
+from models.adaptation import Adaptation
 from models.adapter import check_adapter
 from models.backbone import Backbone, Layout, no_dropout
 from models.digest import digest, fingerprint
+from models.layers import layers_of
 from models.memory import memory_estimate
 from models.score_export import save_classifier
 from models.sources import ModelSource

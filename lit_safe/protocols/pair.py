@@ -1,6 +1,6 @@
 """What the training code, the rollouts and the commands ask of a model. Three interfaces, by who calls.
 
-Letters: N sequences. Log-probs are sums over a response's tokens, in nats, fp32.
+Letters: N sequences, T tokens, D hidden width. Log-probs are sums over a response's tokens, in nats, fp32.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from lit_safe.types import MemoryEstimate, ModelFacts, PackedSequences, SequenceLogp, SequenceStats
+from lit_safe.types import MemoryEstimate, ModelFacts, PackedSequences, SequenceLogp, SequenceStats, TrunkStorage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,6 +84,20 @@ class Kept(Protocol):
 
     def save_pretrained(self, folder: str, *, adapter_only: bool = False) -> None:
         """Write the policy as a Hugging Face folder (safetensors): merged, or only its adapter."""
+
+
+@runtime_checkable
+class HasTrunk(Protocol):
+    """A pair whose policy may have frozen layers at the bottom. Training asks for it and does without it."""
+
+    def trunk_storage(self) -> TrunkStorage | None:
+        """Where training stores their output; None if it does not."""
+
+    def trunk_digest(self) -> str:
+        """A hash of everything that ``trunk_states`` depends on besides the sequences."""
+
+    def trunk_states(self, sequences: PackedSequences) -> Tensor:
+        """[T, D] their output for every token, without gradient."""
 
 
 @runtime_checkable

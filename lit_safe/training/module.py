@@ -17,7 +17,7 @@ from lit_safe.anchors import Anchor
 from lit_safe.execution.quiet import quiet
 from lit_safe.precision import compute_dtype
 from lit_safe.protocols.data import PreferenceRunData, missing_members
-from lit_safe.protocols.pair import PairModel
+from lit_safe.protocols.pair import HasTrunk, PairModel
 from lit_safe.runs.end_of_run import nothing_to_train
 from lit_safe.training.label_draws import LabelDraws
 from lit_safe.training.metrics import ANCHOR_LOSS, OBJECTIVE_LOSS, PAIR_NAMES, Means, pair_quantities
@@ -26,6 +26,7 @@ from lit_safe.training.predictions import pair_columns
 from lit_safe.training.reference_cache import ReferenceCache
 from lit_safe.training.schedules import Constant, Schedule
 from lit_safe.training.stepping import StepModule
+from lit_safe.training.trunk_cache import TrunkCache
 from lit_safe.types import Measured, Objective, PackedBatch, Pair, Scored, Selective
 
 LABEL_DRAWS = "label_draws"  # key in a checkpoint
@@ -85,6 +86,7 @@ class PreferenceAlignment(StepModule):
         self.anchor_means = None if anchor is None else Means((ANCHOR_LOSS, *anchor.names))
         self._anchor_loss: list[Tensor] = []  # this rank's parts of the step's anchor loss
         self.label_draws = LabelDraws()
+        self.trunk_cache: TrunkCache | None = None
         self.reference_cache = ReferenceCache() if precompute_reference else None
         if reference_cache_dir is not None and not precompute_reference:
             raise ValueError("reference_cache_dir stores what is precomputed: set precompute_reference to true")
@@ -146,9 +148,13 @@ class PreferenceAlignment(StepModule):
             )
 
     def on_train_start(self) -> None:
-        """Score the reference, prepare the anchor, then start timing."""
+        """Store the states of frozen layers, score the reference, prepare the anchor, then start timing."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not nothing_to_train(self.trainer):
+            storage = self.pair.trunk_storage() if isinstance(self.pair, HasTrunk) else None
+            if storage is not None:
+                self.trunk_cache = TrunkCache(storage)
+                self.trunk_cache.fill(self, partial(data.batches_of, "train"))  # type: ignore[arg-type]
             if self.reference_cache is not None:
                 self._fill(self.reference_cache, data)
             self.anchor.prepare(self, data)
@@ -179,17 +185,23 @@ class PreferenceAlignment(StepModule):
             name = hashlib.sha256(computed.encode()).hexdigest()[:32]
             path = Path(self._reference_cache_dir).expanduser() / f"reference-{name}.npz"
             cache.load(path)
-        cache.fill(self, data.batches_of("train"))
+        batches = data.batches_of("train")
+        cache.fill(self, batches if self.trunk_cache is None else map(self._known, batches))
         if path is not None:
             cache.save(path)
 
     def complete(self, item: Any) -> Any:
-        """Add the reference's log-probs to a training item. The data module calls this while ids are on the host.
+        """Add the reference's log-probs and the states of frozen layers to a training item.
+
+        The data module calls this while ids are on the host.
 
         Raises:
             ValueError: If a response was not scored before training. The message names a pair of the micro-batch.
         """
-        if self.reference_cache is None or not self.trainer.training:
+        if not self.trainer.training:
+            return item
+        item = [self._known(batch) for batch in item]
+        if self.reference_cache is None:
             return item
         batches = [self.reference_cache.attach(batch) for batch in item]
         for batch in batches:
@@ -200,6 +212,10 @@ class PreferenceAlignment(StepModule):
                     "training pair"
                 )
         return batches
+
+    def _known(self, batch: PackedBatch) -> PackedBatch:
+        """The batch with the states of frozen layers, if they are stored."""
+        return batch if self.trunk_cache is None else batch._replace(sequences=self.trunk_cache.attach(batch.sequences))
 
     def training_step(self, micro_batches: list[PackedBatch], batch_idx: int) -> None:
         """Run one optimizer step over all micro-batches, with the anchor's terms."""

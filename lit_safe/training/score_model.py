@@ -135,7 +135,7 @@ class ScoreModel(StepModule):
 
     def _on_device(self, sequences: PackedSequences) -> Tensor:
         with torch.no_grad():
-            return self.pair.features(PackedSequences(*(part.to(self.device) for part in sequences))).cpu()
+            return self.pair.features(PackedSequences(*(part.to(self.device) for part in sequences[:4]))).cpu()
 
     def scores(self, batch: PackedBatch | ScoreBatch) -> tuple[PackedBatch, Tensor]:
         """The pairs and the scores [N, K] of their sequences."""

@@ -35,7 +35,7 @@ def measure(shape: str, device: str, ceiling: Ceilings, *, pairs: int, rounds: i
         seed: Seed of the batch.
     """
     batch, tokens, scored = _batch(shape, pairs, seed, small=device == "cpu")
-    batch = PackedSequences(*(part.to(device) for part in batch))
+    batch = PackedSequences(*(part.to(device) for part in batch[:4]))
     pair = PolicyReference(RandomModel(shape))
     pair.load()
     pair.to(device).train()

@@ -21,7 +21,8 @@ from lit_safe.precision import compute_dtype
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import Annotation, PackedBatch, PackedSequences, Pair, Scored
 from models.adaptation import LastLayers, LoRA
-from models.backbone import Backbone
+from models.backbone import LAYOUTS, Backbone
+from models.layouts import Rows
 from models.pair import PolicyReference
 from models.reference import AdapterOff, Checkpoint, FrozenCopy
 from models.sources import TinyLlama
@@ -262,37 +263,39 @@ def test_log_probs_that_depend_on_the_batch(failed: Examine) -> None:
     assert failed(aligned_with(place)) == (1, {"batch invariance"})
 
 
-def padded_left_without_a_mask(self: Backbone, sequences: PackedSequences, scored_T: Tensor) -> Tensor:
-    bounds = sequences.cu_seqlens.tolist()
-    rows = [sequences.input_ids[a:b] for a, b in itertools.pairwise(bounds)]
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
-    hidden = self._decode(ids, torch.arange(ids.shape[1]).expand_as(ids), None)
-    return torch.cat([h[-len(row) :] for h, row in zip(hidden, rows, strict=True)])[scored_T]
+def padded_left_without_a_mask(sequences: PackedSequences) -> Rows:
+    length_N = sequences.cu_seqlens.diff().tolist()
+    longest = max(length_N)
+    ids_NS = torch.zeros(len(length_N), longest, dtype=torch.int64)
+    row_T = torch.repeat_interleave(torch.arange(len(length_N)), torch.tensor(length_N))
+    column_T = torch.cat([torch.arange(longest - length, longest) for length in length_N])
+    ids_NS[row_T, column_T] = sequences.input_ids
+    return Rows(ids_NS, torch.arange(longest).expand_as(ids_NS), None, row_T, column_T)
 
 
 def test_padding_that_is_attended_to(failed: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     module = aligned()
     module.configure_model()
-    monkeypatch.setattr(Backbone, "_padded", padded_left_without_a_mask)
+    monkeypatch.setitem(LAYOUTS, "padded", padded_left_without_a_mask)
     # of sequences of one length nothing is padded: only a longer neighbour shows it
     assert failed(module, pairs(Fruit(same_length=True))) == (1, {"padding"})
     assert failed(module)[1] >= {"padding", "packing", "batch invariance"}
 
 
-def packed_without_bounds(self: Backbone, sequences: PackedSequences, scored_T: Tensor) -> Tensor:
-    through = torch.arange(len(sequences.input_ids))
-    return self._decode(sequences.input_ids[None], through[None], None)[0][scored_T]
+def packed_without_bounds(sequences: PackedSequences) -> Rows:
+    through_T = torch.arange(len(sequences.input_ids))
+    return Rows(sequences.input_ids[None], through_T[None], None, torch.zeros_like(through_T), through_T)
 
 
 def test_packed_sequences_that_see_each_other(failed: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     module = aligned()
     module.configure_model()
     with monkeypatch.context() as planted:
-        planted.setattr(Backbone, "_packed", packed_without_bounds)
+        planted.setitem(LAYOUTS, "packed", packed_without_bounds)
         assert failed(module) == (0, set()), "a layout that the model cannot take, and that this run does not use"
     module.pair.layout = "packed"
     module.pair.layout = "padded"
-    monkeypatch.setattr(Backbone, "_packed", packed_without_bounds)
+    monkeypatch.setitem(LAYOUTS, "packed", packed_without_bounds)
     assert failed(module) == (1, {"packing"})
 
 

@@ -76,7 +76,7 @@ def enumerate_policy(
             cells = order[start : start + batch]
             p, r = np.divmod(cells, len(response_ids))
             sequences = pack_sequences([prompt_ids[i] for i in p], [response_ids[i] for i in r])
-            logp_PR[cells] = score(PackedSequences(*(t.to(device) for t in sequences))).double().cpu().numpy()
+            logp_PR[cells] = score(PackedSequences(*(t.to(device) for t in sequences[:4]))).double().cpu().numpy()
     return with_malformed(logp_PR.reshape(length_PR.shape))
 
 
