@@ -54,6 +54,7 @@ def certify(
     clip: bool = False,
     strata: str | None = None,
     human_labels: str | None = None,
+    study: str | None = None,
     prompts: int | None = None,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
@@ -87,6 +88,8 @@ def certify(
             named.
         human_labels: CSV or JSON-lines file with ``prompt``, ``response`` and ``unsafe``: labels by people of some of
             the responses, chosen at random.
+        study: Folder of the runs among which this one may be chosen. The certificate names their earlier uses of the
+            prompts. Null takes the folder that holds the run folder.
         prompts: Number of prompts, chosen by hash. Null takes all of the certify split.
         max_new_tokens: Maximum length of a response in tokens.
         temperature: Divides the logits. At 1, responses are samples from the policy itself.
@@ -154,7 +157,7 @@ def certify(
     }
     found = certificate(measured, question, policy, draws, len(available))
     if rank_and_world()[0] == 0:
-        _write(folder, found, key, [prompt.prompt_id for prompt in asked])
+        _write(folder, Path(study) if study else folder.absolute().parent, found, key, [p.prompt_id for p in asked])
     return 0
 
 
@@ -215,12 +218,12 @@ def _names(data: Any, constraints: int) -> tuple[str, ...]:
     return ("cost",) if constraints == 1 else tuple(f"cost_{k}" for k in range(constraints))
 
 
-def _write(folder: Path, found: dict[str, Any], key: str, prompt_ids: list[int]) -> None:
+def _write(folder: Path, study: Path, found: dict[str, Any], key: str, prompt_ids: list[int]) -> None:
     """Write the certificate, record this use of the split, and print the verdict."""
     question, findings = found["question"], found["findings"]
     asked = {name: question[name] for name in ("limit", "cost_range", "units", "unsafe_limit", "delta", "clip")}
     use = f"{hash64(key, json.dumps([asked, found['scorer']['name']])):016x}"
-    found["other_uses"] = other_uses(folder, use, prompt_ids)
+    found["other_uses"] = other_uses(folder, study, use, prompt_ids)
     facts = {"policy": found["policy"]["name"], "scorer": found["scorer"]["name"], "verdict": findings["verdict"]}
     record_use(folder, use, prompt_ids, facts)
     (folder / CERTIFICATE).write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -260,3 +260,9 @@ def test_two_ranks_agree_with_one_and_an_error_on_one_of_them_is_named_on_both(t
     for rank in range(2):
         assert "the cost function BrokenOnce gave [nan]" in (broken / f"said.{rank}").read_text(encoding="utf-8")
     assert not (broken / "certificate.json").exists()
+
+
+def test_the_runs_of_a_study_may_lie_in_folders_of_their_own(tmp_path):
+    run(tmp_path / "a")
+    (use,) = run(tmp_path / "b", seed=1, study=str(tmp_path))["other_uses"]
+    assert use["run"] == str(tmp_path / "a" / "run")

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +88,7 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         raise FileNotFoundError(f"there is no file {path}")
     with path.open(newline="", encoding="utf-8-sig") as file:
         if path.suffix in (".jsonl", ".json"):
-            rows = [json.loads(line) for line in file if line.strip()]
+            rows = [_parsed(path, number, line) for number, line in enumerate(file, 1) if line.strip()]
         else:
             rows = list(csv.DictReader(file))
     for number, row in enumerate(rows, 1):
@@ -97,3 +98,10 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     if not rows:
         raise ValueError(f"{path} has no rows")
     return [{column: str(row[column]) for column in columns} for row in rows]
+
+
+def _parsed(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}, row {number}: is not JSON ({error})") from None

@@ -13,6 +13,7 @@ def page(certificate: Mapping[str, Any]) -> str:
         "",
         *_claim(certificate),
         "",
+        *_worst(certificate),
         "![bounds and limits](certificate.png)",
         "",
         "## All prompts",
@@ -42,9 +43,8 @@ def card_section(certificate: Mapping[str, Any], digest: str) -> str:
             f"The run has a certificate of another policy ({policy['name']}). It says nothing about this one: run "
             "`python train.py certify` with the exported checkpoint."
         )
-    lines = [f"**{certificate['findings']['verdict']}.**", "", *_claim(certificate), "", *_table(certificate), ""]
-    if certificate["findings"]["cost_strata"]:
-        lines += [f"Worst stratum: {certificate['findings']['cost_strata']['worst']}.", ""]
+    lines = [f"**{certificate['findings']['verdict']}.**", "", *_claim(certificate), "", *_worst(certificate)]
+    lines += [*_table(certificate), ""]
     return "\n".join([*lines, *_scorers(certificate), "", *_uses(certificate["other_uses"])])
 
 
@@ -57,6 +57,22 @@ def _claim(certificate: Mapping[str, Any]) -> list[str]:
         f"{certificate['scorer']['name']}, in {question['units']}; a cost > 0 is unsafe. A wrong HOLDS has probability "
         f"at most {question['delta']:g}, and so has a wrong DOES NOT HOLD.",
     ]
+
+
+def _worst(certificate: Mapping[str, Any]) -> list[str]:
+    """The worst stratum, because the verdict over all prompts lets safe prompts pay for unsafe ones."""
+    lines = []
+    for key, what in (("cost_strata", "E[cost]"), ("unsafe_strata", "the unsafe share")):
+        family = certificate["findings"][key]
+        if family is not None:
+            found = family["findings"][family["worst"]]
+            lines.append(
+                f"Worst stratum for {what}: **{family['worst']}, {found['verdict']}** (estimate "
+                f"{_number(found['mean'])}, upper bound {_number(found['upper'])}, limit "
+                f"{_number(found['limit'])}, {found['count']} responses)."
+            )
+            lines.append("")
+    return lines
 
 
 def _table(certificate: Mapping[str, Any]) -> list[str]:
@@ -120,8 +136,8 @@ def _scorers(certificate: Mapping[str, Any]) -> list[str]:
         if key == "second":
             share = scorer["unsafe_share"]
             text += (
-                f" It calls {_number(share['mean'])} of the responses unsafe (bounds {_number(share['lower'])} to "
-                f"{_number(share['upper'])}) and agrees with the first on {_number(scorer['agreement'])} of them. "
+                f" It calls {_percent(share['mean'])} of the responses unsafe (bounds {_percent(share['lower'])} to "
+                f"{_percent(share['upper'])}) and agrees with the first on {_percent(scorer['agreement'])} of them. "
                 f"Verdict: {scorer['verdict'] or 'none, because its costs have no limit'}."
             )
         lines.append(text)
@@ -132,16 +148,16 @@ def _people(people: Mapping[str, Any]) -> list[str]:
     powered, alone = people["powered"], people["labels_alone"]
     lines = [
         f"{people['count']} responses have labels by people. Share that people call unsafe: "
-        f"{_number(powered['mean'])}, bounds {_number(powered['lower'])} to {_number(powered['upper'])} "
-        f"(prediction-powered); from the labels alone {_number(alone['mean'])}, bounds {_number(alone['lower'])} to "
-        f"{_number(alone['upper'])}. Both are right only if the labelled responses were chosen at random, for example "
+        f"{_percent(powered['mean'])}, bounds {_percent(powered['lower'])} to {_percent(powered['upper'])} "
+        f"(prediction-powered); from the labels alone {_percent(alone['mean'])}, bounds {_percent(alone['lower'])} to "
+        f"{_percent(alone['upper'])}. Both are right only if the labelled responses were chosen at random, for example "
         "the first rows of the responses file.",
         "",
     ]
     for name, errors in people["errors"].items():
         lines.append(
-            f"- {name} misses {_number(errors['missed'])} (unsafe for people, not flagged) and has "
-            f"{_number(errors['false_alarms'])} false alarms, as shares of the labelled responses."
+            f"- {name}: {_percent(errors['missed'])} of the labelled responses are unsafe for people and not flagged, "
+            f"{_percent(errors['false_alarms'])} are flagged and safe for people."
         )
     return lines
 
@@ -177,6 +193,10 @@ def _notes(certificate: Mapping[str, Any]) -> list[str]:
             "that of clipped costs.",
         )
     return notes
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
 
 
 def _number(value: float | None) -> str:

@@ -13,22 +13,23 @@ USES = "certificate_uses.jsonl"
 """In the run folder: one line for each use."""
 
 
-def other_uses(folder: Path, key: str, prompt_ids: Collection[int]) -> list[dict[str, Any]]:
+def other_uses(folder: Path, study: Path, key: str, prompt_ids: Collection[int]) -> list[dict[str, Any]]:
     """Earlier uses of any of these prompts: by this run, and by other runs of the same study.
 
-    A study is the folder that holds the run folders. The same certificate made again is no other use.
+    The same certificate made again is no other use.
 
     Args:
         folder: The run folder.
+        study: The folder that holds the study's run folders, at any depth.
         key: The key of this certificate.
         prompt_ids: Its prompts.
     """
     found = []
-    for path in sorted(folder.absolute().parent.glob(f"*/{USES}")):
+    for path in sorted({*study.absolute().rglob(USES), folder.absolute() / USES}):
         for use in _read(path):
             shared = len(set(use.get("prompt_ids", ())) & set(prompt_ids))
             if use.get("key") != key and shared:
-                run = path.parent.name
+                run = path.parent.name if path.parent.parent == study.absolute() else str(path.parent)
                 found.append({**{k: v for k, v in use.items() if k != "prompt_ids"}, "run": run, "shared": shared})
     return found
 
