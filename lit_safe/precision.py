@@ -1,4 +1,4 @@
-"""The dtypes in which values are stored and computed. docs/precision.md gives the reasons.
+"""The dtypes in which values are stored and computed. docs/precision-and-scale.md gives the reasons.
 
 - trainable weights and the optimizer's moments: fp32, for every checkpoint dtype
 - frozen weights (reference, base of an adapter, trunk): the checkpoint's dtype, which may be bf16
