@@ -46,6 +46,7 @@ COMMANDS: tuple[str, ...] = (
     "annotate",
     "fit_scorer",
     "refusals",
+    "reach",
     "sample",
     "certify",
     "report",
