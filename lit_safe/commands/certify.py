@@ -26,7 +26,7 @@ from lit_safe.constraint.certificate.responses import (
     responses_key,
     score_responses,
 )
-from lit_safe.constraint.certificate.scorers import ScorerFacts, scorer_facts
+from lit_safe.constraint.certificate.scorers import ScorerFacts, check_certifies, scorer_facts
 from lit_safe.constraint.certificate.uses import other_uses, record_use
 from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.errors.message import SettingError
@@ -119,6 +119,8 @@ def certify(
     chosen, question = _settings(run, scorer, limit, cost_range, units, unsafe_limit, delta, clip)
     first = _Scorer(chosen, scorer_facts(chosen))
     second = None if second_scorer is None else _Scorer(second_scorer, scorer_facts(second_scorer))
+    for each in (first, second) if second is not None else (first,):
+        check_certifies(each.cost)
     place = make_ready(module, data, device, trainer)
     if not getattr(data, "held_out", True):
         raise SettingError("data.held_out is false: the policy trained on every prompt, so nothing can be certified")
