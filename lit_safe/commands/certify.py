@@ -32,6 +32,7 @@ from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.errors.message import SettingError
 from lit_safe.execution.ranks import rank_and_world
 from lit_safe.hashing import hash64
+from lit_safe.protocols.trainer import connected
 from lit_safe.training.stepping import StepModule
 from lit_safe.types import CostFunction
 
@@ -170,7 +171,7 @@ class _Scorer(NamedTuple):
 
 def _dual(trainer: Trainer | None) -> DualAscent | None:
     """The dual step of the run's configuration, if it estimates a cost."""
-    callbacks = () if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = () if trainer is None else connected(trainer).callbacks
     found = next((callback for callback in callbacks if isinstance(callback, DualAscent)), None)
     return None if found is None or found.estimator is None else found
 

@@ -20,6 +20,7 @@ from lit_safe.precision import compute_dtype
 from lit_safe.protocols.data import PreferenceRunData, missing_members
 from lit_safe.protocols.pair import HasTrunk, PairModel
 from lit_safe.protocols.run import StartsMultiplier
+from lit_safe.protocols.trainer import connected
 from lit_safe.runs.end_of_run import nothing_to_train
 from lit_safe.training.label_draws import LabelDraws
 from lit_safe.training.metrics import ANCHOR_LOSS, OBJECTIVE_LOSS, PAIR_NAMES, Means, pair_quantities
@@ -134,11 +135,11 @@ class PreferenceAlignment(StepModule):
             ValueError: If a label that the objective reads is missing, the numbers of multipliers and constraints
                 differ, no training pair is left, or no callback estimates a multiplier of ``auto``.
         """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = connected(self.trainer).datamodule
         data.require(self.objective.needs)
         if self.multiplier_auto:
             self.size_multiplier(data.constraints)
-            if stage == "fit" and not any(isinstance(c, StartsMultiplier) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+            if stage == "fit" and not any(isinstance(c, StartsMultiplier) for c in connected(self.trainer).callbacks):
                 raise SettingError(
                     "model.multiplier auto needs the callback that estimates it: add -c configs/trainer/reach.yaml, or "
                     "give a number"
@@ -166,7 +167,7 @@ class PreferenceAlignment(StepModule):
 
     def on_train_start(self) -> None:
         """Store the states of frozen layers, score the reference, prepare the anchor, then start timing."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = connected(self.trainer).datamodule
         if not nothing_to_train(self.trainer):
             storage = self.pair.trunk_storage() if isinstance(self.pair, HasTrunk) else None
             if storage is not None:
@@ -251,7 +252,7 @@ class PreferenceAlignment(StepModule):
             return {}
         if self.multiplier.ndim == 0:
             return {"multiplier": self.multiplier.clone()}
-        names = self.trainer.datamodule.constraints  # type: ignore[attr-defined]
+        names = connected(self.trainer).datamodule.constraints
         return {f"multiplier_{name}": one for name, one in zip(names, self.multiplier.clone(), strict=True)}
 
     def loss_share(self, batch: PackedBatch) -> Tensor:
@@ -317,5 +318,5 @@ class PreferenceAlignment(StepModule):
         batch = self.label_draws.drawn(batch, self.seed)
         policy, reference = self._logps(batch)
         _, scored = self._objective(batch, policy, reference)
-        constraints = self.trainer.datamodule.constraints  # type: ignore[attr-defined]
+        constraints = connected(self.trainer).datamodule.constraints
         return pair_columns(batch, policy, reference, scored, self.objective.beta, constraints)

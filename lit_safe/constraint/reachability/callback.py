@@ -11,6 +11,7 @@ from lit_safe.constraint.reachability.survey import STEM, scorer, survey
 from lit_safe.constraint.reachability.words import findings, suggestions
 from lit_safe.errors.message import SettingError
 from lit_safe.execution.ranks import failing_together
+from lit_safe.protocols.trainer import connected
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import CostFunction
 
@@ -85,7 +86,7 @@ class Reachability(Callback):
             )
         scorer(self.cost, dual)
         if module.multiplier_auto:
-            module.size_multiplier(trainer.datamodule.constraints)  # type: ignore[attr-defined]
+            module.size_multiplier(connected(trainer).datamodule.constraints)
             # only until the estimate is there: a value that every controller accepts
             module.multiplier.copy_(dual.controller.maximum.clamp(max=1.0).expand(module.multiplier.shape))
 
@@ -95,10 +96,10 @@ class Reachability(Callback):
         Raises:
             SettingError: If a limit is out of reach and ``stop`` is set.
         """
-        if trainer.global_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.global_step or connected(trainer).fast_dev_run:
             return
         module, dual = _parts(trainer, pl_module)
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = connected(trainer).datamodule
         seed = module.seed if self.seed is None else self.seed
         with failing_together():
             found = survey(
