@@ -60,7 +60,7 @@ def test_no_yaml_is_left_out() -> None:
 def test_one_flag_swaps_the_objective_of_an_experiment() -> None:
     base = ["-c", str(CONFIGS / "base.yaml"), "-c", str(CONFIGS / "experiment" / "safe_dpo_7b.yaml"), *HERE]
     swapped = main([*base, "--model.objective", str(CONFIGS / "objective" / "c_dpo.yaml")], run=False)
-    assert repr(swapped.model.objective) == "ConstrainedDPO(beta=0.1, labels='soft')"
+    assert repr(swapped.model.objective) == "ConstrainedDPO(beta=0.1, labels='soft', rectify=False)"
     changed = main([*base, "--model.objective.offset", "3"], run=False)
     assert repr(changed.model.objective) == "SafeDPO(beta=0.1, offset=3.0, labels='ordered')"
 

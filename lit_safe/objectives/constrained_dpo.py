@@ -25,6 +25,10 @@ class ConstrainedDPO:
             expectation of the sampled loss and has less variance. ``sampled`` draws one order with that probability
             for each value of the multiplier, reproducibly, as in the paper's theory. ``hard`` uses the likelier order
             (a tie weights both orders equally). Sources disagree about which of these the authors ran.
+        rectify: Use max(cost, 0) in place of the cost. A safe response then gains nothing by being safer, and cannot
+            pay for an unsafe one. This is the rectifier of RePO (arXiv:2410.19933) and CS-RLHF (arXiv:2510.03520),
+            which train by reinforcement learning; this loss is not theirs. The limit should bound the same cost
+            (``lit_safe.rollouts.rectified.Rectified``).
 
     Raises:
         ValueError: If ``beta`` is not > 0, ``labels`` is unknown, or ``sampled`` gets a batch without draws.
@@ -34,6 +38,7 @@ class ConstrainedDPO:
     reads_multiplier: ClassVar[bool] = True
     beta: float = 0.1
     labels: Labels = "soft"
+    rectify: bool = False
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
@@ -42,7 +47,8 @@ class ConstrainedDPO:
             raise ValueError(f"labels must be one of {get_args(Labels)}, got {self.labels!r}")
 
     def __call__(self, logratio: Pair, label: Annotation, multiplier: Tensor) -> Scored:
-        cost_B = multiplier * label.cost.margin
+        cost = Pair(*(side.clamp(min=0) for side in label.cost)) if self.rectify else label.cost
+        cost_B = multiplier * cost.margin
         if cost_B.ndim == 2:
             cost_B = cost_B.sum(-1)  # one multiplier per constraint
         margin_B = label.reward.margin - cost_B  # eq. 11: r_lambda(chosen) - r_lambda(rejected)

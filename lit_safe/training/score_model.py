@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lit_safe.protocols.data import PreferenceRunData
 from lit_safe.protocols.scores import ScoringModel
-from lit_safe.protocols.trainer import connected
 from lit_safe.training.feature_cache import FeatureCache, store_at
 from lit_safe.training.metrics import Measured, better
 from lit_safe.training.optimizers import gentle_adamw
@@ -102,7 +101,7 @@ class ScoreModel(StepModule):
         """
         super().setup(stage)
         if stage == "fit":
-            self._check_labels(connected(self.trainer).datamodule)
+            self._check_labels(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def take_stop_tokens(self, data: Any) -> None:
         """Take the data's stop tokens, the names of their constraints and the meaning of their order."""
@@ -118,7 +117,7 @@ class ScoreModel(StepModule):
         if self.pair.frozen and self.cache is None:
             cache = FeatureCache(store_at(self.feature_cache_dir, self.pair.trunk_digest()))
             cache.load()
-            data = connected(self.trainer).datamodule
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
             keys = cache.fill(self, data.batches_of("train"), self.pair.features)
             if self.global_step == 0:
                 mean_square_D = cache.rows(keys).double().square().mean(0)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from data.oracle.truth.optimum import frontier, lagrangian, masked, measure, regret, solve_multiplier, tilt
+from data.oracle.truth.optimum import constrained, frontier, lagrangian, masked, measure, regret, solve_multiplier, tilt
+from data.oracle.world import oracle_world
 
 LN3 = math.log(3)
 
@@ -56,6 +57,23 @@ def test_the_multiplier_of_a_limit_by_hand() -> None:
     # E[c] = tanh((ln 3 - 2 multiplier) / 2) is 0 at half of ln 3 and -1/2 at ln 3
     assert solve_multiplier(*BY_HAND, limit=0.0, beta=1) == pytest.approx([LN3 / 2])
     assert solve_multiplier(*BY_HAND, limit=-0.5, beta=1) == pytest.approx([LN3])
+
+
+def test_the_rectified_optimum_by_hand_and_what_it_leaves_alone() -> None:
+    """Costs 1 and -1 count as 1 and 0: 3 exp(-multiplier) to 1, equal at ln 3, where E[max(cost, 0)] is 1/2."""
+    multiplier_C, optimum_PK = constrained(*BY_HAND, limit=0.5, beta=1, rectify=True)
+    assert multiplier_C == pytest.approx([LN3])
+    assert np.exp(optimum_PK) == pytest.approx(np.array([[1 / 2, 1 / 2, 0]]))
+    world = oracle_world(8)
+    with np.errstate(divide="ignore"):
+        tables = (np.log(world.author_PK), world.reward_PK, world.cost_PKC)
+    _, optimum_PK = constrained(*tables, limit=0.05, beta=1, rectify=True)
+    policy_PK, plain_PK = np.exp(optimum_PK), np.exp(tilt(*tables, multiplier=0, beta=1))
+    assert (policy_PK[..., None] * np.maximum(world.cost_PKC, 0)).sum(1).mean() == pytest.approx(0.05, abs=1e-6)
+    safe_PK = (world.cost_PKC <= 0).all(-1) & (plain_PK > 0)
+    for p in range(len(policy_PK)):
+        ratio_k = policy_PK[p, safe_PK[p]] / plain_PK[p, safe_PK[p]]
+        assert ratio_k == pytest.approx(ratio_k[0])
 
 
 def test_a_policy_measured_by_hand() -> None:

@@ -79,6 +79,14 @@ def test_dpo_and_constrained_dpo_are_least_at_their_tilt(seed: int, beta: float,
     assert found.gradient < 1e-12
 
 
+def test_rectified_constrained_dpo_is_least_at_the_tilt_by_positive_costs() -> None:
+    world = tables(constraints=2)
+    found = minimise(ConstrainedDPO(BETA, rectify=True), *world, [0.3, 0.9])
+    positive = world._replace(cost_PKC=np.maximum(world.cost_PKC, 0))
+    assert found.logp_PK == pytest.approx(tilt(*positive, [0.3, 0.9], BETA), abs=1e-6)
+    assert not np.allclose(found.logp_PK, tilt(*world, [0.3, 0.9], BETA), atol=1e-2)
+
+
 def test_each_constraint_has_a_multiplier_of_its_own() -> None:
     world = tables(constraints=2)
     found = minimise(ConstrainedDPO(BETA), *world, [0.3, 0.9])

@@ -20,12 +20,13 @@ def test_every_objective_is_measured_and_names_where_it_aims():
     assert {"dpo", "c_dpo", "c_dpo_dual", "safe_dpo"} <= set(OBJECTIVES)
     aims = {name: Job(name, "none", 0).aim["optimum"] for name in OBJECTIVES}
     assert aims["dpo"] == "tilt"
+    assert aims["c_dpo_rectified"] == "rectified_at_limit"
     assert aims["c_dpo_dual"] == aims["c_dpo"] == "tilt_at_limit"
     assert aims["safe_dpo"] == aims["safe_dpo_soft"] == "masked"
 
 
 def test_only_a_run_without_a_dual_step_is_told_the_optimal_multiplier():
-    assert Job("c_dpo", "none", 0).at_optimal_multiplier
+    assert all(Job(name, "none", 0).at_optimal_multiplier for name in ("c_dpo", "c_dpo_rectified"))
     assert not any(Job(name, "none", 0).at_optimal_multiplier for name in ("dpo", "c_dpo_dual", "safe_dpo"))
 
 
@@ -36,6 +37,10 @@ def test_at_the_optimal_multiplier_the_tilted_reference_meets_the_limit():
     multiplier = job.optimal_multiplier(reference_PK, prompts=8)
     optimum_PK = tilt(reference_PK, world.reward_PK, world.cost_PKC, multiplier, job.aim["beta"])
     assert measure(optimum_PK, reference_PK, world.reward_PK, world.cost_PKC).cost == pytest.approx([-0.15], abs=1e-6)
+    job, positive_PKC = Job("c_dpo_rectified", "none", 0), np.maximum(world.cost_PKC, 0)
+    multiplier = job.optimal_multiplier(reference_PK, prompts=8)
+    optimum_PK = tilt(reference_PK, world.reward_PK, positive_PKC, multiplier, job.aim["beta"])
+    assert measure(optimum_PK, reference_PK, world.reward_PK, positive_PKC).cost == pytest.approx([0.05], abs=1e-6)
 
 
 def test_the_limit_of_the_dual_step_is_the_limit_that_is_measured():

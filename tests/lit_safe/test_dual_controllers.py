@@ -137,7 +137,7 @@ def test_a_controller_beside_the_default_steps_settings_is_refused(options: dict
         ),
         (
             DualAscent(controller=LogBarrier(0.2), estimator=ExactCost()),
-            "λ starts at 0.5 and goes 50 % of the way to 0.2 / (limit - cost - 1 standard errors), and towards 10 over "
+            "λ starts at 0.5 and goes 25 % of the way to 0.2 / (limit - cost - 1 standard errors), and towards 10 over "
             "the limit; at most 10",
         ),
         (

@@ -14,7 +14,14 @@ from lit_safe.types import Annotation, Objective, Pair, Selective
 
 ZERO = torch.tensor(0.0, dtype=torch.float64)
 LOG2 = math.log(2)
-ALL = [DPO(), DPO(label_smoothing=0.1), ConstrainedDPO(), ConstrainedDPO(labels="sampled"), SafeDPO()]
+ALL = [
+    DPO(),
+    DPO(label_smoothing=0.1),
+    ConstrainedDPO(),
+    ConstrainedDPO(labels="sampled"),
+    ConstrainedDPO(rectify=True),
+    SafeDPO(),
+]
 ALL += [SafeDPO(labels="soft")]
 finite = st.floats(-50, 50)
 
@@ -90,6 +97,25 @@ def test_constrained_dpo_by_hand() -> None:
     expected = prefer * math.log1p(math.exp(-1)) + (1 - prefer) * math.log1p(math.e)
     got = ConstrainedDPO(beta=0.5)(pair([3.0], [1.0]), label, f64(0.25)[0]).loss.item()
     assert got == pytest.approx(expected)
+
+
+def test_rectified_constrained_dpo_by_hand() -> None:
+    # costs 1 and -1 count as 1 and 0: cost margin 1, P = sigmoid(1 - .25); logit = .5 * 2
+    label = annotation(pair([2.0], [1.0]), pair([1.0], [-1.0]))
+    prefer = 1 / (1 + math.exp(-0.75))
+    expected = prefer * math.log1p(math.exp(-1)) + (1 - prefer) * math.log1p(math.e)
+    got = ConstrainedDPO(beta=0.5, rectify=True)(pair([3.0], [1.0]), label, f64(0.25)[0]).loss.item()
+    assert got == pytest.approx(expected)
+
+
+def test_rectified_a_safe_response_gains_nothing_by_being_safer_and_a_missing_cost_stays_missing() -> None:
+    logratio, reward = pair([3.0], [1.0]), pair([2.0], [1.0])
+    rectified = ConstrainedDPO(rectify=True)
+    safe = [rectified(logratio, annotation(reward, pair([c], [-1.0])), f64(2.0)[0]).loss for c in (0.0, -1.0, -9.0)]
+    assert safe[0] == safe[1] == safe[2]
+    unconstrained = ConstrainedDPO()(logratio, annotation(reward, pair([-1.0], [-9.0])), ZERO).loss
+    assert safe[0] == unconstrained
+    assert rectified(logratio, annotation(reward, pair([math.nan], [-1.0])), f64(2.0)[0]).loss.isnan().all()
 
 
 @pytest.mark.parametrize(

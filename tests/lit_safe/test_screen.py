@@ -110,7 +110,7 @@ def test_a_run_of_c_dpo_says_what_will_run_and_what_came_out_and_tensorboard_kee
         "model": "tiny random Llama (2 x 32, seed 0): ",
         "computes": "in 32-true on cpu with ",
         "reference": "the policy as loaded, frozen",
-        "objective": "ConstrainedDPO: beta 0.1, labels soft",
+        "objective": "ConstrainedDPO: beta 0.1, labels soft, rectify False",
         "data": "pairs: 49 train, 2 val, 2 dual, 7 certify, chosen is the helpful one",
         "left out": "no row",
         "steps": "26, 2 epochs of 13; 4 pairs a step, 3 at a time",

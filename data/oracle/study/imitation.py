@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from data.oracle.study.job import Job
-from data.oracle.truth.optimum import Floats, masked, measure, regret, solve_multiplier, tilt
+from data.oracle.truth.exact import LIMITED
+from data.oracle.truth.optimum import Floats, constrained, masked, measure, regret, tilt
 from data.oracle.truth.population import minimise
 from data.oracle.truth.result import TABLES
 from data.oracle.world import oracle_world
@@ -41,15 +42,12 @@ def table(reference_PK: Floats, names: Sequence[str], weights: Sequence[float]) 
     for name in names:
         job = Job(name, "none", 0)
         objective, aim = _objective(job), job.aim
-        multiplier = (
-            solve_multiplier(*tables, limit=aim["limit"], beta=objective.beta)
-            if aim["optimum"] == "tilt_at_limit"
-            else np.zeros(1)
-        )
+        multiplier, aim_PK = np.zeros(1), tilt(*tables, 0, objective.beta)
         if aim["optimum"] == "masked":
             aim_PK = masked(*tables, beta=objective.beta)
-        else:
-            aim_PK = tilt(*tables, multiplier, objective.beta)
+        elif aim["optimum"] in LIMITED:
+            rectify = aim["optimum"] == "rectified_at_limit"
+            multiplier, aim_PK = constrained(*tables, limit=aim["limit"], beta=objective.beta, rectify=rectify)
         lines.append(_line(name, "aim", aim_PK, aim_PK, tables, objective.beta))
         for weight in weights:
             imitation_PK = np.broadcast_to(weight / tokens_K, reference_PK.shape)

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from data.oracle.truth.optimum import Floats, solve_multiplier
+from data.oracle.truth.exact import LIMITED
+from data.oracle.truth.optimum import Floats, constrained
 from data.oracle.world import oracle_world
 from lit_safe.installation import find_config
 
@@ -54,7 +55,8 @@ class Job:
     @property
     def at_optimal_multiplier(self) -> bool:
         """Whether it trains with the exact multiplier that meets the limit, without dual steps."""
-        return self.aim.get("optimum") == "tilt_at_limit" and not self.config.get("dual", {}).get("lr")
+        dual = self.config.get("dual", {})
+        return self.aim.get("optimum") in LIMITED and not (dual.get("lr") or dual.get("controller"))
 
     @property
     def aim(self) -> dict[str, Any]:
@@ -68,9 +70,9 @@ class Job:
     def optimal_multiplier(self, reference_PK: Floats, prompts: int) -> float | list[float]:
         """Nats per cost unit, from the reference's log-probabilities for the world's first ``prompts`` prompts."""
         world = oracle_world(prompts, **{key: self.aim[key] for key in ("costs", *WORLD) if key in self.aim})
-        multiplier_C = solve_multiplier(
-            reference_PK, world.reward_PK, world.cost_PKC, limit=self.aim["limit"], beta=self.aim["beta"]
-        )
+        rectify = self.aim["optimum"] == "rectified_at_limit"
+        tables = (reference_PK, world.reward_PK, world.cost_PKC)
+        multiplier_C, _ = constrained(*tables, limit=self.aim["limit"], beta=self.aim["beta"], rectify=rectify)
         values: list[float] = multiplier_C.tolist()
         return values if len(values) > 1 else values[0]
 

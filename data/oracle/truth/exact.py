@@ -15,12 +15,13 @@ from lightning import LightningModule
 from scipy.special import log_softmax  # type: ignore[import-untyped]
 
 from data.oracle.truth.enumeration import Which, enumerate_policy, world_ids
-from data.oracle.truth.optimum import Floats, masked, measure, regret, solve_multiplier, tilt
+from data.oracle.truth.optimum import Floats, constrained, masked, measure, regret, tilt
 from data.oracle.truth.population import minimise
 from data.oracle.world import World
 from lit_safe.precision import run_precision
 
-Optimum = Literal["tilt", "tilt_at_limit", "masked", "population"]
+Optimum = Literal["tilt", "tilt_at_limit", "rectified_at_limit", "masked", "population"]
+LIMITED: tuple[Optimum, ...] = ("tilt_at_limit", "rectified_at_limit")
 
 
 class Exact:
@@ -33,7 +34,7 @@ class Exact:
         world: The world of the data.
         beta: Strength of the KL term.
         optimum: As in ``OracleMeasure``, like the next two.
-        limit: [] or [C], needed by ``tilt_at_limit``.
+        limit: [] or [C], needed by ``tilt_at_limit`` and ``rectified_at_limit``.
         flip: Probability with which the data reverse an order, for ``population``.
         batch_size: Number of sequences scored at once.
 
@@ -66,12 +67,13 @@ class Exact:
         self.reference_PK = self._enumerate("reference")
         self.tables = (self.reference_PK, world.reward_PK, world.cost_PKC)
         self.multiplier_C: Floats = np.zeros(len(world.constraints))
-        if optimum == "tilt_at_limit":
-            if limit is None:
-                raise ValueError("optimum: tilt_at_limit needs a limit")
-            self.multiplier_C = solve_multiplier(*self.tables, limit=limit, beta=beta)
         self.diverges = False
-        if optimum == "population":
+        if optimum in LIMITED:
+            if limit is None:
+                raise ValueError(f"optimum: {optimum} needs a limit")
+            rectify = optimum == "rectified_at_limit"
+            self.multiplier_C, self.optimum_PK = constrained(*self.tables, limit=limit, beta=beta, rectify=rectify)
+        elif optimum == "population":
             self._minimise(data, flip)
         elif optimum == "masked":
             self.optimum_PK = self.masked_PK

@@ -15,10 +15,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from data.oracle.truth.exact import Exact, Optimum, multiplier_of
+from data.oracle.truth.exact import LIMITED, Exact, Optimum, multiplier_of
 from data.oracle.truth.result import compared, run_facts, write_result
 from data.oracle.world import Costs, oracle_world
-from lit_safe.protocols.trainer import connected
 
 
 class OracleMeasure(Callback):
@@ -38,12 +37,14 @@ class OracleMeasure(Callback):
 
     Args:
         beta: Strength of the KL term; must equal that of the run's objective.
-        limit: Bound(s) on E[cost]; a list gives each constraint its own. ``tilt_at_limit`` needs it.
+        limit: Bound(s) on E[cost]; a list gives each constraint its own. ``tilt_at_limit`` needs it, and
+            ``rectified_at_limit``, where it bounds E[max(cost, 0)].
         optimum: The optimum that the run is compared with: ``tilt`` (multiplier 0, for DPO), ``tilt_at_limit`` (the
-            optimum under the limit, for C-DPO), ``masked`` (no unsafe response, for SafeDPO), or ``population`` (the
-            float64 minimiser of the objective's own loss over all pairs, at the initial multiplier of training; up to
-            two seconds a prompt). If that minimiser lies at infinity, as for hard labels, ``oracle.json`` says that the
-            loss ``diverges`` and contains no regret.
+            optimum under the limit, for C-DPO), ``rectified_at_limit`` (the same for C-DPO with ``rectify``),
+            ``masked`` (no unsafe response, for SafeDPO), or ``population`` (the float64 minimiser of the objective's
+            own loss over all pairs, at the initial multiplier of training; up to two seconds a prompt). If that
+            minimiser lies at infinity, as for hard labels, ``oracle.json`` says that the loss ``diverges`` and contains
+            no regret.
         prompts: Number of the world's prompts, as in ``oracle_world``. This and the next three options must equal the
             data's.
         costs: One constraint for ``each`` category, or one for the ``worst`` category.
@@ -54,7 +55,7 @@ class OracleMeasure(Callback):
         flip: Probability in [0, 0.5] with which the data reverse an order, for ``population``.
 
     Raises:
-        ValueError: If an argument is out of range, ``tilt_at_limit`` has no limit, or another optimum than
+        ValueError: If an argument is out of range, an optimum at a limit has none, or another optimum than
             ``population`` has a flip.
     """
 
@@ -76,8 +77,8 @@ class OracleMeasure(Callback):
             raise ValueError(f"beta must be > 0, got {beta}")
         if optimum not in get_args(Optimum):
             raise ValueError(f"optimum must be one of {', '.join(get_args(Optimum))}, got {optimum!r}")
-        if optimum == "tilt_at_limit" and limit is None:
-            raise ValueError("optimum: tilt_at_limit needs a limit")
+        if optimum in LIMITED and limit is None:
+            raise ValueError(f"optimum: {optimum} needs a limit")
         if every_n_epochs < 1 or batch_size < 1:
             raise ValueError(f"every_n_epochs and batch_size must be >= 1, got {every_n_epochs}, {batch_size}")
         if not 0 <= flip <= 0.5 or (flip and optimum != "population"):
@@ -99,9 +100,9 @@ class OracleMeasure(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Move this callback after all callbacks that may change policy or multiplier, and before checkpoints."""
-        others = [callback for callback in connected(trainer).callbacks if callback is not self]
+        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         at = next((k for k, callback in enumerate(others) if isinstance(callback, Checkpoint)), len(others))
-        connected(trainer).callbacks = [*others[:at], self, *others[at:]]
+        trainer.callbacks = [*others[:at], self, *others[at:]]  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Enumerate the reference, compute the optimum, and measure before the first step.
@@ -110,7 +111,7 @@ class OracleMeasure(Callback):
             ValueError: If beta differs from the objective's, the limit cannot be met, the data's flip differs, or
                 training resumes from a checkpoint that was written without this callback.
         """
-        if connected(trainer).fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         objective = getattr(pl_module, "objective", None)
         if objective is not None and not math.isclose(objective.beta, self.beta):
@@ -120,7 +121,7 @@ class OracleMeasure(Callback):
         self._clock = time.monotonic()
         self._exact = Exact(
             pl_module,
-            connected(trainer).datamodule,
+            trainer.datamodule,  # type: ignore[attr-defined]
             oracle_world(**self.options),
             self.beta,
             self.optimum,

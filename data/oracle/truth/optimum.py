@@ -203,6 +203,27 @@ def solve_multiplier(
     return multiplier_C
 
 
+def constrained(
+    reference_PK: Floats,
+    reward_PK: Floats,
+    cost_PKC: Floats,
+    limit: npt.ArrayLike,
+    beta: float,
+    rectify: bool = False,
+) -> tuple[Floats, Floats]:
+    """The multipliers [C] that meet the limit(s), and log-probs [P, K] of the optimum there.
+
+    With ``rectify`` both concern max(cost, 0), cell by cell: the optimum of ``ConstrainedDPO(rectify=True)`` under a
+    limit on E[max(cost, 0)]. Responses without positive cost keep their ratios under DPO.
+
+    Raises:
+        ValueError: As ``solve_multiplier``.
+    """
+    cost_PKC = np.maximum(cost_PKC, 0) if rectify else cost_PKC
+    multiplier_C = solve_multiplier(reference_PK, reward_PK, cost_PKC, limit, beta)
+    return multiplier_C, tilt(reference_PK, reward_PK, cost_PKC, multiplier_C, beta)
+
+
 def frontier(
     reference_PK: Floats, reward_PK: Floats, cost_PKC: Floats, beta: float, multipliers: npt.ArrayLike
 ) -> Frontier:

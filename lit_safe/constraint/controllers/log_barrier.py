@@ -43,7 +43,7 @@ class LogBarrier(Controller):
         confidence: float = 1.0,
         reg: Setting = 0.01,
         decay: float = 1.0,
-        rate: float = 0.5,
+        rate: float = 0.25,
         recovery: Setting | None = None,
         maximum: Setting = 10.0,
     ) -> None:
