@@ -9,11 +9,10 @@ import numpy as np
 import torch
 
 from data.pack import annotation, pack_pairs
-from data.preparation import Order, prepare
+from data.preparation import Order, Prepared, prepared
 from data.render import TODAY
-from data.report import PreparationReport
-from data.schema import Annotator, PreferenceRow, Source
-from data.split import Split, assign
+from data.schema import Annotator, Source
+from data.split import Split
 from data.steps import EvalLoader, MicroBatch, StepLoader, ordered
 from data.texts import TextPair, text_pairs
 from data.tokenised import MicroBatchSize, TokenisedData, check_sizes, evaluation_only
@@ -149,8 +148,7 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         Raises:
             BadRow: At the first unusable row, with ``on_bad_row="error"``.
         """
-        rows, _ = self._prepared()
-        return text_pairs(rows, self.sources, split if self.held_out else None)
+        return text_pairs(list(self._prepared()), self.sources, split if self.held_out else None)
 
     def train_dataloader(self) -> StepLoader[PackedBatch]:
         """Each item is the list of micro-batches of one optimizer step."""
@@ -204,12 +202,12 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         return MicroBatchSize(sequences * int(np.max(pairs.prompt.sizes + longer)), sequences * int(np.max(longer)))
 
     def _tokenise(self, tokeniser: Tokeniser, *, progress: bool) -> tuple[TokenisedPairs, dict[str, Any], list[str]]:
-        rows, report = self._prepared()
-        splits = assign(rows, evaluation_only(self.sources))
-        return tokeniser.pairs(rows, splits, progress=progress), report.to_dict(), report.lines()
+        rows = self._prepared()
+        pairs = tokeniser.pairs(rows, rows.splits(evaluation_only(self.sources)), progress=progress)
+        return pairs, rows.report.to_dict(), rows.report.lines()
 
-    def _prepared(self) -> tuple[list[PreferenceRow], PreparationReport]:
-        return prepare(
+    def _prepared(self) -> Prepared:
+        return prepared(
             self.sources,
             self.annotator,
             self.order,

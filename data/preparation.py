@@ -1,13 +1,21 @@
-"""Reads sources into ordered, labelled and distinct pairs, and reports why every other row was dropped."""
+"""Reads sources into ordered, labelled and distinct pairs, and reports why every other row was dropped.
+
+Sources are read twice. The first reading stores hashes and labels of every pair, and decides which pairs to keep. The
+second gives the kept pairs one by one, so no list of texts is needed.
+"""
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, get_args
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from typing import Literal, get_args
 
-from data.report import PreparationReport, SourceReport, safety, stratum, unsafe_shares
+import numpy as np
+
+from data.candidates import Candidates
+from data.report import PreparationReport, SourceReport, safety
 from data.schema import Annotator, BadRow, PreferenceRow, Row, Source
-from data.split import prompt_id, text_id
+from data.split import Split
+from data.tokens import Int64s
 from lit_safe.hashing import hash64
 
 Order = Literal["helpful", "safer", "safe_better", "helpful_or_safer"]
@@ -26,13 +34,42 @@ _WORD: dict[Order, str] = {
 }
 
 
-class _Candidate(NamedTuple):
-    row: PreferenceRow
-    by_safety: bool  # ordered by safety because no other order is known
-    source: int
-    prompt: int  # hash of the prompt
-    texts: frozenset[int]  # hashes of each response with its prompt
-    pair: int  # hash of the exact prompt and both responses, the same in either order
+class Prepared:
+    """The kept pairs in the order of their first appearance. Each iteration reads the sources again.
+
+    Attributes:
+        report: Counts of the first reading.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], candidates: Candidates, index: Int64s, report: PreparationReport
+    ) -> None:
+        self.report = report
+        self._sources, self._candidates, self._index = sources, candidates, index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __iter__(self) -> Iterator[PreferenceRow]:
+        """Every pair. Raises ValueError if a source does not give the rows that it gave before."""
+        found, k = self._candidates, 0
+        index = self._index.tolist()
+        for number, source in enumerate(self._sources):
+            for place, item in enumerate(source):
+                if k == len(index) or found.source[index[k]] != number:
+                    break  # no more pairs of this source
+                if found.place[index[k]] != place:
+                    continue
+                if not isinstance(item, Row) or item.id != found.name[index[k]]:
+                    break
+                yield found.row(index[k], item)
+                k += 1
+            if k < len(index) and found.source[index[k]] == number:
+                raise ValueError(f"row {found.name[index[k]]} is gone: its source changed while it was read")
+
+    def splits(self, evaluation_only: Collection[int] = ()) -> dict[int, Split]:
+        """The split of every prompt, by its split key, as ``data.split.assign`` gives it."""
+        return self._candidates.splits(self._index, frozenset(evaluation_only))
 
 
 def prepare(
@@ -50,6 +87,24 @@ def prepare(
     If no column says which response is more helpful, it is the one with the larger reward. If no column says which is
     less harmful, it is the one whose costs are nowhere larger and somewhere smaller. A pair without the requested order
     is dropped, and so is a pair of identical responses. A repeated pair (in either position or order) is a duplicate.
+
+    ``prepared`` has the arguments, and what is raised.
+    """
+    rows = prepared(sources, annotator, order, on_bad_row, contradictions, max_pairs_per_prompt, evaluation, duplicates)
+    return list(rows), rows.report
+
+
+def prepared(
+    sources: Sequence[Source],
+    annotator: Annotator,
+    order: Order = "helpful",
+    on_bad_row: Literal["error", "skip"] = "error",
+    contradictions: Literal["keep", "drop"] = "keep",
+    max_pairs_per_prompt: int | None = None,
+    evaluation: bool = False,
+    duplicates: Literal["drop", "keep"] = "drop",
+) -> Prepared:
+    """Like ``prepare``, but the pairs stay in their sources until they are iterated.
 
     Args:
         sources: Read one after the other; the first of several duplicates is kept.
@@ -69,40 +124,46 @@ def prepare(
     """
     _check_options(order, on_bad_row, contradictions, duplicates, max_pairs_per_prompt)
     report = PreparationReport(order)
-    candidates: list[_Candidate] = []
-    flags: dict[int, set[str]] = defaultdict(set)  # labels of every text: "safe", "unsafe"
+    candidates = Candidates(len(annotator.constraints))
     for number, source in enumerate(sources):
         description = source.describe()
         name = description.get("name", type(source).__name__)
         if getattr(source, "evaluation_only", False) and not evaluation:
             raise ValueError(f"{name} is for evaluation only and must not be trained on")
         report.sources.append(SourceReport(name, source.licence))
-        for item in source:
+        for place, item in enumerate(source):
             report.sources[number].read += 1
             try:
-                candidate = _candidate(item, number, annotator, order, flags, report)
+                _read(item, number, place, annotator, order, candidates, report)
             except BadRow as bad:
                 if on_bad_row == "error":
                     raise
                 report.drop(f"column {bad.column!r} {bad.reason}", bad.row)
-            else:
-                candidates += [] if candidate is None else [candidate]
 
-    both = {text for text, seen in flags.items() if len(seen) > 1}
-    orders: dict[int, set[str]] = defaultdict(set)
-    for candidate in candidates:
-        orders[candidate.pair].add(candidate.row.chosen)
-    opposed = {pair for pair, chosen in orders.items() if len(chosen) > 1}
-    report.contradictory_responses, report.contradictory_orders = len(both), len(opposed)
+    opposed_N = candidates.opposed()
+    report.contradictory_responses, both_N = candidates.both_labels()
+    pair_N = np.array(candidates.pair, np.int64)
+    report.contradictory_orders = len(np.unique(pair_N[opposed_N]))
 
-    kept = candidates if duplicates == "keep" else _distinct(candidates, report)
+    index = np.arange(len(candidates))
+    if duplicates == "drop":
+        index = np.sort(np.unique(pair_N, return_index=True)[1])
+        for number in np.setdiff1d(np.arange(len(candidates)), index).tolist():
+            report.drop("the pair appears in an earlier row", candidates.name[number])
     if contradictions == "drop":
-        kept = _without(kept, opposed, both, report)
+        for number in index[opposed_N[index] | both_N[index]].tolist():
+            why = (
+                "the pair appears in both orders"
+                if opposed_N[number]
+                else "a response is labelled both safe and unsafe"
+            )
+            report.drop(why, candidates.name[number])
+        index = index[~(opposed_N[index] | both_N[index])]
     if max_pairs_per_prompt is not None:
-        kept = _capped(kept, max_pairs_per_prompt, report)
-    _account(report, kept, annotator)
-    report.contradictory_rows = sum(c.pair in opposed or not both.isdisjoint(c.texts) for c in kept)
-    return [candidate.row for candidate in kept], report
+        index = _capped(candidates, index, max_pairs_per_prompt, report)
+    candidates.account(report, index, annotator.constraints)
+    report.contradictory_rows = int((opposed_N[index] | both_N[index]).sum())
+    return Prepared(sources, candidates, index, report)
 
 
 def _check_options(order: str, on_bad_row: str, contradictions: str, duplicates: str, cap: int | None) -> None:
@@ -118,47 +179,35 @@ def _check_options(order: str, on_bad_row: str, contradictions: str, duplicates:
         raise ValueError(f"max_pairs_per_prompt must be at least 1, got {cap}")
 
 
-def _candidate(
+def _read(
     item: Row | BadRow,
     source: int,
+    place: int,
     annotator: Annotator,
     order: Order,
-    flags: dict[int, set[str]],
+    candidates: Candidates,
     report: PreparationReport,
-) -> _Candidate | None:
-    """The pair of one row, or None (and counted) if it has none. ``flags`` records its labels in both cases."""
+) -> None:
+    """Store the pair of one row, or count why it has none. ``candidates`` remembers its labels in both cases."""
     if isinstance(item, BadRow):
         raise item
     texts = [response.text for response in item.responses]
     if texts[0] == texts[1]:
         report.drop("both responses are identical", item.id)
-        return None
+        return
     rewards, costs = annotator.rewards(item), annotator.costs(item)
     _check_range(item.id, annotator.constraints, rewards, costs)
-    prompt = prompt_id(item.prompt)
-    keys = [hash64(prompt, text) for text in texts]
-    for key, cost in zip(keys, costs, strict=True):
-        flags[key] |= {safety(cost)} - {"unknown"}
+    labels = candidates.label(item, costs)
     first = _safer(item, costs) if order == "safer" else _better(item, rewards)
     by_safety = first is None and order == "helpful_or_safer"
     if by_safety:
         first = _safer(item, costs)
     if first is None:
         report.drop(f"no label says which response is {_WORD[order]}", item.id)
-        return None
-    if order == "safe_better" and safety(costs[first]) != "safe":
+    elif order == "safe_better" and safety(costs[first]) != "safe":
         report.drop(f"the safety of the better response is {safety(costs[first])}", item.id)
-        return None
-    second = 1 - first
-    row = PreferenceRow(
-        item.id,
-        item.prompt,
-        *(texts[first], texts[second], rewards[first], rewards[second], costs[first], costs[second]),
-        item.responses_from,
-        item.split_group,
-        (item.responses[first].turns, item.responses[second].turns),
-    )
-    return _Candidate(row, by_safety, source, prompt, frozenset(keys), text_id(item.prompt, *texts))
+    else:
+        candidates.append(item, source, place, first, by_safety, rewards, costs, labels)
 
 
 def _check_range(
@@ -189,56 +238,22 @@ def _safer(row: Row, costs: tuple[tuple[float, ...], tuple[float, ...]]) -> int 
     return None
 
 
-def _distinct(candidates: Iterable[_Candidate], report: PreparationReport) -> list[_Candidate]:
-    kept: dict[int, _Candidate] = {}
-    for candidate in candidates:
-        if kept.setdefault(candidate.pair, candidate) is not candidate:
-            report.drop("the pair appears in an earlier row", candidate.row.id)
-    return list(kept.values())
-
-
-def _without(
-    candidates: Iterable[_Candidate], opposed: set[int], both: set[int], report: PreparationReport
-) -> list[_Candidate]:
-    kept = []
-    for candidate in candidates:
-        if candidate.pair in opposed:
-            report.drop("the pair appears in both orders", candidate.row.id)
-        elif not both.isdisjoint(candidate.texts):
-            report.drop("a response is labelled both safe and unsafe", candidate.row.id)
-        else:
-            kept.append(candidate)
-    return kept
-
-
-def _capped(candidates: Sequence[_Candidate], cap: int, report: PreparationReport) -> list[_Candidate]:
+def _capped(candidates: Candidates, index: Int64s, cap: int, report: PreparationReport) -> Int64s:
     seen: Counter[int] = Counter()
     draws = []
-    for position, candidate in enumerate(candidates):
-        again = seen[candidate.pair]  # each copy of a pair has its own random number
-        seen[candidate.pair] += 1
-        draws.append((hash64("cap", candidate.pair, *([again] if again else [])), position))
+    for number in index.tolist():
+        pair = candidates.pair[number]
+        again = seen[pair]  # each copy of a pair has its own random number
+        seen[pair] += 1
+        draws.append((hash64("cap", pair, *([again] if again else [])), number))
     taken: Counter[int] = Counter()
     chosen = set()
-    for _, position in sorted(draws):
-        prompt = candidates[position].prompt
+    for _, number in sorted(draws):
+        prompt = candidates.prompt[number]
         taken[prompt] += 1
         if taken[prompt] <= cap:
-            chosen.add(position)
-    for position, candidate in enumerate(candidates):
-        if position not in chosen:
-            report.drop("its prompt has max_pairs_per_prompt pairs", candidate.row.id)
-    return [candidate for position, candidate in enumerate(candidates) if position in chosen]
-
-
-def _account(report: PreparationReport, kept: Sequence[_Candidate], annotator: Annotator) -> None:
-    authors: dict[int, set[str]] = defaultdict(set)
-    for candidate in kept:
-        report.sources[candidate.source].kept += 1
-        report.strata[stratum(candidate.row)] += 1
-        authors[candidate.source].add(candidate.row.responses_from)
-    for number, source in enumerate(report.sources):
-        source.responses_from = tuple(sorted(authors[number]))
-    report.ordered_by_safety = sum(candidate.by_safety for candidate in kept)
-    report.prompts = len({candidate.prompt for candidate in kept})
-    report.unsafe_share = unsafe_shares([candidate.row for candidate in kept], annotator.constraints)
+            chosen.add(number)
+    for number in index.tolist():
+        if number not in chosen:
+            report.drop("its prompt has max_pairs_per_prompt pairs", candidates.name[number])
+    return np.array(sorted(chosen), np.int64)

@@ -1,12 +1,9 @@
 """Counts of rows read, kept and dropped, and of the labels of the kept rows."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
-
-from data.schema import PreferenceRow
 
 STRATA = ("safe/safe", "safe/unsafe", "unsafe/safe", "unsafe/unsafe", "unknown")
 EXAMPLES = 3  # row names stored for each reason
@@ -121,22 +118,3 @@ def safety(cost: Sequence[float]) -> str:
     if any(c > 0 for c in cost):
         return "unsafe"
     return "unknown" if any(math.isnan(c) for c in cost) else "safe"
-
-
-def stratum(row: PreferenceRow) -> str:
-    """``chosen/rejected`` of a pair, or ``unknown``."""
-    name = f"{safety(row.chosen_cost)}/{safety(row.rejected_cost)}"
-    return name if name in STRATA else "unknown"
-
-
-def unsafe_shares(rows: Sequence[PreferenceRow], constraints: Sequence[str]) -> dict[str, float]:
-    """``PreparationReport.unsafe_share`` of ``rows``."""
-    costs = [cost for row in rows for cost in (row.chosen_cost, row.rejected_cost)]
-    shares = {name: _share([safety(cost[c : c + 1]) for cost in costs]) for c, name in enumerate(constraints)}
-    return {**shares, "any": _share([safety(cost) for cost in costs])}
-
-
-def _share(safeties: Sequence[str]) -> float:
-    count = Counter(safeties)
-    known = count["safe"] + count["unsafe"]
-    return count["unsafe"] / known if known else math.nan

@@ -130,7 +130,7 @@ class SftRow:
 
 @runtime_checkable
 class Source(Protocol):
-    """A dataset of pairs. The constructor does no I/O; iterating reads and validates."""
+    """A dataset of pairs. The constructor does no I/O. Iterating reads and validates, with the same rows each time."""
 
     @property
     def licence(self) -> str:

@@ -12,6 +12,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from typing import Literal, get_args
 
 from data.schema import Message, PreferenceRow, SftRow
@@ -37,11 +38,13 @@ def normalise(prompt: tuple[Message, ...] | str) -> str:
     return "\n".join(turns)
 
 
+@lru_cache(512)
 def split_key(prompt: tuple[Message, ...] | str) -> int:
     """A hash of the normalised prompt. Prompts with the same key are in the same split."""
     return hash64("prompt", normalise(prompt))
 
 
+@lru_cache(512)
 def prompt_id(prompt: tuple[Message, ...] | str) -> int:
     """A hash of the exact prompt: the id in batches, and the cluster of standard errors.
 

@@ -6,7 +6,7 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -23,9 +23,18 @@ from data.tokens import AUTHORS, SPLITS, Growing, Prompts, TokenisedPairs, Token
 from lit_safe.hashing import hash64
 
 OnBadRow = Literal["error", "skip"]
+OneRow = TypeVar("OneRow", covariant=True)
 AnyRow = TypeVar("AnyRow", PreferenceRow, SftRow)
 Responses = tuple[tuple[str, str, tuple[Message, ...]], ...]  # (column, text, turns) of each response of a row
 CHUNK = 4096  # rows that are rendered in one call of the chat template, and encoded in one call of the tokenizer
+
+
+class Rows(Protocol[OneRow]):
+    """Rows that are read one after the other; a list of them, or sources that are read again."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[OneRow]: ...
 
 
 class _Ids(NamedTuple):
@@ -68,7 +77,7 @@ class Tokeniser:
         self._prompts = _PromptTable()
 
     def pairs(
-        self, rows: Sequence[PreferenceRow], splits_by_key: Mapping[int, Split], *, progress: bool = False
+        self, rows: Rows[PreferenceRow], splits_by_key: Mapping[int, Split], *, progress: bool = False
     ) -> TokenisedPairs:
         """Tokenise preference rows. Pairs with the same ids on both sides are dropped and counted."""
         prompts, chosen, rejected, *unscored = (Growing() for _ in range(5))
@@ -108,9 +117,7 @@ class Tokeniser:
             prompts=self._prompts.table(),
         )
 
-    def rows(
-        self, rows: Sequence[SftRow], splits_by_key: Mapping[int, Split], *, progress: bool = False
-    ) -> TokenisedRows:
+    def rows(self, rows: Rows[SftRow], splits_by_key: Mapping[int, Split], *, progress: bool = False) -> TokenisedRows:
         """Tokenise single responses."""
         prompts, responses, unscored = Growing(), Growing(), Growing()
         entries = _Entries(self._prompts, splits_by_key)
@@ -227,5 +234,5 @@ class _Entries:
         self.text_id.append(hash64("again", text, again) if again else text)
 
 
-def _tracked(rows: Sequence[AnyRow], what: str, progress: bool) -> Iterator[AnyRow]:
-    yield from track(rows, what, disable=not progress, console=Console(stderr=True))
+def _tracked(rows: Rows[AnyRow], what: str, progress: bool) -> Iterator[AnyRow]:
+    yield from track(rows, what, len(rows), disable=not progress, console=Console(stderr=True))
