@@ -32,6 +32,15 @@ class ConstrainedDPO:
 
     Raises:
         ValueError: If ``beta`` is not > 0, ``labels`` is unknown, or ``sampled`` gets a batch without draws.
+
+    Example:
+        >>> import torch
+        >>> from lit_safe.types import Annotation, Pair
+        >>> reward = Pair(torch.tensor([1.0]), torch.tensor([0.0]))
+        >>> cost = Pair(torch.tensor([1.0]), torch.tensor([-1.0]))  # chosen is more helpful and unsafe
+        >>> logratio = Pair(torch.tensor([0.0]), torch.tensor([0.0]))
+        >>> ConstrainedDPO()(logratio, Annotation(reward, cost), torch.tensor(0.5)).loss  # 1 - 0.5 * 2 = 0: a tie
+        tensor([0.6931])
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("reward", "cost")

@@ -20,6 +20,14 @@ class DPO:
 
     Raises:
         ValueError: If ``beta`` or ``label_smoothing`` is outside its range.
+
+    Example:
+        >>> import torch
+        >>> from lit_safe.types import Annotation, Pair
+        >>> unknown = Pair(torch.tensor([torch.nan]), torch.tensor([torch.nan]))
+        >>> logratio = Pair(torch.tensor([2.0]), torch.tensor([-3.0]))
+        >>> DPO(beta=0.1)(logratio, Annotation(unknown, unknown), torch.tensor(0.0)).loss  # -log sigmoid(0.1 * 5)
+        tensor([0.4741])
     """
 
     needs: ClassVar[tuple[Need, ...]] = ()

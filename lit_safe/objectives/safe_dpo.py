@@ -31,6 +31,15 @@ class SafeDPO:
 
     Raises:
         ValueError: If ``beta`` is not > 0, ``offset`` is negative or ``labels`` is unknown.
+
+    Example:
+        >>> import torch
+        >>> from lit_safe.types import Annotation, Pair
+        >>> unknown = Pair(torch.tensor([torch.nan]), torch.tensor([torch.nan]))
+        >>> cost = Pair(torch.tensor([1.0]), torch.tensor([-1.0]))  # swapped: -log sigmoid(-0.5 - 1)
+        >>> logratio = Pair(torch.tensor([2.0]), torch.tensor([-3.0]))
+        >>> SafeDPO(beta=0.1, offset=1.0)(logratio, Annotation(unknown, cost), torch.tensor(0.0))
+        Scored(loss=tensor([1.7014]), weight=tensor([1.]))
     """
 
     reads_multiplier: ClassVar[bool] = False

@@ -28,6 +28,11 @@ class Estimate(NamedTuple):
 
     ``stderr`` is NaN with fewer than two clusters, because the variation between clusters is unknown then. ``mean`` is
     NaN without samples.
+
+    Example:
+        >>> difference = Estimate(mean=0.2, stderr=0.05, count=80, clusters=40, bounds=(0.1, 0.3))
+        >>> str(difference), difference.verdict
+        ('0.200 [0.100, 0.300]', 'higher')
     """
 
     mean: float
@@ -83,6 +88,11 @@ def clustered_mean(
 
     Raises:
         ValueError: If the lengths differ, a weight is negative or NaN, or a share is not in [0, 1].
+
+    Example:
+        >>> estimate = clustered_mean([1.0, 1.0, 4.0, 4.0], [0, 0, 1, 1])  # two prompts with two responses each
+        >>> estimate.mean, estimate.stderr, estimate.count, estimate.clusters
+        (2.5, 1.5, 4, 2)
     """
     value_n, cluster_n, weight_n = _samples(value_n, cluster_n, weight_n)
     known_n = ~np.isnan(value_n) & (weight_n > 0)
@@ -125,6 +135,11 @@ def paired_difference(
 
     Raises:
         ValueError: As in ``clustered_mean``, or if shares have weights.
+
+    Example:
+        >>> difference = paired_difference([2.0, 3.0, 5.0, 5.0], [1.0, 2.0, 3.0, 3.0], [0, 0, 1, 1])
+        >>> difference.mean, difference.stderr
+        (1.5, 0.5)
     """
     if np.shape(after_n) != np.shape(before_n):
         raise ValueError(f"{np.shape(after_n)} samples after, {np.shape(before_n)} before: they cannot be paired")

@@ -29,6 +29,10 @@ def clustered_auc(score_n: npt.ArrayLike, positive_n: npt.ArrayLike, cluster_n: 
 
     Raises:
         ValueError: If the lengths differ or a score is NaN.
+
+    Example:
+        >>> clustered_auc([0.1, 0.4, 0.35, 0.8], [False, False, True, True], [0, 1, 2, 3]).mean  # 3 of 4 comparisons
+        0.75
     """
     score_n, positive_n = np.asarray(score_n, np.float64), np.asarray(positive_n, bool)
     cluster_n = np.asarray(cluster_n)

@@ -26,7 +26,12 @@ SMALL_LOGITS = 2**18
 
 
 class Head(NamedTuple):
-    """Hidden states of one model at the scored positions, and its head: logits = softcap(scale * (h W^T + b))."""
+    """Hidden states of one model at the scored positions, and its head: logits = softcap(scale * (h W^T + b)).
+
+    Example:
+        >>> Head(torch.zeros(3, 2), torch.zeros(4, 2), softcap=30.0).scale
+        1.0
+    """
 
     hidden_TD: Tensor
     weight_VD: Tensor
@@ -66,6 +71,11 @@ def token_logp(
     Raises:
         ValueError: On invalid shapes, dtypes or ids (ids are checked only on a CPU, because elsewhere the check would
             wait for the device), or on a named backend that cannot run here.
+
+    Example:
+        >>> hidden_TD, weight_VD = torch.zeros(2, 2), torch.ones(4, 2)  # all 4 tokens are equally likely: -log 4
+        >>> token_logp(hidden_TD, weight_VD, torch.tensor([0, 3]))
+        tensor([-1.3863, -1.3863])
     """
     return _token_logp(Head(hidden_TD, weight_VD, bias_V, scale, softcap), target_T, backend, None)
 
@@ -85,6 +95,11 @@ def sequence_logp(
     """[N] sums (or means over scored tokens) of ``token_logp`` over the sequences bounded by ``cu_seqlens_N1``.
 
     The sum and the mean of an empty sequence are 0. Other arguments and errors are those of ``token_logp``.
+
+    Example:
+        >>> hidden_TD, weight_VD = torch.zeros(3, 2), torch.ones(4, 2)
+        >>> sequence_logp(hidden_TD, weight_VD, torch.tensor([0, 3, 1]), cu_seqlens_N1=torch.tensor([0, 2, 3]))
+        tensor([-2.7726, -1.3863])
     """
     logp_T = token_logp(hidden_TD, weight_VD, target_T, bias_V=bias_V, scale=scale, softcap=softcap, backend=backend)
     return _reduce(logp_T, target_T, cu_seqlens_N1, reduction)
@@ -106,6 +121,11 @@ def both_sequence_logp(
 
     Raises:
         ValueError: In the cases of ``token_logp``, and if the vocabularies differ.
+
+    Example:
+        >>> policy, reference = (Head(torch.zeros(2, 2), torch.ones(4, 2)) for _ in range(2))
+        >>> both_sequence_logp(policy, reference, torch.tensor([0, 3]), cu_seqlens_N1=torch.tensor([0, 2]))
+        (tensor([-2.7726]), tensor([-2.7726]))
     """
     policy_T, reference_T = _both_token_logp(policy, reference, target_T, backend)
     return (
@@ -139,6 +159,13 @@ def sequence_logratio(
     Raises:
         ValueError: In the cases of ``token_logp``, if vocabularies or shapes differ, and on a ``Head`` without targets
             and bounds.
+
+    Example:
+        >>> sequence_logratio(torch.tensor([-2.0, -3.0]), torch.tensor([-2.5, -2.0]))
+        tensor([ 0.5000, -1.0000])
+        >>> head = Head(torch.zeros(2, 2), torch.ones(4, 2))
+        >>> sequence_logratio(head, head, torch.tensor([0, 3]), cu_seqlens_N1=torch.tensor([0, 2]))
+        tensor([0.])
     """
     if isinstance(policy, Head) or isinstance(reference, Head):
         if target_T is None or cu_seqlens_N1 is None:

@@ -19,6 +19,10 @@ def logits_token_logp(logit_TV: Tensor, target_T: Tensor) -> Tensor:
     """[T] log softmax(logits)[target] in fp32 (fp64 for float64), 0 for a target of -100; differentiable.
 
     The gradient has the dtype of the logits. It is the only other [T, V] tensor.
+
+    Example:
+        >>> logits_token_logp(torch.zeros(2, 4), torch.tensor([1, -100]))  # -log 4
+        tensor([-1.3863,  0.0000])
     """
     return logits_token_stats(logit_TV, target_T)[0]
 
@@ -28,6 +32,10 @@ def logits_token_stats(logit_TV: Tensor, target_T: Tensor) -> tuple[Tensor, Tens
 
     Raises:
         ValueError: On invalid shapes or an invalid target dtype.
+
+    Example:
+        >>> logits_token_stats(torch.zeros(1, 4), torch.tensor([1]))  # the entropy of 4 equal tokens is log 4
+        (tensor([-1.3863]), tensor([1.3863]))
     """
     if logit_TV.ndim != 2 or target_T.shape != logit_TV.shape[:1] or target_T.dtype != torch.int64:
         raise ValueError(

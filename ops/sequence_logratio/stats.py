@@ -18,7 +18,12 @@ from ops.sequence_logratio.slabs import Block, Running, finite
 
 
 class TokenStats(NamedTuple):
-    """[T] each, in nats, fp32 (fp64 for float64), without gradient."""
+    """[T] each, in nats, fp32 (fp64 for float64), without gradient.
+
+    Example:
+        >>> TokenStats(*torch.tensor([[-1.0], [-2.0], [0.1], [0.5]])).kl_T
+        tensor([0.1000])
+    """
 
     policy_logp_T: Tensor  # of the target, <= 0; 0 if it is ignored
     reference_logp_T: Tensor
@@ -47,6 +52,12 @@ def token_stats(policy: Head, reference: Head, target_T: Tensor) -> TokenStats:
 
     Raises:
         ValueError: In the cases of ``token_logp``, and if positions or vocabularies of the two differ.
+
+    Example:
+        >>> policy, reference = (Head(torch.zeros(1, 2), torch.ones(4, 2)) for _ in range(2))
+        >>> found = token_stats(policy, reference, torch.tensor([3]))
+        >>> found.policy_logp_T, found.entropy_T
+        (tensor([-1.3863]), tensor([1.3863]))
     """
     shapes = [(len(head.hidden_TD), len(head.weight_VD)) for head in (policy, reference)]
     if shapes[0] != shapes[1]:
