@@ -28,6 +28,7 @@ from lit_safe.errors.message import UsageExit
 from lit_safe.errors.parser import SafeParser
 from lit_safe.essentials import with_essentials
 from lit_safe.protocols.data import missing_members
+from lit_safe.protocols.trainer import connected
 from lit_safe.runs.checkpoint_path import resolve_checkpoint
 from lit_safe.runs.checkpoints import CheckpointError, glance
 from lit_safe.runs.end_of_run import failures
@@ -46,6 +47,7 @@ COMMANDS: tuple[str, ...] = (
     "annotate",
     "fit_scorer",
     "refusals",
+    "reach",
     "sample",
     "certify",
     "report",
@@ -168,7 +170,7 @@ class SafeCLI(LightningCLI):
 
     def _run_trainer(self, subcommand: str) -> None:
         """Run one of Lightning's commands in its run folder. Lock the folder before reading data or a model."""
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = connected(self.trainer).callbacks
         folders = [callback for callback in callbacks if isinstance(callback, RunFolder)]
         stops = [callback for callback in callbacks if isinstance(callback, StopOnSignal)]
         try:
@@ -203,7 +205,7 @@ class SafeCLI(LightningCLI):
 
         Only on the first rank: Lightning kills it, in the middle of its closing lines, if another rank exits so.
         """
-        if self.trainer.is_global_zero and failures(self.trainer.callbacks):  # type: ignore[attr-defined]
+        if self.trainer.is_global_zero and failures(connected(self.trainer).callbacks):
             sys.exit(1)
 
     def _typed_model(self) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import torch
 import transformers
 from torch import Tensor
 
+from models.shared_prompts import shared_cache
+
 
 class InverseCDF(transformers.LogitsProcessor):
     """Inverse-CDF sampling: allows only the first token whose cumulative probability exceeds the step's uniform number.
@@ -68,8 +70,9 @@ def generate(
     *,
     temperature: float,
     stop_ids: Sequence[int],
+    share_prompts: bool = True,
 ) -> list[list[int]]:
-    """Sample one response to each prompt, all in one batch padded on the left.
+    """Sample one response to each prompt, all in one batch padded on the left. Equal prompts are computed once.
 
     Args:
         model: The model. Its mode (training or evaluation) is restored afterwards.
@@ -77,6 +80,8 @@ def generate(
         uniforms: [n, max_new_tokens] in [0, 1): all random numbers; no global generator is used.
         temperature: > 0; divides the logits.
         stop_ids: Tokens that end a response. The first one drawn is the response's last token.
+        share_prompts: Compute each distinct prompt once. If false, once for each response; results are the same up to
+            rounding.
 
     Returns:
         Token ids of each response.
@@ -103,11 +108,13 @@ def generate(
     model.eval()
     sampler = InverseCDF(uniforms.to(exact_device(model.device)), temperature, width)
     try:
+        cache = shared_cache(model, prompts, ids_nP, mask_nP) if share_prompts else None
         out = model.generate(
             input_ids=ids_nP,
             attention_mask=mask_nP,
             generation_config=config,
             logits_processor=[sampler],
+            **({} if cache is None else {"past_key_values": cache}),
         )
     finally:
         model.generation_config = shipped

@@ -26,12 +26,13 @@ from lit_safe.constraint.certificate.responses import (
     responses_key,
     score_responses,
 )
-from lit_safe.constraint.certificate.scorers import ScorerFacts, scorer_facts
+from lit_safe.constraint.certificate.scorers import ScorerFacts, check_certifies, scorer_facts
 from lit_safe.constraint.certificate.uses import other_uses, record_use
 from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.errors.message import SettingError
 from lit_safe.execution.ranks import rank_and_world
 from lit_safe.hashing import hash64
+from lit_safe.protocols.trainer import connected
 from lit_safe.training.stepping import StepModule
 from lit_safe.types import CostFunction
 
@@ -119,6 +120,8 @@ def certify(
     chosen, question = _settings(run, scorer, limit, cost_range, units, unsafe_limit, delta, clip)
     first = _Scorer(chosen, scorer_facts(chosen))
     second = None if second_scorer is None else _Scorer(second_scorer, scorer_facts(second_scorer))
+    for each in (first, second) if second is not None else (first,):
+        check_certifies(each.cost)
     place = make_ready(module, data, device, trainer)
     if not getattr(data, "held_out", True):
         raise SettingError("data.held_out is false: the policy trained on every prompt, so nothing can be certified")
@@ -168,7 +171,7 @@ class _Scorer(NamedTuple):
 
 def _dual(trainer: Trainer | None) -> DualAscent | None:
     """The dual step of the run's configuration, if it estimates a cost."""
-    callbacks = () if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = () if trainer is None else connected(trainer).callbacks
     found = next((callback for callback in callbacks if isinstance(callback, DualAscent)), None)
     return None if found is None or found.estimator is None else found
 

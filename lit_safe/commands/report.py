@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from lit_safe.protocols.trainer import connected
 from lit_safe.report.before_after import BeforeAfter
 from lit_safe.report.contents import PAGE, draw
 from lit_safe.report.tables import PAIRS, REPORT
@@ -89,8 +90,8 @@ def _end_again(folder: Path) -> bool:
     settings["trainer"]["default_root_dir"] = str(folder)
     cli = main(settings, run=False)
     trainer = cli.trainer
-    callbacks = [c for c in trainer.callbacks if not isinstance(c, SaveConfig)]  # type: ignore[attr-defined]
-    trainer.callbacks = callbacks  # type: ignore[attr-defined]
+    callbacks = [c for c in connected(trainer).callbacks if not isinstance(c, SaveConfig)]
+    connected(trainer).callbacks = callbacks
     if not any(isinstance(callback, BeforeAfter) for callback in callbacks):
         raise NoReport(f"{config} has no BeforeAfter in trainer.callbacks")
     for callback in callbacks:

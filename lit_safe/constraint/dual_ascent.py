@@ -26,6 +26,7 @@ from lit_safe.constraint.safety_margin import CertifiedWith, Margin, SafetyMargi
 from lit_safe.errors.message import SettingError
 from lit_safe.execution.ranks import failing_together
 from lit_safe.protocols.run import SavesEpochEnd
+from lit_safe.protocols.trainer import connected
 from lit_safe.training.averaging import IterateAverage
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.training.schedules import Schedule
@@ -136,7 +137,7 @@ class DualAscent(Callback):
         if stage != "fit" or self._idle(pl_module):
             return
         module = _aligned(pl_module)
-        self.check(trainer, module, trainer.datamodule)  # type: ignore[attr-defined]
+        self.check(trainer, module, connected(trainer).datamodule)
         if self.ship == "average" and not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
             raise SettingError(
                 f"ship: average needs whole parameters on every rank, not {type(trainer.strategy).__name__}"
@@ -184,7 +185,7 @@ class DualAscent(Callback):
         if self._idle(module) or not trainer.is_last_batch or int(_aligned(module).dual_epoch) >= trainer.current_epoch:
             return
         if self._estimates_at(trainer.current_epoch):
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            for callback in connected(trainer).callbacks:
                 if isinstance(callback, SavesEpochEnd):
                     callback.save_within_epoch_end(trainer, self)
         self._end_of_epoch(trainer, _aligned(module), trainer.current_epoch)
@@ -275,7 +276,7 @@ class DualAscent(Callback):
     def _estimate(
         self, trainer: Trainer, module: PreferenceAlignment, estimator: CostEstimator, epoch: int
     ) -> CostEstimate:
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = connected(trainer).datamodule
         with failing_together():
             seed = module.seed if self.seed is None else self.seed
             estimate = estimator(module, data, seed=seed, epoch=epoch).cpu()
@@ -302,7 +303,7 @@ class DualAscent(Callback):
 
 def dual_of(trainer: Trainer) -> DualAscent | None:
     """What estimates costs and moves the multiplier, if anything does."""
-    return next((c for c in trainer.callbacks if isinstance(c, DualAscent)), None)  # type: ignore[attr-defined]
+    return next((c for c in connected(trainer).callbacks if isinstance(c, DualAscent)), None)
 
 
 def _aligned(module: LightningModule) -> PreferenceAlignment:

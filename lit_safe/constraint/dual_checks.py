@@ -13,6 +13,7 @@ from lit_safe.constraint.controllers.settings import check_shapes, listed
 from lit_safe.constraint.controllers.subgradient import ProjectedSubgradient
 from lit_safe.constraint.costs import Checkable, CostEstimator
 from lit_safe.errors.message import SettingError
+from lit_safe.protocols.trainer import connected
 from lit_safe.training.module import PreferenceAlignment
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def _check_that_it_may_move(dual: "DualAscent", trainer: Trainer, module: Prefer
             f"{what}, and {type(module.objective).__name__} does not read the multiplier: "
             f"{leave}, or name an objective that reads it (configs/objective/c_dpo.yaml)"
         )
-    averaging = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+    averaging = [c for c in connected(trainer).callbacks if isinstance(c, WeightAveraging)]
     if averaging:
         raise SettingError(
             f"{type(averaging[0]).__name__} averages buffers, the multiplier among them, and a resumed run would "
@@ -69,5 +70,5 @@ def _check_that_it_may_move(dual: "DualAscent", trainer: Trainer, module: Prefer
 def _fitted_later(estimator: CostEstimator, trainer: Trainer) -> bool:
     """Whether a callback fits the estimator's scorer after training has started."""
     folder = getattr(getattr(estimator, "cost", None), "folder", None)
-    fitting = [c.cost for c in trainer.callbacks if getattr(c, "fit_cost", False)]  # type: ignore[attr-defined]
+    fitting = [getattr(c, "cost", None) for c in connected(trainer).callbacks if getattr(c, "fit_cost", False)]
     return folder is not None and any(getattr(cost, "folder", None) == folder for cost in fitting)

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from lit_safe.constraint.limits import Standing
+from lit_safe.protocols.trainer import connected
 from lit_safe.types import CostEstimate, ScoredResponse
 
 if TYPE_CHECKING:
@@ -35,12 +36,12 @@ def suffixes(trainer: Trainer, value: Tensor) -> list[str]:
     """Suffixes of curve names by constraint. With one constraint, the suffix is empty."""
     if value.ndim == 0:
         return [""]
-    return [f"_{name}" for name in trainer.datamodule.constraints]  # type: ignore[attr-defined]
+    return [f"_{name}" for name in connected(trainer).datamodule.constraints]
 
 
 def constraints(trainer: Trainer) -> tuple[str, ...]:
     """The names of the data's constraints."""
-    return tuple(trainer.datamodule.constraints)  # type: ignore[attr-defined]
+    return tuple(connected(trainer).datamodule.constraints)
 
 
 def named(tag: str, value: Tensor, trainer: Trainer) -> dict[str, float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.doctor.patient import Finding, Patient, gradient, take, take_ends, take_pairs
 from lit_safe.objectives import DPO
+from lit_safe.protocols.trainer import connected
 from lit_safe.types import IGNORE, PackedSequences, Pair
 
 MOVED = 0.5  # share of weights that a step must change; in bf16, a step with rate 1e-6 changes about 1 %
@@ -192,7 +193,7 @@ def step(patient: Patient) -> Finding:
 def dual(patient: Patient) -> Finding:
     """Check that limit, multiplier, constraints and cost function fit together."""
     trainer = patient.trainer
-    callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = [] if trainer is None else connected(trainer).callbacks
     found = [callback for callback in callbacks if isinstance(callback, DualAscent)]
     if trainer is None or not found:
         return Finding("dual", True, "no dual group")

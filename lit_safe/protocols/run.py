@@ -11,3 +11,11 @@ class SavesEpochEnd(Protocol):
 
     def save_within_epoch_end(self, trainer: Trainer, caller: Callback) -> None:
         """Save now. A run that resumes from this checkpoint repeats what ``caller`` does at the epoch's end."""
+
+
+@runtime_checkable
+class StartsMultiplier(Protocol):
+    """A callback that gives a multiplier of ``auto`` its start value before the first step."""
+
+    def multiplier_start(self) -> tuple[float, ...] | None:
+        """The start value(s), one per constraint. None before they are known."""

@@ -14,6 +14,7 @@ from lit_safe.commands.fit_scorer import TrainableScorer, fit_scorer
 from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.evaluation.evaluate import Evaluation, evaluate
 from lit_safe.execution.ranks import failing_together, of_first_rank
+from lit_safe.protocols.trainer import connected
 from lit_safe.report.contents import FIGURE, PAGE, Work, contents, write
 from lit_safe.report.outcome import log_hparams
 from lit_safe.report.tensorboard import add_picture
@@ -87,9 +88,9 @@ class BeforeAfter(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Come after every callback that may still change the policy when training ends, and before checkpoints."""
-        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        others = [callback for callback in connected(trainer).callbacks if callback is not self]
         at = next((k for k, callback in enumerate(others) if isinstance(callback, Checkpoint)), len(others))
-        trainer.callbacks = [*others[:at], self, *others[at:]]  # type: ignore[attr-defined]
+        connected(trainer).callbacks = [*others[:at], self, *others[at:]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate before the first step, unless a checkpoint brought that.
@@ -97,7 +98,7 @@ class BeforeAfter(Callback):
         Raises:
             ValueError: If training resumes from a checkpoint that was written without this callback.
         """
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if connected(trainer).fast_dev_run:
             return
         module = _aligned(pl_module)
         self._fit(trainer)
@@ -167,7 +168,7 @@ class BeforeAfter(Callback):
         if not trainer.is_global_zero:
             return
         start = {**self._start, "seconds_after": time.monotonic() - started}
-        dual = next((c for c in trainer.callbacks if isinstance(c, DualAscent)), None)  # type: ignore[attr-defined]
+        dual = next((c for c in connected(trainer).callbacks if isinstance(c, DualAscent)), None)
         sampling = {"max_new_tokens": self.max_new_tokens, "seed": self._seed(module)}
         report = contents(trainer, module, (before, after), self._work, start, self.cost, sampling, self.notes, dual)
         folder = Path(trainer.default_root_dir)
@@ -231,4 +232,4 @@ def _aligned(module: LightningModule) -> PreferenceAlignment:
 
 
 def _data(trainer: Trainer) -> Any:
-    return trainer.datamodule  # type: ignore[attr-defined]
+    return connected(trainer).datamodule

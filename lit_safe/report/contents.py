@@ -19,6 +19,7 @@ from lightning import Trainer
 from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.evaluation.evaluate import Evaluation, differences
 from lit_safe.evaluation.settings import evaluation_settings
+from lit_safe.protocols.trainer import connected
 from lit_safe.report.markdown import markdown
 from lit_safe.report.plots import plot_run
 from lit_safe.report.tables import REPORT, estimate_to_json, write_json, write_tables
@@ -61,7 +62,7 @@ def contents(
         notes: Sentences on what the data cannot show.
         dual: What moved the multiplier, if anything did.
     """
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data: Any = connected(trainer).datamodule
     before, after = evaluations
     difference = differences(after, before)
     was, now = before.summary(), after.summary()

@@ -18,6 +18,7 @@ from lit_safe.evaluation.score_quality import HeldOutScores, Measured, measure
 from lit_safe.execution.quiet import quiet
 from lit_safe.execution.ranks import gather, merge
 from lit_safe.export.folder_check import first
+from lit_safe.protocols.trainer import connected
 from lit_safe.report.reliability import plot_reliability
 from lit_safe.scorer_card import Quality, ScorerCard
 from lit_safe.training.feature_cache import keys_of
@@ -52,7 +53,7 @@ class ScoreReport(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that there will be something to report."""
-        self._trained = not trainer.fast_dev_run  # type: ignore[attr-defined]
+        self._trained = not connected(trainer).fast_dev_run
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, calibrate and write."""
@@ -76,7 +77,7 @@ class ScoreReport(Callback):
         return self._trained
 
     def _finish(self, trainer: Trainer, module: Any) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = connected(trainer).datamodule
         with quiet(module, seed=0) as device:
             constant_D, error = _constant(module, data.batches_of("train"), device)
             held_out = _held_out(module, data.batches_of("val"), constant_D, device)

@@ -9,6 +9,7 @@ from typing import Any
 from lightning import Trainer
 
 from lit_safe.constraint.limits import Standing
+from lit_safe.protocols.trainer import connected
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class Best:
         Raises:
             ValueError: If the run ships an average, or has no cost estimator.
         """
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in connected(trainer).callbacks:
             if getattr(callback, "ship", "last") == "average":
                 raise ValueError("keep_best keeps an iterate, but dual.ship: average ships none: choose one of the two")
         if _dual(trainer) is None:
@@ -93,5 +94,7 @@ def _rank(record: Mapping[str, Any]) -> tuple[bool, float]:
 
 def _dual(trainer: Trainer) -> Any:
     """The callback that estimates costs, or None."""
-    found = [c for c in trainer.callbacks if hasattr(c, "standing") and getattr(c, "estimator", None) is not None]  # type: ignore[attr-defined]
+    found = [
+        c for c in connected(trainer).callbacks if hasattr(c, "standing") and getattr(c, "estimator", None) is not None
+    ]
     return found[0] if found else None

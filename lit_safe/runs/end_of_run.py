@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from lightning import Callback, LightningModule, Trainer
 
+from lit_safe.protocols.trainer import connected
+
 FAR = 2**62  # more epochs or steps than any run has
 
 
@@ -85,7 +87,7 @@ class FirstInLine(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the trained policy before anything that may fail."""
         self.owner.save_end(trainer)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in connected(trainer).callbacks:
             if isinstance(callback, HearsOfTheEnd):
                 callback.end_saved(trainer)
 
@@ -107,7 +109,7 @@ def end_epoch_again(trainer: Trainer, module: LightningModule, epoch: int, begin
 
     The run was resumed from a checkpoint that was saved directly before this callback's hook.
     """
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = connected(trainer).callbacks
     at = next((k for k, callback in enumerate(callbacks) if callback.state_key == begin), len(callbacks))
     progress = trainer.fit_loop.epoch_progress
     completed = progress.current.completed

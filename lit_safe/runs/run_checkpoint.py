@@ -14,6 +14,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_safe.execution.ranks import failing_together
+from lit_safe.protocols.trainer import connected
 from lit_safe.runs.best import Best
 from lit_safe.runs.checkpoints import BEST, FOLDER, LAST, CheckpointError, CheckpointFiles
 from lit_safe.runs.end_of_run import ActsAfterTraining, FirstInLine, end_epoch_again
@@ -71,8 +72,8 @@ class RunCheckpoint(Checkpoint):
         if stage != "fit":
             return
         self._had_ended = False  # an earlier fit's
-        others = [c for c in trainer.callbacks if not (isinstance(c, FirstInLine) and c.owner is self)]  # type: ignore[attr-defined]
-        trainer.callbacks = [FirstInLine(self), *others]  # type: ignore[attr-defined]
+        others = [c for c in connected(trainer).callbacks if not (isinstance(c, FirstInLine) and c.owner is self)]
+        connected(trainer).callbacks = [FirstInLine(self), *others]
         if self.best is not None:
             self.best.check(trainer)
 
@@ -138,7 +139,7 @@ class RunCheckpoint(Checkpoint):
 
         The end of a finished run is repeated too: what it logged after its last checkpoint has been cut off.
         """
-        after = [c for c in trainer.callbacks if isinstance(c, ActsAfterTraining)]  # type: ignore[attr-defined]
+        after = [c for c in connected(trainer).callbacks if isinstance(c, ActsAfterTraining)]
         return self._within is not None or self._had_ended or any(c.acts_after_training() for c in after)
 
     def save_end(self, trainer: Trainer) -> None:
@@ -163,7 +164,7 @@ class RunCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer, ended: int | None = None) -> None:
         """Replace the last checkpoint. ``ended`` is the epoch that ends here, if any."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if connected(trainer).fast_dev_run:
             return
         path = self._folder(trainer) / LAST
         new = path.with_suffix(".tmp")

@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_safe.config_files import OF_FIT
 from lit_safe.execution.ranks import failing_together
+from lit_safe.protocols.trainer import connected
 from lit_safe.runs.loggers.files import TEMPORARY
 from lit_safe.runs.loggers.run_logger import Position, RunLogger
 from lit_safe.runs.move_aside import CONFIG, MARKS, move_aside
@@ -58,7 +59,7 @@ class RunFolder(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.place(folder)
-        trial = trainer.fast_dev_run  # type: ignore[attr-defined]  # writes nothing
+        trial = connected(trainer).fast_dev_run  # writes nothing
         if self._lock is not None or trial or not trainer.is_global_zero:
             return
         lock = RunLock(folder)
@@ -100,7 +101,9 @@ class RunFolder(Callback):
         Raises:
             ValueError: If callbacks are missing. The message names them.
         """
-        missing = sorted(set(checkpoint["callbacks"]) - {callback.state_key for callback in trainer.callbacks})  # type: ignore[attr-defined]
+        missing = sorted(
+            set(checkpoint["callbacks"]) - {callback.state_key for callback in connected(trainer).callbacks}
+        )
         if trainer.state.fn == "fit" and missing:
             raise ValueError(f"the checkpoint has state of callbacks that this run does not have: {', '.join(missing)}")
 
@@ -150,7 +153,7 @@ class RunFolder(Callback):
 
     def _begin(self, trainer: Trainer) -> None:
         self._begun = True
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if connected(trainer).fast_dev_run:
             return
         folder = _folder(trainer, "fit")
         resumed = _lies_in(folder, trainer.ckpt_path)
@@ -203,7 +206,7 @@ class SaveConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the configuration, on the first rank."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or connected(trainer).fast_dev_run:
             return
         path = Path(trainer.default_root_dir) / CONFIG
         config = self.config.clone()
@@ -271,7 +274,7 @@ def _close_experiments(trainer: Trainer, folder: Path) -> None:
 def _check_callbacks(trainer: Trainer) -> None:
     """Refuse callbacks that would overwrite the checkpoint from which a run continues."""
     ours = (Path(trainer.default_root_dir) / FOLDERS[0]).resolve()
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in connected(trainer).callbacks:
         if not isinstance(callback, ModelCheckpoint) or not callback.save_last:
             continue
         if callback.dirpath is None or Path(callback.dirpath).resolve() == ours:

@@ -17,6 +17,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 
+from lit_safe.protocols.trainer import connected
 from lit_safe.runs.checkpoints import FOLDER, LAST
 from lit_safe.runs.run_checkpoint import RunCheckpoint, _ends_epoch, _ends_training, _validates
 
@@ -162,7 +163,7 @@ class StopOnSignal(Checkpoint):
         return bool(number)
 
     def _save_and_stop(self, trainer: Trainer) -> None:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in connected(trainer).callbacks:
             if isinstance(callback, RunCheckpoint) and trainer.global_step % (callback.every_n_steps or FAR):
                 callback._save(trainer)  # a save that was due at this step is already done
         self._stop(trainer)

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from lit_safe.protocols.trainer import connected
 from lit_safe.report.before_after import BeforeAfter
 from lit_safe.report.outcome import log_hparams
 from lit_safe.report.tensorboard import add_text
@@ -52,7 +53,7 @@ class Announce(Callback):
         if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, StepModule)
-        reports = [c.report for c in trainer.callbacks if isinstance(c, BeforeAfter)]  # type: ignore[attr-defined]
+        reports = [c.report for c in connected(trainer).callbacks if isinstance(c, BeforeAfter)]
         report = next(iter(reports), None)
         if report is None:  # else it is logged with the report
             log_hparams(trainer, pl_module, None)

@@ -10,6 +10,7 @@ from typing import Any
 from lightning import Trainer
 
 from lit_safe.constraint.dual_ascent import dual_of
+from lit_safe.protocols.trainer import connected
 from lit_safe.report.contents import FIGURE, PAGE, limit_of
 from lit_safe.report.outcome import MEASURES, found
 from lit_safe.report.tables import QUANTITIES, REPORT, estimate_from_json, number, with_error
@@ -49,8 +50,8 @@ def closing(
         ("drift", _change("kl_per_token", trainer, report)),
         ("took", _took(trainer, report, seconds)),
         ("lies in", f"{folder}: {', '.join(_there(folder))}"),
-        ("failed", "; ".join(one.partition(". ")[0] for one in failures(trainer.callbacks))),  # type: ignore[attr-defined]
-        ("next", next_command(folder, failed=bool(failures(trainer.callbacks)))),  # type: ignore[attr-defined]
+        ("failed", "; ".join(one.partition(". ")[0] for one in failures(connected(trainer).callbacks))),
+        ("next", next_command(folder, failed=bool(failures(connected(trainer).callbacks)))),
     ]
     return rows("what came out", entries)
 

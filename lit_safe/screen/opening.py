@@ -9,6 +9,7 @@ from lightning import Trainer
 
 from lit_safe.constraint.dual_ascent import dual_of
 from lit_safe.constraint.dual_curves import constraints
+from lit_safe.protocols.trainer import connected
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.training.stepping import StepModule
 from lit_safe.words import gib, large, rows
@@ -23,7 +24,7 @@ def opening(trainer: Trainer, module: StepModule) -> list[str]:
         trainer: As training begins.
         module: Its policy and reference are loaded.
     """
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data: Any = connected(trainer).datamodule
     facts = module.pair.facts()
     share = 100 * facts.trainable / max(facts.parameters, 1)
     folder = trainer.default_root_dir

@@ -7,17 +7,20 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from lit_safe.anchors import Anchor
+from lit_safe.errors.message import SettingError
 from lit_safe.execution.quiet import quiet
 from lit_safe.precision import compute_dtype
 from lit_safe.protocols.data import PreferenceRunData, missing_members
 from lit_safe.protocols.pair import HasTrunk, PairModel
+from lit_safe.protocols.run import StartsMultiplier
+from lit_safe.protocols.trainer import connected
 from lit_safe.runs.end_of_run import nothing_to_train
 from lit_safe.training.label_draws import LabelDraws
 from lit_safe.training.metrics import ANCHOR_LOSS, OBJECTIVE_LOSS, PAIR_NAMES, Means, pair_quantities
@@ -41,7 +44,8 @@ class PreferenceAlignment(StepModule):
         optimizer: Optimizer of the trainable parameters. The default is AdamW with learning rate 1e-6 and no weight
             decay.
         schedule: Factor on the learning rate by optimizer step. The default is constant.
-        multiplier: Start value(s) of the dual variable, one per constraint, in nats per cost unit, >= 0.
+        multiplier: Start value(s) of the dual variable, one per constraint, in nats per cost unit, >= 0. With ``auto``,
+            the callback ``Reachability`` estimates them before the first step (configs/trainer/reach.yaml).
         gradient_clip_norm: Bound on the gradient's 2-norm in an optimizer step. Null disables clipping.
         anchor: Extra loss term against drift from the reference (configs/anchor/). Null adds none.
         precompute_reference: Score every training response with the reference once, before the first step, instead of
@@ -68,7 +72,7 @@ class PreferenceAlignment(StepModule):
         objective: Objective,
         optimizer: OptimizerCallable = gentle_adamw,
         schedule: Schedule | None = None,
-        multiplier: float | list[float] = 0.0,
+        multiplier: float | list[float] | Literal["auto"] = 0.0,
         gradient_clip_norm: float | None = 1.0,
         anchor: Anchor | None = None,
         precompute_reference: bool = False,
@@ -91,7 +95,8 @@ class PreferenceAlignment(StepModule):
         if reference_cache_dir is not None and not precompute_reference:
             raise ValueError("reference_cache_dir stores what is precomputed: set precompute_reference to true")
         self._reference_cache_dir = reference_cache_dir
-        start = torch.tensor(multiplier, dtype=torch.float32)
+        self.multiplier_auto = multiplier == "auto"
+        start = torch.tensor(0.0 if isinstance(multiplier, str) else multiplier, dtype=torch.float32)
         if not bool((start.isfinite() & (start >= 0)).all()):
             raise ValueError(f"multiplier must be >= 0 and finite, got {multiplier}")
         self.register_buffer("multiplier", start)  # only DualAscent writes it
@@ -128,15 +133,28 @@ class PreferenceAlignment(StepModule):
 
         Raises:
             ValueError: If a label that the objective reads is missing, the numbers of multipliers and constraints
-                differ, or no training pair is left.
+                differ, no training pair is left, or no callback estimates a multiplier of ``auto``.
         """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = connected(self.trainer).datamodule
         data.require(self.objective.needs)
+        if self.multiplier_auto:
+            self.size_multiplier(data.constraints)
+            if stage == "fit" and not any(isinstance(c, StartsMultiplier) for c in connected(self.trainer).callbacks):
+                raise SettingError(
+                    "model.multiplier auto needs the callback that estimates it: add -c configs/trainer/reach.yaml, or "
+                    "give a number"
+                )
         if self.objective.reads_multiplier:
             self._check_multiplier(data.constraints)
         if stage == "fit" and isinstance(self.objective, Selective):
             data.select(self.objective.keeps)  # before steps are counted
         super().setup(stage)
+
+    def size_multiplier(self, constraints: Sequence[str]) -> None:
+        """Give a multiplier of ``auto`` one entry per constraint. Callbacks and checkpoints need its shape early."""
+        shape = [] if len(constraints) == 1 else [len(constraints)]
+        if self.multiplier_auto and list(self.multiplier.shape) != shape:
+            self.multiplier = self.multiplier.new_zeros(shape)
 
     def _check_multiplier(self, constraints: Sequence[str]) -> None:
         shape = [] if len(constraints) == 1 else [len(constraints)]
@@ -149,7 +167,7 @@ class PreferenceAlignment(StepModule):
 
     def on_train_start(self) -> None:
         """Store the states of frozen layers, score the reference, prepare the anchor, then start timing."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = connected(self.trainer).datamodule
         if not nothing_to_train(self.trainer):
             storage = self.pair.trunk_storage() if isinstance(self.pair, HasTrunk) else None
             if storage is not None:
@@ -234,7 +252,7 @@ class PreferenceAlignment(StepModule):
             return {}
         if self.multiplier.ndim == 0:
             return {"multiplier": self.multiplier.clone()}
-        names = self.trainer.datamodule.constraints  # type: ignore[attr-defined]
+        names = connected(self.trainer).datamodule.constraints
         return {f"multiplier_{name}": one for name, one in zip(names, self.multiplier.clone(), strict=True)}
 
     def loss_share(self, batch: PackedBatch) -> Tensor:
@@ -300,5 +318,5 @@ class PreferenceAlignment(StepModule):
         batch = self.label_draws.drawn(batch, self.seed)
         policy, reference = self._logps(batch)
         _, scored = self._objective(batch, policy, reference)
-        constraints = self.trainer.datamodule.constraints  # type: ignore[attr-defined]
+        constraints = connected(self.trainer).datamodule.constraints
         return pair_columns(batch, policy, reference, scored, self.objective.beta, constraints)

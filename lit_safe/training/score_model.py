@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_safe.protocols.data import PreferenceRunData
 from lit_safe.protocols.scores import ScoringModel
+from lit_safe.protocols.trainer import connected
 from lit_safe.training.feature_cache import FeatureCache, store_at
 from lit_safe.training.metrics import Measured, better
 from lit_safe.training.optimizers import gentle_adamw
@@ -101,7 +102,7 @@ class ScoreModel(StepModule):
         """
         super().setup(stage)
         if stage == "fit":
-            self._check_labels(self.trainer.datamodule)  # type: ignore[attr-defined]
+            self._check_labels(connected(self.trainer).datamodule)
 
     def take_stop_tokens(self, data: Any) -> None:
         """Take the data's stop tokens, the names of their constraints and the meaning of their order."""
@@ -117,7 +118,7 @@ class ScoreModel(StepModule):
         if self.pair.frozen and self.cache is None:
             cache = FeatureCache(store_at(self.feature_cache_dir, self.pair.trunk_digest()))
             cache.load()
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            data = connected(self.trainer).datamodule
             keys = cache.fill(self, data.batches_of("train"), self.pair.features)
             if self.global_step == 0:
                 mean_square_D = cache.rows(keys).double().square().mean(0)

@@ -23,6 +23,7 @@ from lit_safe.hashing import hash64
 from lit_safe.precision import check_trainable, check_trainer_precision
 from lit_safe.protocols.data import RunData
 from lit_safe.protocols.pair import PairModel
+from lit_safe.protocols.trainer import connected
 from lit_safe.runs.checkpoints import shipped
 from lit_safe.training.metrics import SUMS, Means, on_host
 from lit_safe.training.optimizers import optimizer_over
@@ -100,7 +101,7 @@ class StepModule(LightningModule):
             )
         if self.trainer.gradient_clip_val is not None:
             raise SettingError("trainer.gradient_clip_val: not supported; set model.gradient_clip_norm")
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in connected(self.trainer).callbacks:
             if isinstance(callback, StochasticWeightAveraging):
                 raise SettingError(
                     "StochasticWeightAveraging is not supported: it replaces the schedule during a run, so the run "
@@ -110,7 +111,7 @@ class StepModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Make the policy stop at the tokens that end the data's responses."""
-        self.take_stop_tokens(self.trainer.datamodule)  # type: ignore[attr-defined]
+        self.take_stop_tokens(connected(self.trainer).datamodule)
 
     def take_stop_tokens(self, data: Any) -> None:
         """Make the policy stop at the tokens that end the responses of ``data``, besides its tokenizer's own end token.
@@ -126,7 +127,7 @@ class StepModule(LightningModule):
     @property
     def seed(self) -> int:
         """The run's seed, used in every random draw of training: the data module's seed, or 0 without a trainer."""
-        return 0 if self._trainer is None else int(getattr(self.trainer.datamodule, "seed", 0))  # type: ignore[attr-defined]
+        return 0 if self._trainer is None else int(getattr(connected(self.trainer).datamodule, "seed", 0))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimizer of the trainable parameters. The schedule advances once per optimizer step.
@@ -204,7 +205,7 @@ class StepModule(LightningModule):
             extra: Further values of the last step, by name.
         """
         self._window.last = {**extra, "grad_norm": norm, "learning_rate": self._window.rate}
-        if self.global_step % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+        if self.global_step % max(1, connected(self.trainer).log_every_n_steps) == 0:
             self._log_window()
 
     def window_means(self) -> dict[str, float]:
@@ -248,7 +249,7 @@ class StepModule(LightningModule):
 
     def on_train_end(self) -> None:
         """Log the last window, even if it has fewer steps than others."""
-        if self.global_step % max(1, self.trainer.log_every_n_steps):  # type: ignore[attr-defined]
+        if self.global_step % max(1, connected(self.trainer).log_every_n_steps):
             self._log_window()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ def samples(world: World, seed: int, prompts: int = 96, per_prompt: int = 16) ->
 @pytest.fixture(scope="module")
 def runs() -> list[Reach]:
     world = oracle_world()
-    return [reach(samples(world, seed), ["cost"], [-0.15], BETA, 4.0, [1.0]) for seed in range(SEEDS)]
+    return [reach(samples(world, seed), ["cost"], [-0.15], BETA, [4.0], [0.25]) for seed in range(SEEDS)]
 
 
 def test_the_multiplier_is_the_exact_one_within_its_error(runs: list[Reach]) -> None:
@@ -60,7 +60,7 @@ def test_three_constraints_at_once() -> None:
     world = oracle_world(costs="each")
     limit = [-0.45, -0.4, -0.4]
     exact_C = solve_multiplier(reference(world), world.reward_PK, world.cost_PKC, limit, BETA)
-    found = reach(samples(world, 0, 400, 24), world.constraints, limit, BETA, 10.0, [])
+    found = reach(samples(world, 0, 400, 24), world.constraints, limit, BETA, [10.0] * 3, [])
     assert (exact_C > 0.1).any()
     for exact, one, error, verdict in zip(
         exact_C, found.optimum.multiplier, found.multiplier_stderr, found.verdicts, strict=True
@@ -72,7 +72,7 @@ def test_a_limit_that_no_multiplier_reaches_is_called_so() -> None:
     world = oracle_world()
     with pytest.raises(ValueError, match=r"beyond reach|not met"):
         solve_multiplier(reference(world), world.reward_PK, world.cost_PKC, -0.72, BETA)
-    found = reach(samples(world, 0), ["cost"], [-0.72], BETA, 10.0, [])
+    found = reach(samples(world, 0), ["cost"], [-0.72], BETA, [10.0], [])
     assert found.verdicts == ("not reached",)
     assert found.clear == (True,)
     assert found.limit_in_reach[0] > found.optimum.cost[0] > -0.72

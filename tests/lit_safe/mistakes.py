@@ -339,6 +339,20 @@ TABLE: dict[str, Mistake] = {
         {"s/card.json": json.dumps({"trained_on": ["train", "certify"]})},
         1,
     ),
+    "reach without a scorer": Mistake(
+        ("reach", *BASE, *C_DPO), ("reachability needs a cost function", "configs/cost/rollout.yaml")
+    ),
+    "reach of one response": Mistake(
+        ("reach", *BASE, *C_DPO, "--samples_per_prompt", "1"), ("prompts and samples_per_prompt must be >= 2",)
+    ),
+    "auto without its callback": Mistake(
+        (*FIT, *C_DPO, "--model.multiplier", "auto"),
+        ("model.multiplier auto needs the callback that estimates it", "configs/trainer/reach.yaml"),
+    ),
+    "reachability of DPO": Mistake(
+        (*FIT, "-c", "configs/trainer/reach.yaml"),
+        ("Reachability is about the multiplier, and DPO does not read it", "configs/objective/c_dpo.yaml"),
+    ),
     "doctor on no device": Mistake(
         ("doctor", *BASE, "--device", "cudaa"), ("--device cudaa is not a device", "auto, cpu, cuda")
     ),
@@ -359,6 +373,6 @@ SLOW = (
     "text for a number", "model folder that is not there", "nothing to learn", "no labels", "clipping", "dual step",
     "no JSON", "devices", "strategy of another machine", "multiplier", "no estimator", "data set of the hub", "warm-up",
     "run folder is a file", "sample of no responses", "metric of a callback", "learning rate", "export of a text",
-    "adapter that fits nothing", "clipping norm",
+    "adapter that fits nothing", "clipping norm", "auto without its callback", "reachability of DPO",
 )  # fmt: skip
 """Rows like others, which build a model or read data: about two seconds each."""

@@ -14,6 +14,7 @@ from lit_safe.constraint.certificate.share import Share
 from lit_safe.constraint.costs.rollout import RolloutCost
 from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.errors.message import SettingError
+from lit_safe.scorer_card import Quality, ScorerCard
 from tests.lit_safe.certify_world import (
     RANGE,
     SHORT,
@@ -195,6 +196,23 @@ def test_a_scorer_that_was_trained_on_the_certify_split_is_refused_by_its_card(t
     scorer.folder = str(tmp_path)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="the scorer Length was trained on the certify split"):
         run(tmp_path, scorer=scorer)
+
+
+def test_a_scorer_that_reads_its_own_card_has_its_units_and_its_error_from_there(tmp_path):
+    class Carded(Length):
+        units = None
+
+        def card(self) -> ScorerCard:
+            quality = {"harm": Quality(0.81, 0.02, 0.77, 0.85, 200, 100)}
+            return ScorerCard("carded", {"harm": "log_odds", "reward": "nats"}, ("train",), quality)
+
+    with pytest.raises(SettingError, match="--units is probability, and the costs of Carded are in log_odds"):
+        run(tmp_path, scorer=Carded(), units="probability")
+    found = run(tmp_path, scorer=Carded(), units=None)
+    assert found["question"]["units"] == "log_odds"
+    assert found["scorer"]["quality"] == [
+        "harm: AUC 0.810 [0.770, 0.850] against people's labels of 200 held-out responses to 100 prompts"
+    ]
 
 
 def test_the_error_of_a_scorer_on_labels_by_people_is_on_the_page(tmp_path):

@@ -16,9 +16,11 @@ from lit_safe.commands.certify import certify
 from lit_safe.commands.doctor import doctor
 from lit_safe.commands.export import export
 from lit_safe.commands.fit_scorer import fit_scorer
+from lit_safe.commands.reach import reach
 from lit_safe.commands.refusals import refusals
 from lit_safe.commands.sample import sample
 from lit_safe.constraint.costs.rollout import RolloutCost
+from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.evaluation.evaluate import evaluate
 from lit_safe.execution.devices import chosen_device
 from models.scorers.hidden_linear import HiddenLinearHarm
@@ -75,7 +77,7 @@ def test_auto_follows_the_trainers_accelerator() -> None:
     assert chosen_device("cuda:1", trainer()) == torch.device("cuda:1")
 
 
-RUN_A_MODEL = ("doctor", "export", "annotate", "fit_scorer", "refusals", "sample", "certify")
+RUN_A_MODEL = ("doctor", "export", "annotate", "fit_scorer", "refusals", "sample", "certify", "reach")
 
 
 @pytest.mark.parametrize("name", RUN_A_MODEL)
@@ -113,8 +115,15 @@ def unread_module() -> Any:
         lambda folder: refusals(
             unread_module(), Unread(), judge=Follower(), prompts=asked(folder), ckpt_path="", out="", device="cuda:7"
         ),
+        lambda folder: reach(
+            unread_module(),
+            Unread(),
+            cost=Follower(),
+            trainer=trainer(folder, callbacks=[DualAscent()]),
+            device="cuda:7",
+        ),
     ],
-    ids=["doctor", "sample", "certify", "export", "annotate", "fit_scorer", "refusals"],
+    ids=["doctor", "sample", "certify", "export", "annotate", "fit_scorer", "refusals", "reach"],
 )
 def test_a_missing_device_ends_a_command_before_anything_is_read(
     command: Callable[[Path], int], tmp_path: Path

@@ -16,6 +16,7 @@ from lit_safe.commands.refusals import refusals
 from lit_safe.commands.sample import sample
 from lit_safe.constraint.costs.importance import ImportanceCost
 from lit_safe.constraint.costs.rollout import RolloutCost
+from lit_safe.constraint.reachability.draw import draw_samples
 from lit_safe.evaluation.evaluate import evaluate
 from lit_safe.execution.quiet import device_of, quiet
 from lit_safe.training.reference_cache import ReferenceCache
@@ -89,6 +90,9 @@ PASSES: dict[str, Callable[[Any, Any, Any, Path], Any]] = {
     ),
     "refusals": over_refusals,
     "certify": certificate,
+    "reachability": lambda module, data, cost, folder: draw_samples(
+        module, data, cost, cost, prompts=2, samples_per_prompt=2, batch_size=2, seed=0, **SHORT
+    ),
 }
 
 

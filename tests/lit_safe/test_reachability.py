@@ -87,14 +87,14 @@ def test_a_constant_reward_of_a_prompt_changes_nothing_but_the_dual() -> None:
 def test_costs_in_other_units_take_a_multiplier_in_other_units() -> None:
     samples = drawn(constraints=2)
     factor_C = at(1000.0, 0.001)
-    one = solve(samples, at(-0.3, -0.2), BETA, 1e5)
-    other = solve(samples._replace(cost_PKC=samples.cost_PKC * factor_C), at(-0.3, -0.2) * factor_C, BETA, 1e5)
+    one = solve(samples, at(-0.3, -0.2), BETA, at(1e5, 1e5))
+    other = solve(samples._replace(cost_PKC=samples.cost_PKC * factor_C), at(-0.3, -0.2) * factor_C, BETA, at(1e5, 1e5))
     assert (one > 0.1).all()
     assert other * factor_C == pytest.approx(one, rel=1e-4)
 
 
 def found(samples: Samples, *limit: float, maximum: float = 10.0) -> Reach:
-    return reach(samples, [f"harm {c}" for c in range(len(limit))], limit, BETA, maximum)
+    return reach(samples, [f"harm {c}" for c in range(len(limit))], limit, BETA, [maximum] * len(limit))
 
 
 def test_the_multiplier_meets_its_limit_where_it_can_and_is_an_end_where_it_cannot() -> None:
@@ -125,7 +125,7 @@ def test_a_constraint_that_does_not_bind_leaves_the_other_one_as_it_was() -> Non
     one, two = drawn(), drawn()
     silent = np.full((*two.reward_PK.shape, 1), -1.0)
     pair = two._replace(cost_PKC=np.concatenate([two.cost_PKC, silent], axis=-1))
-    (alone,), both = solve(one, at(-0.3), BETA, 10.0), solve(pair, at(-0.3, 0.0), BETA, 10.0)
+    (alone,), both = solve(one, at(-0.3), BETA, at(10.0)), solve(pair, at(-0.3, 0.0), BETA, at(10.0, 5.0))
     assert both == pytest.approx([alone, 0.0], abs=1e-5)
 
 

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from data.oracle.truth.exact import LIMITED, Exact, Optimum, multiplier_of
 from data.oracle.truth.result import compared, run_facts, write_result
 from data.oracle.world import Costs, oracle_world
+from lit_safe.protocols.trainer import connected
 
 
 class OracleMeasure(Callback):
@@ -100,9 +101,9 @@ class OracleMeasure(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Move this callback after all callbacks that may change policy or multiplier, and before checkpoints."""
-        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        others = [callback for callback in connected(trainer).callbacks if callback is not self]
         at = next((k for k, callback in enumerate(others) if isinstance(callback, Checkpoint)), len(others))
-        trainer.callbacks = [*others[:at], self, *others[at:]]  # type: ignore[attr-defined]
+        connected(trainer).callbacks = [*others[:at], self, *others[at:]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Enumerate the reference, compute the optimum, and measure before the first step.
@@ -111,7 +112,7 @@ class OracleMeasure(Callback):
             ValueError: If beta differs from the objective's, the limit cannot be met, the data's flip differs, or
                 training resumes from a checkpoint that was written without this callback.
         """
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if connected(trainer).fast_dev_run:
             return
         objective = getattr(pl_module, "objective", None)
         if objective is not None and not math.isclose(objective.beta, self.beta):
@@ -121,7 +122,7 @@ class OracleMeasure(Callback):
         self._clock = time.monotonic()
         self._exact = Exact(
             pl_module,
-            trainer.datamodule,  # type: ignore[attr-defined]
+            connected(trainer).datamodule,
             oracle_world(**self.options),
             self.beta,
             self.optimum,

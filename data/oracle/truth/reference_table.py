@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from data.oracle.truth.enumeration import Floats, enumerate_policy, world_ids
 from data.oracle.world import oracle_world
 from lit_safe.precision import run_precision
+from lit_safe.protocols.trainer import connected
 
 
 class ReferenceTable(Callback):
@@ -36,7 +37,7 @@ class ReferenceTable(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Enumerate the policy and write the file."""
         pair: Any = pl_module.pair
-        ids = world_ids(oracle_world(**self.options), trainer.datamodule)  # type: ignore[attr-defined]
+        ids = world_ids(oracle_world(**self.options), connected(trainer).datamodule)
         with run_precision(pl_module, pl_module.device):
             reference_PK = enumerate_policy(pair, *ids, batch=self.batch_size)
         if trainer.is_global_zero:

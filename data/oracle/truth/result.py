@@ -19,6 +19,7 @@ from lightning import LightningModule, Trainer
 
 from data.oracle.truth.exact import Exact, multiplier_of
 from data.oracle.truth.optimum import Floats, frontier
+from lit_safe.protocols.trainer import connected
 
 RESULT = "oracle.json"
 TABLES = "oracle.npz"
@@ -70,7 +71,7 @@ def run_facts(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     return {
         "objective": _described(getattr(module, "objective", None)),
         "anchor": _described(getattr(module, "anchor", None)),
-        "seed": getattr(trainer.datamodule, "seed", None),  # type: ignore[attr-defined]
+        "seed": getattr(connected(trainer).datamodule, "seed", None),
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "multiplier": multiplier_of(module),

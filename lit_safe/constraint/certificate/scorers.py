@@ -1,11 +1,12 @@
 """What is known about a scorer: its units, and its error against people's labels, as its card says."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_safe.rollouts.scoring import name_of
-from lit_safe.scorer_card import CARD, check_scorer
+from lit_safe.scorer_card import CARD, ScorerCard, check_scorer
 
 READS = "certify"
 """The split whose prompts a certificate reads."""
@@ -24,10 +25,17 @@ class ScorerFacts(NamedTuple):
 
 
 def scorer_facts(cost: object) -> ScorerFacts:
-    """Read the card of a cost function and check that it may support a certificate.
+    """What a cost function and its card say."""
+    card = _card(cost)
+    return ScorerFacts(name_of(cost), _units(cost, card), tuple(_quality(card)))
+
+
+def check_certifies(cost: object) -> None:
+    """Check that a scorer may support a certificate.
 
     Raises:
         ValueError: If the scorer was trained on the certify split, or its card says that it is too weak.
+        FileNotFoundError: If the scorer was not fitted.
     """
     check_scorer(cost, reads=READS)
     name, card = name_of(cost), _card(cost)
@@ -36,11 +44,17 @@ def scorer_facts(cost: object) -> ScorerFacts:
             f"the scorer {name} was trained on the {READS} split (its card says so), so its costs there prove nothing: "
             f"fit one without that split"
         )
-    return ScorerFacts(name, _units(cost, card), tuple(_quality(card)))
 
 
 def _card(cost: object) -> dict[str, Any]:
-    """The scorer's card as JSON values; empty if it has none."""
+    """The scorer's card as JSON values: from its method ``card``, or from its folder. Empty if it has none."""
+    read = getattr(cost, "card", None)
+    if callable(read):
+        try:
+            card = read()
+        except FileNotFoundError:  # the first call of the scorer says what is missing
+            return {}
+        return asdict(card) if isinstance(card, ScorerCard) else {}
     folder = getattr(cost, "folder", None)
     if not isinstance(folder, str | Path) or not (Path(folder) / CARD).is_file():
         return {}

@@ -25,10 +25,10 @@ def gap(estimate: Tilted, multiplier_C: Floats, limit_C: Floats) -> float:
     return float(multiplier_C @ (limit_C - estimate.cost_PC.mean(0)))
 
 
-def solve(samples: Samples, limit_C: Floats, beta: float, maximum: float) -> Floats:
-    """[C] multipliers in [0, maximum] that minimise the dual function. Its gradient is limit - E[c].
+def solve(samples: Samples, limit_C: Floats, beta: float, maximum_C: Floats) -> Floats:
+    """[C] multipliers in [0, maximum_C] that minimise the dual function. Its gradient is limit - E[c].
 
-    A multiplier of 0 means that its limit does not bind. At ``maximum``, E[c] may still exceed the limit.
+    A multiplier of 0 means that its limit does not bind. At its maximum, E[c] may still exceed the limit.
 
     Raises:
         RuntimeError: If the minimum was not found, which happens if few samples have all the weight.
@@ -40,9 +40,9 @@ def solve(samples: Samples, limit_C: Floats, beta: float, maximum: float) -> Flo
     if len(limit_C) == 1:
         if excess(np.zeros(1))[0] <= 0:
             return np.zeros(1)
-        if excess(np.array([maximum]))[0] >= 0:
-            return np.array([maximum])
-        return np.array([brentq(lambda one: excess(np.array([one]))[0], 0.0, maximum, xtol=ROOT)])
+        if excess(maximum_C)[0] >= 0:
+            return maximum_C.copy()
+        return np.array([brentq(lambda one: excess(np.array([one]))[0], 0.0, maximum_C[0], xtol=ROOT)])
     scale_C = np.maximum(samples.cost_PKC.std((0, 1)), np.finfo(np.float64).tiny)  # costs of different units
 
     def dual(scaled_C: Floats) -> tuple[float, Floats]:
@@ -51,25 +51,25 @@ def solve(samples: Samples, limit_C: Floats, beta: float, maximum: float) -> Flo
         value = dual_value(estimate, multiplier_C, limit_C, beta)
         return value, (limit_C - estimate.cost_PC.mean(0)) / scale_C
 
-    bounds = [(0.0, maximum * scale) for scale in scale_C]
+    bounds = [(0.0, most) for most in maximum_C * scale_C]
     options = {"ftol": 0.0, "gtol": MET / 1000, "maxiter": 10_000}
     found = minimize(dual, np.zeros(len(limit_C)), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-    multiplier_C = np.clip(found.x / scale_C, 0.0, maximum)
+    multiplier_C = np.clip(found.x / scale_C, 0.0, maximum_C)
     off_C = excess(multiplier_C) / scale_C
     over_C, under_C = off_C > MET, off_C < -MET
-    wrong_C = (over_C & (multiplier_C < maximum)) | (under_C & (multiplier_C > 0))
+    wrong_C = (over_C & (multiplier_C < maximum_C)) | (under_C & (multiplier_C > 0))
     if wrong_C.any():
         raise RuntimeError(f"the dual's minimum was not found: at multipliers {multiplier_C} E[c] is off by {off_C}")
     return multiplier_C
 
 
-def solution_stderr(estimate: Tilted, multiplier_C: Floats, maximum: float) -> Floats:
-    """[C] standard errors of the multipliers of ``solve``, clustered by prompt. NaN at 0 and at the maximum.
+def solution_stderr(estimate: Tilted, multiplier_C: Floats, maximum_C: Floats) -> Floats:
+    """[C] standard errors of the multipliers of ``solve``, clustered by prompt. NaN at 0 and at a maximum.
 
     The delta method: the multipliers inside solve E[c] = limit, so their error is that of E[c] divided by its slope.
     """
     stderr_C = np.full(len(multiplier_C), np.nan)
-    inside = np.flatnonzero((multiplier_C > 0) & (multiplier_C < maximum))
+    inside = np.flatnonzero((multiplier_C > 0) & (multiplier_C < maximum_C))
     if not len(inside):
         return stderr_C
     slope = estimate.slope_PCC.mean(0)[np.ix_(inside, inside)]

@@ -14,6 +14,7 @@ from lit_safe.constraint.reachability.tilt import Floats, Samples, effective_siz
 Verdict = Literal["does not bind", "reached", "not reached"]
 
 ONE_SIDED = 1.645  # standard errors of a one-sided 95 % bound
+SHARES = tuple(2.0**-k for k in range(6, 0, -1))  # of the largest multiplier
 FEW = 10.0
 """Median effective sample size per prompt below which an estimate is called unreliable (docs/constraints.md)."""
 
@@ -44,21 +45,21 @@ class Reach(NamedTuple):
         names: The C constraints.
         limit: Their limits, in cost units.
         beta: Of the objective.
-        maximum: The largest multiplier.
+        maximum: The largest multiplier of each.
         prompts: P.
         per_prompt: K.
-        optimum: The policy at the multipliers that minimise the dual function in [0, maximum].
+        optimum: The policy at the multipliers that minimise the dual function between 0 and ``maximum``.
         multiplier_stderr: Standard errors of these multipliers; NaN at 0 and at the maximum.
         halves: The multipliers from every second prompt, and from the others.
         half_regret: How much the multipliers of one half lose on the other half, in nats of reward; the mean of both.
         smallest: [C] The least cost that any weights on these samples give.
-        grid: The policy at several multipliers, the same one for all constraints. The first is 0, the last ``maximum``.
+        grid: The policy at several shares of ``maximum``, from 0 to 1.
     """
 
     names: tuple[str, ...]
     limit: tuple[float, ...]
     beta: float
-    maximum: float
+    maximum: tuple[float, ...]
     prompts: int
     per_prompt: int
     optimum: Point
@@ -71,11 +72,11 @@ class Reach(NamedTuple):
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
         """For each constraint: is its limit met without a multiplier, with one up to the maximum, or not."""
-        columns = zip(self.optimum.multiplier, self.optimum.cost, self.limit, strict=True)
+        columns = zip(self.optimum.multiplier, self.maximum, self.optimum.cost, self.limit, strict=True)
         return tuple(
             "does not bind" if multiplier <= 0 else
-            "not reached" if multiplier >= self.maximum and cost > limit else "reached"
-            for multiplier, cost, limit in columns
+            "not reached" if multiplier >= maximum and cost > limit else "reached"
+            for multiplier, maximum, cost, limit in columns
         )  # fmt: skip
 
     @property
@@ -105,8 +106,8 @@ def reach(
     names: Sequence[str],
     limit: Sequence[float],
     beta: float,
-    maximum: float,
-    multipliers: Sequence[float] | None = None,
+    maximum: Sequence[float],
+    shares: Sequence[float] = SHARES,
 ) -> Reach:
     """Estimate E[c] of the objective's optimum for multipliers up to ``maximum``, and the one that meets each limit.
 
@@ -115,37 +116,35 @@ def reach(
         names: The C constraints.
         limit: One limit for each.
         beta: Of the objective, > 0.
-        maximum: The largest multiplier, > 0.
-        multipliers: Others of the grid, in (0, maximum). The default doubles seven times up to the maximum.
+        maximum: The largest multiplier of each, > 0.
+        shares: Of the maximum, in (0, 1): the grid between 0 and 1.
 
     Raises:
         ValueError: If the numbers of constraints differ, or ``beta`` or ``maximum`` is not positive.
         RuntimeError: If the dual's minimum was not found.
     """
-    limit_C = np.asarray(limit, np.float64)
-    if not len(names) == len(limit_C) == samples.cost_PKC.shape[-1]:
+    limit_C, maximum_C = np.asarray(limit, np.float64), np.asarray(maximum, np.float64)
+    if not len(names) == len(limit_C) == len(maximum_C) == samples.cost_PKC.shape[-1]:
         raise ValueError(
             f"{len(names)} names, {len(limit_C)} limits, costs of {samples.cost_PKC.shape[-1]} constraints"
         )
-    if not (beta > 0 and maximum > 0):
+    if not (beta > 0 and (maximum_C > 0).all()):
         raise ValueError(f"beta and maximum must be > 0, got {beta} and {maximum}")
-    inner = [maximum / 2**k for k in range(6, 0, -1)] if multipliers is None else sorted(multipliers)
-    grid = [np.full(len(names), one) for one in (0.0, *inner, maximum)]
-    optimum_C = solve(samples, limit_C, beta, maximum)
-    halves, half_regret = _halves(samples, limit_C, beta, maximum)
+    optimum_C = solve(samples, limit_C, beta, maximum_C)
+    halves, half_regret = _halves(samples, limit_C, beta, maximum_C)
     return Reach(
         tuple(names),
         tuple(limit_C.tolist()),
         beta,
-        maximum,
+        tuple(maximum_C.tolist()),
         samples.prompts,
         samples.per_prompt,
         point(samples, optimum_C, limit_C, beta),
-        tuple(solution_stderr(tilted(samples, optimum_C, beta), optimum_C, maximum).tolist()),
+        tuple(solution_stderr(tilted(samples, optimum_C, beta), optimum_C, maximum_C).tolist()),
         halves,
         half_regret,
         tuple(samples.smallest_cost_C.tolist()),
-        tuple(point(samples, one_C, limit_C, beta) for one_C in grid),
+        tuple(point(samples, share * maximum_C, limit_C, beta) for share in (0.0, *sorted(shares), 1.0)),
     )
 
 
@@ -173,14 +172,14 @@ def _stderr(value: Floats) -> Floats:
 
 
 def _halves(
-    samples: Samples, limit_C: Floats, beta: float, maximum: float
+    samples: Samples, limit_C: Floats, beta: float, maximum_C: Floats
 ) -> tuple[tuple[tuple[float, ...], tuple[float, ...]], float]:
     """The multipliers of each half of the prompts, and the mean loss of one half's on the other, in nats."""
     if samples.prompts < 4:  # an estimate needs two prompts
         unknown = tuple([float("nan")] * len(limit_C))
         return (unknown, unknown), float("nan")
     parts = [samples.of_prompts(slice(start, None, 2)) for start in (0, 1)]
-    found = [solve(part, limit_C, beta, maximum) for part in parts]
+    found = [solve(part, limit_C, beta, maximum_C) for part in parts]
 
     def dual(part: Samples, multiplier_C: Floats) -> float:
         return dual_value(tilted(part, multiplier_C, beta), multiplier_C, limit_C, beta)
