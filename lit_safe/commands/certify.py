@@ -122,9 +122,9 @@ def certify(
     second = None if second_scorer is None else _Scorer(second_scorer, scorer_facts(second_scorer))
     for each in (first, second) if second is not None else (first,):
         check_certifies(each.cost)
-    place = make_ready(module, data, device, trainer)
     if not getattr(data, "held_out", True):
         raise SettingError("data.held_out is false: the policy trained on every prompt, so nothing can be certified")
+    place = make_ready(module, data, device, trainer)
     available = data.prompts("certify")
     asked = choose(available, seed, prompts)
     texts = [prompt.text for prompt in asked]

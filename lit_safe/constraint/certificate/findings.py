@@ -74,17 +74,18 @@ def find(
         _check_range(cost_nC, names, question, scorer)
         bounded_nC = np.clip(cost_nC, low, high)
         columns: dict[str, Sample] = {
-            name: BoundedMean(bounded_nC[:, c], low, high, delta) for c, name in enumerate(names)
+            name: BoundedMean(bounded_nC[:, c], low, high, delta / len(names)) for c, name in enumerate(names)
         }
         cost = judge_all(columns, limits, delta)
         comparison = {name: _others(bounded_nC[:, c], question) for c, name in enumerate(names)}
         if strata:
             parts: dict[str, Sample] = {}
             bounds = {}
+            level = delta / (len(strata) * len(names))  # of the first test of Holm's method
             for stratum, members in strata.items():
                 for c, name in enumerate(names):
                     label = stratum if len(names) == 1 else f"{stratum}: {name}"
-                    parts[label] = BoundedMean(bounded_nC[list(members), c], low, high, delta)
+                    parts[label] = BoundedMean(bounded_nC[list(members), c], low, high, level)
                     bounds[label] = limits[name]
             cost_strata = judge_all(parts, bounds, delta)
     share = Share(int(unsafe_n.sum()), len(unsafe_n))

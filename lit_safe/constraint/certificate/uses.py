@@ -1,5 +1,6 @@
 """The record of every use of the certify split: a certificate holds for one choice, made before the split was used."""
 
+import itertools
 import json
 import logging
 from collections.abc import Collection, Mapping
@@ -20,16 +21,18 @@ def other_uses(folder: Path, study: Path, key: str, prompt_ids: Collection[int])
 
     Args:
         folder: The run folder.
-        study: The folder that holds the study's run folders, at any depth.
+        study: The folder that holds the study's run folders, up to three levels deep.
         key: The key of this certificate.
         prompt_ids: Its prompts.
     """
     found = []
-    for path in sorted({*study.absolute().rglob(USES), folder.absolute() / USES}):
+    study = study.absolute()
+    levels = (study.glob("*/" * depth + USES) for depth in (1, 2, 3))
+    for path in sorted({*itertools.chain(*levels), folder.absolute() / USES}):
         for use in _read(path):
             shared = len(set(use.get("prompt_ids", ())) & set(prompt_ids))
             if use.get("key") != key and shared:
-                run = path.parent.name if path.parent.parent == study.absolute() else str(path.parent)
+                run = path.parent.name if path.parent.parent == study else str(path.parent)
                 found.append({**{k: v for k, v in use.items() if k != "prompt_ids"}, "run": run, "shared": shared})
     return found
 
