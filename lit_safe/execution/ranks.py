@@ -1,6 +1,7 @@
 """Communication between ranks: exchange of results, and errors that stop all ranks."""
 
 import builtins
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
@@ -32,6 +33,23 @@ def rank_and_world() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+@contextmanager
+def joined_ranks() -> Iterator[int | None]:
+    """Join the processes that torchrun or a similar launcher started, for a command that has no trainer.
+
+    Yields:
+        The number of this process on its machine, None if it is alone or has joined already.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized() or "MASTER_ADDR" not in os.environ:
+        yield None
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield int(os.environ.get("LOCAL_RANK", "0"))
+    finally:
+        dist.destroy_process_group()
 
 
 @contextmanager

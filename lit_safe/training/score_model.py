@@ -220,6 +220,14 @@ class ScoreModel(StepModule):
         """Do the same as in validation. Results are logged under ``test/``."""
         self.validation_step(batch, batch_idx)
 
+    def predict_step(self, batch: PackedBatch | ScoreBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Per pair [B]: ids, and each output's scores of both responses."""
+        pairs, score_NK = self.scores(batch)
+        found = {"pair_id": pairs.pair_id, "prompt_id": pairs.prompt_id, "present": pairs.present}
+        for k, name in enumerate(self.pair.outputs):
+            found |= {f"{name}/chosen": score_NK[0::2, k], f"{name}/rejected": score_NK[1::2, k]}
+        return found
+
     def _check_labels(self, data: Any) -> None:
         rows = [pair.row for pair in data.pairs("train")]
         ordered = any(

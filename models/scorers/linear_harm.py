@@ -3,6 +3,7 @@
 Letters: n texts, F features.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from lit_safe.scorer_card import Quality, ScorerCard
 from models.scorers.logistic import LogisticHead, Matrix, fit_logistic_head
 
 CARD = "card.json"
@@ -151,3 +154,38 @@ class LinearHarm:
             raise ValueError(f"the scorer in {folder} was fitted on {card['features']}, but {described} is configured")
         self.features.load(folder)
         self._head = LogisticHead.load(folder / "head.safetensors")
+
+    def card(self) -> ScorerCard:
+        """The facts on the folder's card, as for other scorers.
+
+        Raises:
+            FileNotFoundError: If the folder contains no fitted scorer.
+        """
+        read = json.loads((Path(self.folder) / CARD).read_text(encoding="utf-8"))
+        held_out = read.get("held_out", {})
+        auc, stderr, low, high = (held_out.get(f"auc{part}") for part in ("", "_stderr", "_low", "_high"))
+        counts = (int(held_out.get(name, 0)) for name in ("responses", "prompts"))
+        return ScorerCard(
+            name=Path(self.folder).name,
+            units={"harm": self.units},
+            trained_on=("train",),
+            quality={"harm": Quality(auc, stderr, low, high, *counts)},
+            data=tuple(read.get("data", ())),
+        )
+
+    def check_usable(self, *, reads: str | None = None) -> None:
+        """Refuse to move a multiplier or support a certificate with a bad scorer, as ``ScorerCard.check_usable``."""
+        if self._head is None:
+            self.load()
+        self.card().check_usable(self.minimum_auc, reads=reads)
+
+    def digest(self) -> str:
+        """A hash of everything that decides a cost: the folder's files, features and settings."""
+        found = hashlib.sha256(json.dumps([self.features.describe(), self.units, self.scale]).encode())
+        for path in sorted(Path(self.folder).iterdir()):
+            if path.suffix in (".safetensors", ".json") and path.name not in (CARD, "hidden.safetensors"):
+                found.update(path.name.encode() + path.read_bytes())
+            elif path.name == "hidden.safetensors":  # its cache of texts may grow; what was learned stays
+                learned = load_file(path)
+                found.update(learned["centre"].numpy().tobytes() + learned["spread"].numpy().tobytes())
+        return found.hexdigest()

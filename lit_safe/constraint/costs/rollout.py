@@ -14,6 +14,7 @@ from lit_safe.hashing import hash64, uniforms
 from lit_safe.protocols.pair import HasPair
 from lit_safe.rollouts.answers import Answers, Rows, answers
 from lit_safe.rollouts.scoring import check_finite, name_of, score
+from lit_safe.scorer_card import check_scorer
 from lit_safe.sequences import pack_sequences
 from lit_safe.types import IGNORE, CostEstimate, CostFunction, Prompt, ScoredResponse
 
@@ -138,9 +139,11 @@ class RolloutCost:
         """Score one labelled response of the dual split, to find errors before the first step.
 
         Raises:
-            ValueError: If there are fewer than two dual prompts, or the cost is not a tensor of finite numbers with one
+            ValueError: If the scorer's card says that it ranks human labels too badly (``lit_safe.scorer_card``), there
+                are fewer than two dual prompts, or the cost is not a tensor of finite numbers with one
                 entry per constraint. Errors of the cost function itself, such as a missing file, are passed on.
         """
+        check_scorer(self.cost)
         prompts = data.prompts("dual")
         if len(prompts) < 2:
             raise ValueError(f"the dual split has {len(prompts)} prompts, and an estimate needs two: add data")
