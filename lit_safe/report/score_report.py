@@ -117,9 +117,7 @@ class ScoreReport(Callback):
         name = Path(trainer.default_root_dir).absolute().name
         return ScorerCard(
             name=name,
-            units={
-                output: "Bradley-Terry nats" if output == REWARD else "log-odds of being unsafe" for output in found
-            },
+            units={output: "nats" if output == REWARD else "log_odds" for output in found},
             trained_on=("train",) if data.report.get("held_out", True) else ("train", "val", "dual", "certify"),
             quality={output: one.quality for output, one in found.items()},
             calibration={output: one.calibration() for output, one in found.items()},

@@ -137,11 +137,7 @@ class LinearHarm:
     def load(self) -> None:
         """Read the scorer from its folder. Raises the errors of ``__call__``."""
         folder = Path(self.folder)
-        if not (folder / CARD).is_file():
-            raise FileNotFoundError(
-                f"no fitted scorer in {folder}: run `python train.py fit_scorer` with this scorer and labelled data"
-            )
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        card = self._read_card()
         auc = card.get("held_out", {}).get("auc")
         if auc is None:
             raise ValueError(f"the scorer in {folder} has no held-out AUC on its card: run fit_scorer to measure it")
@@ -155,28 +151,36 @@ class LinearHarm:
         self.features.load(folder)
         self._head = LogisticHead.load(folder / "head.safetensors")
 
+    def _read_card(self) -> dict[str, Any]:
+        folder = Path(self.folder)
+        path = folder / CARD
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no fitted scorer in {folder}: run `python train.py fit_scorer` with this scorer and labelled data"
+            )
+        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return card
+
     def card(self) -> ScorerCard:
         """The facts on the folder's card, as for other scorers.
 
         Raises:
             FileNotFoundError: If the folder contains no fitted scorer.
         """
-        read = json.loads((Path(self.folder) / CARD).read_text(encoding="utf-8"))
+        read = self._read_card()
         held_out = read.get("held_out", {})
         auc, stderr, low, high = (held_out.get(f"auc{part}") for part in ("", "_stderr", "_low", "_high"))
         counts = (int(held_out.get(name, 0)) for name in ("responses", "prompts"))
         return ScorerCard(
-            name=Path(self.folder).name,
+            name=type(self).__name__,
             units={"harm": self.units},
-            trained_on=("train",),
+            trained_on=tuple(read.get("trained_on", ("train",))),
             quality={"harm": Quality(auc, stderr, low, high, *counts)},
             data=tuple(read.get("data", ())),
         )
 
     def check_usable(self, *, reads: str | None = None) -> None:
         """Refuse to move a multiplier or support a certificate with a bad scorer, as ``ScorerCard.check_usable``."""
-        if self._head is None:
-            self.load()
         self.card().check_usable(self.minimum_auc, reads=reads)
 
     def digest(self) -> str:

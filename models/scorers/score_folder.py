@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from models.scorers.beaver import TEMPLATE, is_beaver, load_beaver
 from models.scorers.score_text import ScoreText
 
 REWARD = "reward"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class ScoreFolder:
@@ -151,6 +153,11 @@ class ScoreFolder:
     def _loaded(self) -> tuple[Any, ScoreText]:
         if self._model is not None and self._text is not None:
             return self._model, self._text
+        if not Path(self.folder).is_dir() and not HUB_ID.fullmatch(self.folder):
+            raise FileNotFoundError(
+                f"there is no score model in {self.folder}: train one (configs/score/cost.yaml), or name a folder or a "
+                "hub id"
+            )
         config = transformers.AutoConfig.from_pretrained(self.folder)
         options = {"dtype": getattr(torch, self.dtype)}
         beaver = is_beaver(config)

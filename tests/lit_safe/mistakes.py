@@ -7,6 +7,8 @@ from tests.lit_safe.mistaken_run import BASE, C_DPO, FIT, HUB, RUN, SAFE_DPO, Mi
 
 REFUSAL = ("--scorer", "configs/scorer/refusal.yaml")
 TFIDF = ("--scorer", "configs/scorer/tfidf.yaml")
+SCORE = ("fit", "-c", "configs/base.yaml", "-c", "configs/score/cost.yaml", "-c", "run.yaml", "--model.pair.source",
+         "models.sources.TinyLlama", "--model.pair.layers", "1")  # fmt: skip
 
 TABLE: dict[str, Mistake] = {
     **DUAL,
@@ -364,6 +366,41 @@ TABLE: dict[str, Mistake] = {
     "flag of the oracle": Mistake(("oracle", "--seedz", "0"), ("there is no option --seedz", "try: --seeds")),
     "objective of the oracle": Mistake(
         ("oracle", "--objectives", "safedpo", "--folder", "o"), ("there is no", "configs/oracle/safe_dpo.yaml")
+    ),
+    "annotate into a file of another kind": Mistake(
+        ("annotate", *BASE, *TFIDF, "--out", "scored.csv"),
+        ("--out scored.csv: the name must end in .parquet or .jsonl",),
+    ),
+    "score model without a loss": Mistake(
+        (*SCORE, "--model.cost", "null"), ("reward and cost are both null, so nothing would train",)
+    ),
+    "score model of a policy": Mistake(
+        (*SCORE, "--model.pair", "models.pair.PolicyReference"), ("models.pair.PolicyReference is no ScoringModel",)
+    ),
+    "score model without unsafe responses": Mistake(
+        SCORE,
+        ("model.cost: the train split has only safe responses for the constraint 'cost'", "the annotator's threshold"),
+        run("threshold: 0.0", "threshold: 9.0"),
+        code=1,
+    ),
+    "score model of more layers than there are": Mistake(
+        (*SCORE, "--model.pair.layers", "5"), ("layers must be 1 to 2, the layers of LlamaForCausalLM; got 5",), code=1
+    ),
+    "no such score model": Mistake(
+        (
+            *FIT,
+            *C_DPO,
+            "--dual.lr",
+            "1",
+            "--dual.estimator",
+            "configs/cost/rollout.yaml",
+            "--dual.estimator.cost",
+            "models.scorers.score_folder.ScoreFolder",
+            "--dual.estimator.cost.folder",
+            "runs/none/score_model",
+        ),
+        ("there is no score model in runs/none/score_model: train one", "configs/score/cost.yaml"),
+        code=1,
     ),
     "annotate of nothing": Mistake(("annotate",), ("--scorer, --out, --data, --model must be given",)),
 }

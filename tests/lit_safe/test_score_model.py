@@ -98,7 +98,7 @@ def test_it_learns_which_fruit_is_unsafe_and_writes_a_model_that_stock_transform
     folder = tmp_path / FOLDER
     card = ScorerCard.load(folder)
     assert card.trained_on == ("train",)
-    assert card.units == {"reward": "Bradley-Terry nats", "cost": "log-odds of being unsafe"}
+    assert card.units == {"reward": "nats", "cost": "log_odds"}
     assert card.quality["reward"].auc > 0.6
     assert card.calibration["cost"].keys() >= {"slope", "intercept"}
     assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"] == {"0": "reward", "1": "cost"}
