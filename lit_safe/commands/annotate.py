@@ -124,8 +124,8 @@ def _record(
 ) -> dict[str, Any]:
     """The pair with its labels and scores. A missing label is null."""
     row = pair.row
-    sides = zip(("chosen", "rejected"), pair.responses, strict=True)
-    record: dict[str, Any] = {"prompt": pair.turns, **dict(sides)}
+    chosen_text, rejected_text = pair.responses
+    record: dict[str, Any] = {"prompt": pair.turns, "chosen": chosen_text, "rejected": rejected_text}
     record["split_group"] = row.split_group
     label = "label_" if REWARD in sides else ""  # with scored rewards, the labelled ones stand beside them
     record |= {
@@ -159,11 +159,14 @@ def _write_parquet(records: Sequence[dict[str, Any]], path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    if len({type(record["prompt"]) for record in records}) > 1:
-        raise ValueError(
-            "some prompts are conversations and some are plain text, which one Parquet column cannot hold: write "
-            ".jsonl, or annotate the sources one by one"
-        )
+    # a column has one type: a text, or turns of a role and a content
+    shapes = {name: {_shape(record[name]) for record in records} for name in ("prompt", "chosen", "rejected")}
+    for name, found in shapes.items():
+        if len(found) > 1 or not found <= ({"text"} if name != "prompt" else {"text", "turns"}):
+            raise ValueError(
+                f"the column {name} holds {' and '.join(sorted(found))}, for which a Parquet column has no one type: "
+                "write .jsonl"
+            )
     turns = bool(records) and not isinstance(records[0]["prompt"], str)
     text = pyarrow.string()
     kinds = {"prompt": pyarrow.list_(pyarrow.struct([("role", text), ("content", text)])) if turns else text}
@@ -171,6 +174,14 @@ def _write_parquet(records: Sequence[dict[str, Any]], path: Path) -> None:
     names = list(records[0]) if records else list(kinds)
     schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in names])
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(records), schema=schema), path)
+
+
+def _shape(value: Any) -> str:
+    """What a prompt or a response is, as far as Parquet is concerned."""
+    if isinstance(value, str):
+        return "text"
+    plain = all(turn.keys() == {"role", "content"} and isinstance(turn["content"], str) for turn in value)
+    return "turns" if plain else "turns with tools or parts"
 
 
 def _agreement(pairs: Sequence[TextPair], cost_P2: Any) -> None:
