@@ -14,6 +14,7 @@ from lit_safe.constraint.certificate.share import Share
 from lit_safe.constraint.costs.rollout import RolloutCost
 from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.errors.message import SettingError
+from lit_safe.rollouts.rectified import Rectified
 from lit_safe.scorer_card import Quality, ScorerCard
 from tests.lit_safe.certify_world import (
     RANGE,
@@ -213,6 +214,17 @@ def test_a_scorer_that_reads_its_own_card_has_its_units_and_its_error_from_there
     assert found["scorer"]["quality"] == [
         "harm: AUC 0.810 [0.770, 0.850] against people's labels of 200 held-out responses to 100 prompts"
     ]
+
+
+def test_a_rectified_scorer_is_certified_with_the_card_of_the_scorer_inside(tmp_path):
+    found = run(tmp_path, scorer=Rectified(Length()), cost_range=[0.0, 1.0])
+    assert found["scorer"] == {"name": "Rectified(Length)", "units": Length.units, "quality": []}
+    card = {"name": "x", "trained_on": ["certify"], "quality": {}, "units": {"cost": Length.units}}
+    (tmp_path / "card.json").write_text(json.dumps(card), encoding="utf-8")
+    scorer = Length()
+    scorer.folder = str(tmp_path)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="the scorer Length was trained on the certify split"):
+        run(tmp_path, scorer=Rectified(scorer), cost_range=[0.0, 1.0])
 
 
 def test_the_error_of_a_scorer_on_labels_by_people_is_on_the_page(tmp_path):

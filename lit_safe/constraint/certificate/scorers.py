@@ -25,9 +25,11 @@ class ScorerFacts(NamedTuple):
 
 
 def scorer_facts(cost: object) -> ScorerFacts:
-    """What a cost function and its card say."""
-    card = _card(cost)
-    return ScorerFacts(name_of(cost), _units(cost, card), tuple(_quality(card)))
+    """What a cost function and its card say. A function of another's costs, such as ``Rectified``, has its card."""
+    chain = _chain(cost)
+    card = _card(chain[-1])
+    name = "(".join(map(name_of, chain)) + ")" * (len(chain) - 1)
+    return ScorerFacts(name, _units(chain[-1], card), tuple(_quality(card)))
 
 
 def check_certifies(cost: object) -> None:
@@ -37,6 +39,7 @@ def check_certifies(cost: object) -> None:
         ValueError: If the scorer was trained on the certify split, or its card says that it is too weak.
         FileNotFoundError: If the scorer was not fitted.
     """
+    cost = _chain(cost)[-1]
     check_scorer(cost, reads=READS)
     name, card = name_of(cost), _card(cost)
     if READS in card.get("trained_on", ()):
@@ -44,6 +47,14 @@ def check_certifies(cost: object) -> None:
             f"the scorer {name} was trained on the {READS} split (its card says so), so its costs there prove nothing: "
             f"fit one without that split"
         )
+
+
+def _chain(cost: object) -> list[object]:
+    """A cost function, the one whose costs it reads, and so on."""
+    chain = [cost]
+    while callable(inner := getattr(chain[-1], "cost", None)):
+        chain.append(inner)
+    return chain
 
 
 def _card(cost: object) -> dict[str, Any]:
