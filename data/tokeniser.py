@@ -235,4 +235,5 @@ class _Entries:
 
 
 def _tracked(rows: Rows[AnyRow], what: str, progress: bool) -> Iterator[AnyRow]:
-    yield from track(rows, what, len(rows), disable=not progress, console=Console(stderr=True))
+    console = Console(stderr=True)
+    yield from track(rows, what, len(rows), disable=not (progress and console.is_terminal), console=console)

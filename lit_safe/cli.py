@@ -38,6 +38,7 @@ from lit_safe.runs.run_folder import RunFolder, SaveConfig
 from lit_safe.runs.run_lock import RunFolderError
 from lit_safe.runs.run_seed import RunSeed
 from lit_safe.runs.signals import StopOnSignal, Stopped
+from lit_safe.screen.lightning_lines import leave_out_lines
 from lit_safe.training.stepping import StepModule
 
 COMMANDS: tuple[str, ...] = (
@@ -298,6 +299,7 @@ def main(args: ArgsType = None, run: bool = True) -> SafeCLI:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "filelock", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    leave_out_lines()
     # Lightning 2.6 uses a class that torch 2.13 deprecates; a user cannot change that
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
     read_yaml_with_shipped_files(_known(sys.argv[1:] if args is None else args))

@@ -32,12 +32,22 @@ class SafeParser(LightningArgumentParser):
         for parser in (self, *self._commands().values()):
             parser.typed = words
         try:
-            return super().parse_args(args, *rest, **kwargs)
+            found = super().parse_args(args, *rest, **kwargs)
         except (UnicodeDecodeError, OSError, RecursionError) as error:  # from a YAML file
             message = Words(words).unreadable()
             if message is None:
                 raise
             self._end(message, error)
+        self._refuse_empty_unknown(Words(words))
+        return found
+
+    def _refuse_empty_unknown(self, words: Words) -> None:
+        """Refuse a group that is unknown and empty, such as ``modle: {}``. jsonargparse passes over it."""
+        flags = [flag for parser in (self, *self._commands().values()) for flag in parser.flags(Words(()))]
+        known = {flag.lstrip("-").partition(".")[0] for flag in flags} | {*self._commands()}
+        for key in words.empty_groups():
+            if key not in known:
+                self._end(_unknown_key(key, self, words), None)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the mistake and exit with status 2."""

@@ -98,6 +98,12 @@ class Words:
         same = [s for s in self.settings() if s.value == value]
         return same[-1].place if same else ""
 
+    def empty_groups(self) -> list[str]:
+        """The top-level keys of the files after ``--config`` that have no value, or an empty mapping."""
+        read = [yaml.safe_load(Path(path).read_text(encoding="utf-8")) for keys, path in self.files() if not keys]
+        items = [item for content in read if isinstance(content, dict) for item in content.items()]
+        return [str(key).rstrip("+").partition(".")[0] for key, value in items if value in (None, {})]
+
     def unreadable(self) -> Message | None:
         """The message about the first YAML file that is not a readable mapping."""
         for keys, path in self.files():

@@ -79,6 +79,8 @@ def _limit(run: Path) -> str:
         return f"not known: the checkpoint's run has no {CONFIG} beside it"
     if rule == "Fixed" or not (lr or rule):
         return f"none: the multiplier did not move ({'controller Fixed' if rule else '`dual.lr` 0'})"
+    if limit is None:
+        return "none: `dual.limit` is null"
     steered = f"; the multiplier steered below it (margin {margin})" if margin else ""
     return f"{limit} (in units of the cost){f', by {rule}' if rule else ''}{steered}"
 

@@ -52,6 +52,12 @@ TABLE: dict[str, Mistake] = {
         ("there is no setting 'modle'", "run.yaml, line 18", "try: model"),
         {"run.yaml": RUN + "modle: {class_path: lit_safe.training.module.PreferenceAlignment}\n"},
     ),
+    "YAML unknown empty group": Mistake(
+        FIT, ("there is no setting 'modle'", "run.yaml, line 18", "try: model"), {"run.yaml": RUN + "modle: {}\n"}
+    ),
+    "YAML unknown group without a value": Mistake(
+        FIT, ("there is no setting 'dul'", "run.yaml, line 18", "try: dual"), {"run.yaml": RUN + "dul:\n"}
+    ),
     "YAML unknown key": Mistake(
         FIT,
         ("there is no setting 'trainer.max_stepz'", "run.yaml, line 1", "trainer.max_steps"),

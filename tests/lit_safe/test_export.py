@@ -245,9 +245,10 @@ def test_large_models_are_written_in_parts(tmp_path: Path, monkeypatch: pytest.M
             "cost limit: none: the multiplier did not move (controller Fixed)",
         ),
         ("dual: {limit: 0.0, lr: 0.0}", "cost limit: none: the multiplier did not move"),
+        ("dual: {limit: null, lr: 0.1}", "cost limit: none: `dual.limit` is null"),
         (None, "cost limit: not known"),
     ],
-    ids=["limit", "controller", "fixed multiplier", "no dual step", "no configuration"],
+    ids=["limit", "controller", "fixed multiplier", "no dual step", "no limit", "no configuration"],
 )
 def test_the_card_names_the_limit_and_the_data(config: str | None, line: str, tmp_path: Path) -> None:
     path = checkpoint_of(built("full"), pairs(), tmp_path / "run")

@@ -332,3 +332,17 @@ def test_a_run_that_ends_before_its_first_step_leaves_no_event_file(tmp_path: Pa
     with pytest.raises(StoppedBeforeTheFirstStep):
         run.fit(aligned(), pairs())
     assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_lightnings_lines_that_say_nothing_of_a_run_are_left_out_and_its_warnings_are_not(
+    typed: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        typed("validate")
+        rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+        rank_zero.warning("GPU available: but not used")
+        rank_zero.info("another line")
+    assert not [
+        line for line in caplog.messages if line.startswith(("GPU available: F", "GPU available: T", "💡", "Seed"))
+    ]
+    assert {"GPU available: but not used", "another line"} <= set(caplog.messages)
