@@ -413,6 +413,8 @@ TABLE: dict[str, Mistake] = {
 """What was wrong, in words, and the mistake."""
 
 SLOW = (
+    "certify of no limit", "certify of a share in percent", "certify of a limit outside the range",
+    "certify of strata in no file",
     "text for a number", "model folder that is not there", "nothing to learn", "no labels", "clipping", "dual step",
     "no JSON", "devices", "strategy of another machine", "multiplier", "no estimator", "data set of the hub", "warm-up",
     "run folder is a file", "sample of no responses", "metric of a callback", "learning rate", "export of a text",
