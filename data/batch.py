@@ -8,6 +8,7 @@ of the ordinary (a quoted special token, tokens that merge across the prompt's e
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ from data.render import BREAK, PROBE, Renderer, Turn
 from data.schema import BadRow, Message
 from data.verbatim import Verbatim, copies_contents
 
+TEXTS = 512  # that are encoded in one call
 ENCODERS = ("__call__", "_encode_plus", "_batch_encode_plus")  # methods that turn texts into ids
 
 
@@ -136,15 +138,19 @@ class BatchRenderer:
             row = None if plan is None else self._assemble(plan, ids)
             yield encoder.submit(self._single.row, item).result() if row is None else row
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
+    def _encode(self, texts: list[str]) -> list[array[int]]:
+        """The ids of every text. A part of the texts at a time, because the tokenizer's own results are large."""
         tokenizer: Any = self.renderer.tokenizer
-        if not self._direct:
-            return list(tokenizer(texts, add_special_tokens=False).input_ids)
-        tokenizer(PROBE, add_special_tokens=False)  # ends padding and truncation that an earlier caller asked for
-        encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        ids: list[array[int]] = []
+        for start in range(0, len(texts), TEXTS):
+            part = texts[start : start + TEXTS]
+            if self._direct:
+                tokenizer(PROBE, add_special_tokens=False)  # ends padding and truncation that an earlier caller wanted
+                encodings = tokenizer.backend_tokenizer.encode_batch_fast(part, add_special_tokens=False)
+                ids.extend(array("i", encoding.ids) for encoding in encodings)
+            else:
+                ids.extend(array("i", found) for found in tokenizer(part, add_special_tokens=False).input_ids)
+        return ids
 
     def _plans(self, chunk: Sequence[Item], texts: dict[str, int]) -> list[_Plan | None]:
         """What to encode for each row. Fills ``texts``; None for a row that is tokenised alone."""
@@ -225,13 +231,13 @@ class BatchRenderer:
         except TemplateError:
             return [_or_none(partial(renderer.template, opened=opened), "", turns) for turns in conversations]
 
-    def _assemble(self, plan: _Plan, ids: list[list[int]]) -> Rendered | None:
+    def _assemble(self, plan: _Plan, ids: list[array[int]]) -> Rendered | None:
         """The ids of one row; None where only the definition can tell."""
         prompt, tail = ids[plan.prompt], ids[plan.tail]
         size = len(tail)
         if plan.tail != plan.prompt and (prompt[-size:] != tail or tail[0] not in self._breaks.values()):
             return None
-        whole, responses = plan.head + prompt, []
+        whole, responses = [*plan.head, *prompt], []
         for joint in plan.joint:
             response = ids[joint][size:]
             if ids[joint][:size] != tail or not response or plan.stop in response:
