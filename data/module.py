@@ -8,14 +8,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from data.micro_batches import MicroBatch, MicroBatchLimit, MicroBatchSize
 from data.pack import annotation, pack_pairs
 from data.preparation import Order, Prepared, prepared
 from data.render import TODAY
 from data.schema import Annotator, Source
 from data.split import Split
-from data.steps import EvalLoader, MicroBatch, StepLoader, ordered
+from data.steps import EvalLoader, StepLoader, ordered
 from data.texts import TextPair, text_pairs
-from data.tokenised import MicroBatchSize, TokenisedData, check_sizes, evaluation_only
+from data.tokenised import TokenisedData, check_sizes, evaluation_only
 from data.tokeniser import OnBadRow, Tokeniser
 from data.tokens import AUTHORS, Int64s, TokenisedPairs
 from lit_safe.types import Annotation, Need, PackedBatch, ResponsesFrom
@@ -35,7 +36,10 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
             ``safe_better``: the more helpful one, and pairs in which it is unsafe are dropped. ``helpful_or_safer``:
             the more helpful one, or the less harmful one where no label says which is more helpful.
         pairs_per_step: Pairs of one optimizer step over all micro-batches and ranks.
-        micro_batch_pairs: Maximum number of pairs in one forward and backward pass on one rank.
+        micro_batch_tokens: Maximum number of tokens, with padding, in one forward and backward pass on one rank; a pair
+            that has more is computed alone. Pairs of similar length are computed together. Null takes a number that
+            suits the device and its memory. It has no effect on which pairs a step has.
+        micro_batch_pairs: Maximum number of pairs in a pass. Without ``micro_batch_tokens`` it is the only limit.
         eval_batch_pairs: Pairs of one forward pass without gradients on one rank.
         max_length: Maximum number of tokens of prompt and response together. The response is kept; the prompt is cut
             from its start.
@@ -66,7 +70,7 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         annotator: Annotator,
         order: Order = "helpful",
         pairs_per_step: int = 32,
-        micro_batch_pairs: int = 4,
+        micro_batch_pairs: int | None = None,
         eval_batch_pairs: int = 8,
         max_length: int = 512,
         contradictions: Literal["keep", "drop"] = "keep",
@@ -81,14 +85,15 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         template: str | None = None,
         template_date: str = TODAY.isoformat(),
         rendered: bool = False,
+        micro_batch_tokens: int | None = None,
     ) -> None:
-        check_sizes(
-            pairs_per_step=pairs_per_step, micro_batch_pairs=micro_batch_pairs, eval_batch_pairs=eval_batch_pairs
-        )
-        rendering = (template, template_date, rendered)
+        limits = {"micro_batch_pairs": micro_batch_pairs, "micro_batch_tokens": micro_batch_tokens}
+        check_sizes(pairs_per_step=pairs_per_step, eval_batch_pairs=eval_batch_pairs, **limits)
+        limit = MicroBatchLimit(micro_batch_pairs, micro_batch_tokens)
+        rendering = (template, template_date, rendered, limit)
         super().__init__(sources, max_length, on_bad_row, tokenizer, cache_dir, seed, held_out, *rendering)
         self.annotator, self.order = annotator, order
-        self.pairs_per_step, self.micro_batch_pairs = pairs_per_step, micro_batch_pairs
+        self.pairs_per_step = pairs_per_step
         self.eval_batch_pairs, self.max_eval_pairs = eval_batch_pairs, max_eval_pairs
         self.contradictions, self.max_pairs_per_prompt = contradictions, max_pairs_per_prompt
         self.duplicates = duplicates
@@ -157,8 +162,8 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         def pack(micro: MicroBatch, step: Int64s) -> PackedBatch:
             return pack_pairs(self.tokenised, index[micro.rows], micro.fillers, len(step), self.seed)
 
-        ids = self.tokenised.pair_id[index]
-        return StepLoader(ids, pack, self.pairs_per_step, self.micro_batch_pairs, self.seed, self.rank, self.position)
+        ids, divide = self.tokenised.pair_id[index], self.micro_batch.divide(self._tokens_of(index))
+        return StepLoader(ids, pack, self.pairs_per_step, divide, self.seed, self.rank, self.position)
 
     def val_dataloader(self) -> EvalLoader[PackedBatch]:
         """Batches of the val split."""
@@ -184,7 +189,13 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         def pack(micro: MicroBatch, together: Int64s) -> PackedBatch:
             return pack_pairs(self.tokenised, index[micro.rows], micro.fillers, len(together), self.seed)
 
-        return EvalLoader(self.tokenised.pair_id[index], pack, self.eval_batch_pairs, self.rank)
+        ids = self.tokenised.pair_id[index]
+        return EvalLoader(ids, pack, self.eval_batch_pairs, self.rank, self._tokens_of(index))
+
+    def _tokens_of(self, index: Int64s) -> Int64s:
+        """Tokens of each pair at ``index`` if both responses are as long as the longer one, as with padding."""
+        pairs = self.tokenised
+        return 2 * (pairs.prompt.sizes + np.maximum(pairs.chosen.sizes, pairs.rejected.sizes))[index]
 
     def _training_rows(self) -> Int64s:
         return self.rows_of("train") if self._train is None else self._train
@@ -195,11 +206,13 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
 
     @property
     def largest_micro_batch(self) -> MicroBatchSize:
-        """An upper bound on one training forward pass: every pair is assumed as long as the longest."""
+        """An upper bound on one training forward pass.
+
+        With ``micro_batch_pairs`` every pair is assumed as long as the longest.
+        """
         pairs = self.tokenised
-        longer = np.maximum(pairs.chosen.sizes, pairs.rejected.sizes)
-        sequences = 2 * self.micro_batch_pairs
-        return MicroBatchSize(sequences * int(np.max(pairs.prompt.sizes + longer)), sequences * int(np.max(longer)))
+        scored = 2 * np.maximum(pairs.chosen.sizes, pairs.rejected.sizes)
+        return self.micro_batch.largest(self._tokens_of(np.arange(len(scored))), scored, self.pairs_per_step)
 
     def _tokenise(self, tokeniser: Tokeniser, *, progress: bool) -> tuple[TokenisedPairs, dict[str, Any], list[str]]:
         rows = self._prepared()

@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data.micro_batches import MicroBatch, MicroBatchLimit, MicroBatchSize
 from data.pack import pack_rows, scored_sizes
 from data.render import TODAY
 from data.schema import BadRow, SftRow, SftSource
 from data.split import assign
-from data.steps import EvalLoader, MicroBatch, StepLoader, ordered
-from data.tokenised import MicroBatchSize, TokenisedData, check_sizes, evaluation_only
+from data.steps import EvalLoader, StepLoader, ordered
+from data.tokenised import TokenisedData, check_sizes, evaluation_only
 from data.tokeniser import OnBadRow, Tokeniser
 from data.tokens import Int64s, TokenisedRows
 from lit_safe.types import SequenceBatch
@@ -24,7 +25,10 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
     Args:
         sources: Datasets of responses.
         rows_per_step: Rows of one optimizer step over all micro-batches and ranks.
-        micro_batch_rows: Maximum number of rows in one forward and backward pass on one rank.
+        micro_batch_tokens: Maximum number of tokens, with padding, in one forward and backward pass on one rank; a row
+            that has more is computed alone. Rows of similar length are computed together. Null takes a number that
+            suits the device and its memory. It has no effect on which rows a step has.
+        micro_batch_rows: Maximum number of rows in a pass. Without ``micro_batch_tokens`` it is the only limit.
         eval_batch_rows: Rows of one forward pass without gradients on one rank.
         max_length: Maximum number of tokens of prompt and response together. The response is kept; the prompt is cut
             from its start.
@@ -50,7 +54,7 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
         self,
         sources: list[SftSource],
         rows_per_step: int = 32,
-        micro_batch_rows: int = 8,
+        micro_batch_rows: int | None = None,
         eval_batch_rows: int = 16,
         max_length: int = 512,
         max_eval_rows: int | None = None,
@@ -63,27 +67,30 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
         template: str | None = None,
         template_date: str = TODAY.isoformat(),
         rendered: bool = False,
+        micro_batch_tokens: int | None = None,
     ) -> None:
-        check_sizes(rows_per_step=rows_per_step, micro_batch_rows=micro_batch_rows, eval_batch_rows=eval_batch_rows)
-        rendering = (template, template_date, rendered)
+        limits = {"micro_batch_rows": micro_batch_rows, "micro_batch_tokens": micro_batch_tokens}
+        check_sizes(rows_per_step=rows_per_step, eval_batch_rows=eval_batch_rows, **limits)
+        limit = MicroBatchLimit(micro_batch_rows, micro_batch_tokens)
+        rendering = (template, template_date, rendered, limit)
         super().__init__(sources, max_length, on_bad_row, tokenizer, cache_dir, seed, held_out, *rendering)
         self.duplicates = duplicates
-        self.rows_per_step, self.micro_batch_rows = rows_per_step, micro_batch_rows
+        self.rows_per_step = rows_per_step
         self.eval_batch_rows, self.max_eval_rows = eval_batch_rows, max_eval_rows
 
     def train_dataloader(self) -> StepLoader[SequenceBatch]:
         """Each item is the list of micro-batches of one optimizer step."""
         index = self.rows_of("train")
         ids = self.tokenised.row_id[index]
-        return StepLoader(
-            ids, self._packer(index), self.rows_per_step, self.micro_batch_rows, self.seed, self.rank, self.position
-        )
+        divide = self.micro_batch.divide(self._tokens_of(index))
+        return StepLoader(ids, self._packer(index), self.rows_per_step, divide, self.seed, self.rank, self.position)
 
     def val_dataloader(self) -> EvalLoader[SequenceBatch]:
         """Batches of the val split."""
         index = self.rows_of("val")
         index = index[np.sort(ordered(self.tokenised.row_id[index], "evaluation")[: self.max_eval_rows])]
-        return EvalLoader(self.tokenised.row_id[index], self._packer(index), self.eval_batch_rows, self.rank)
+        ids, lengths = self.tokenised.row_id[index], self._tokens_of(index)
+        return EvalLoader(ids, self._packer(index), self.eval_batch_rows, self.rank, lengths)
 
     def test_dataloader(self) -> EvalLoader[SequenceBatch]:
         """Batches of the val split."""
@@ -95,10 +102,18 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
 
     @property
     def largest_micro_batch(self) -> MicroBatchSize:
-        """An upper bound on one training forward pass: every row is assumed as long as the longest."""
+        """An upper bound on one training forward pass.
+
+        With ``micro_batch_rows`` every row is assumed as long as the longest.
+        """
         rows = self.tokenised
-        longest = int(np.max(rows.prompt.sizes + rows.response.sizes))
-        return MicroBatchSize(self.micro_batch_rows * longest, self.micro_batch_rows * int(np.max(rows.response.sizes)))
+        return self.micro_batch.largest(
+            self._tokens_of(np.arange(len(rows.row_id))), rows.response.sizes, self.rows_per_step
+        )
+
+    def _tokens_of(self, index: Int64s) -> Int64s:
+        """Tokens of each row at ``index``."""
+        return (self.tokenised.prompt.sizes + self.tokenised.response.sizes)[index]
 
     def _packer(self, index: Int64s) -> Any:
         sizes = scored_sizes(self.tokenised.response, self.tokenised.response_unscored, index)

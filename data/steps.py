@@ -6,10 +6,11 @@ A run therefore sees the same steps for any micro-batch size, any number of rank
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
+from data.micro_batches import ALONE, Divide, MicroBatch, Rank, by_rows, longest_first
 from data.tokens import Int64s
 from lit_safe.hashing import hash64
 
@@ -19,41 +20,10 @@ if TYPE_CHECKING:
 Batch = TypeVar("Batch", covariant=True)
 
 
-class Rank(NamedTuple):
-    """One of ``world`` processes that share every step's rows."""
-
-    rank: int = 0
-    world: int = 1
-
-
-ALONE = Rank()
-
-
-class MicroBatch(NamedTuple):
-    """Rows of one forward and backward pass on one rank: indices, followed by ``fillers`` filler rows."""
-
-    rows: Int64s
-    fillers: int
-
-
 def ordered(row_ids: Int64s, *key: object) -> Int64s:
     """Indices of all rows, ordered by a hash of ``key`` and row id. A row's position in the data has no effect."""
     hashes = np.array([hash64("order", *key, int(row_id)) for row_id in row_ids], np.int64)
     return np.lexsort((np.arange(len(row_ids)), row_ids, hashes))
-
-
-def micro_batches(step: Int64s, size: int, rank: Rank) -> list[MicroBatch]:
-    """This rank's share of a step's rows, in micro-batches of at most ``size``.
-
-    Every rank runs the same number of micro-batches of the same size. A rank with one row less than rank 0 gets a
-    filler.
-    """
-    largest = -(-len(step) // rank.world)
-    share = step[rank.rank :: rank.world]
-    return [
-        MicroBatch(share[start : start + size], min(size, largest - start) - len(share[start : start + size]))
-        for start in range(0, largest, size)
-    ]
 
 
 def position(trainer: Trainer, steps: int) -> tuple[int, int]:
@@ -78,7 +48,7 @@ class StepLoader(Generic[Batch]):
         pack: Makes a batch from a micro-batch and the indices of its whole step.
         rows_per_step: Rows of an optimizer step over all micro-batches and ranks. The last step of an epoch has the
             remaining rows.
-        micro_batch_rows: Maximum number of rows in one forward pass.
+        divide: Divides a step's rows into micro-batches.
         seed: Seed of the order.
         rank: This process's rank.
         start: Function from the loader's length to (epoch, step within it), the position of training.
@@ -89,17 +59,15 @@ class StepLoader(Generic[Batch]):
         row_ids: Int64s,
         pack: Callable[[MicroBatch, Int64s], Batch],
         rows_per_step: int,
-        micro_batch_rows: int,
+        divide: Divide,
         seed: int,
         rank: Rank = ALONE,
         start: Callable[[int], tuple[int, int]] = lambda steps: (0, 0),
     ) -> None:
-        if rows_per_step < 1 or micro_batch_rows < 1:
-            raise ValueError(
-                f"a step and a micro-batch need at least 1 row, got {rows_per_step} and {micro_batch_rows}"
-            )
+        if rows_per_step < 1:
+            raise ValueError(f"a step needs at least 1 row, got {rows_per_step}")
         self.row_ids, self.pack, self.rank, self.start = row_ids, pack, rank, start
-        self.rows_per_step, self.micro_batch_rows, self.seed = rows_per_step, micro_batch_rows, seed
+        self.rows_per_step, self.divide, self.seed = rows_per_step, divide, seed
 
     def __len__(self) -> int:
         return -(-len(self.row_ids) // self.rows_per_step)
@@ -109,7 +77,7 @@ class StepLoader(Generic[Batch]):
         order = ordered(self.row_ids, self.seed, epoch)
         for number in range(first, len(self)):
             step = order[number * self.rows_per_step : (number + 1) * self.rows_per_step]
-            yield [self.pack(micro, step) for micro in micro_batches(step, self.micro_batch_rows, self.rank)]
+            yield [self.pack(micro, step) for micro in self.divide(step, self.rank)]
 
     def state_dict(self) -> dict[str, Any]:
         """Values that must be equal in a resumed run. The trainer's own progress holds the position."""
@@ -132,29 +100,42 @@ class StepLoader(Generic[Batch]):
 
 
 class EvalLoader(Generic[Batch]):
-    """Every row once, in a hashed order. An item is one batch; sums over ranks count every row once.
+    """Every row once. An item is one batch; sums over ranks count every row once.
+
+    Rows of similar length are in one batch, and the batches are in a hashed order, so that the first few are a sample.
 
     Args:
         row_ids: [rows] hashes of the rows' texts.
         pack: Makes a batch from a micro-batch and the indices of all ranks' batches of the same step.
         batch_rows: Rows of a batch on one rank.
         rank: This process's rank.
+        tokens_of: [rows] tokens of each row. None: batches in a hashed order of rows.
     """
 
     def __init__(
-        self, row_ids: Int64s, pack: Callable[[MicroBatch, Int64s], Batch], batch_rows: int, rank: Rank = ALONE
+        self,
+        row_ids: Int64s,
+        pack: Callable[[MicroBatch, Int64s], Batch],
+        batch_rows: int,
+        rank: Rank = ALONE,
+        tokens_of: Int64s | None = None,
     ) -> None:
         if batch_rows < 1:
             raise ValueError(f"a batch needs at least 1 row, got {batch_rows}")
         self.row_ids, self.pack, self.batch_rows, self.rank = row_ids, pack, batch_rows, rank
+        self.tokens_of = tokens_of
 
     def __len__(self) -> int:
         return -(-len(self.row_ids) // (self.batch_rows * self.rank.world))
 
     def __iter__(self) -> Iterator[Batch]:
         order = ordered(self.row_ids, "evaluation")
+        numbers = np.arange(len(self))
+        if self.tokens_of is not None:
+            order = longest_first(order, self.tokens_of)
+            numbers = ordered(numbers, "batches")
         together = self.batch_rows * self.rank.world
-        for start in range(0, len(order), together):
-            rows = order[start : start + together]
-            (micro,) = micro_batches(rows, self.batch_rows, self.rank)
+        for number in numbers.tolist():
+            rows = order[number * together : (number + 1) * together]
+            (micro,) = by_rows(self.batch_rows)(rows, self.rank)
             yield self.pack(micro, rows)

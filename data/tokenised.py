@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import date
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,34 +17,27 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data.cache import Cache, named_inputs
+from data.micro_batches import MicroBatchLimit, MicroBatchSize, Rank
 from data.render import TODAY, Renderer
 from data.schema import Message, Row, SftRow, SftSource, Source
 from data.split import Split, prompt_id, split_key
-from data.steps import Rank, StepLoader, ordered, position
+from data.steps import StepLoader, ordered, position
 from data.templates import template_text
 from data.tokeniser import OnBadRow, Tokeniser
 from data.tokens import SPLITS, Int64s, Tokenised, from_arrays, to_arrays
 from lit_safe.types import Prompt
 
-
-class MicroBatchSize(NamedTuple):
-    """Tokens of a micro-batch, including padding, and the number of scored tokens among them."""
-
-    tokens: int
-    scored: int
-
-
 AnySource = TypeVar("AnySource", bound="Source | SftSource")
 
 
-def check_sizes(**sizes: int) -> None:
-    """Refuse sizes below 1.
+def check_sizes(**sizes: int | None) -> None:
+    """Refuse sizes below 1. None sets no size.
 
     Raises:
         ValueError: Naming the first.
     """
     for name, value in sizes.items():
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
 
@@ -65,6 +58,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         template: str | None = None,
         template_date: str = TODAY.isoformat(),
         rendered: bool = False,
+        micro_batch: MicroBatchLimit | None = None,
     ) -> None:
         super().__init__()
         check_sizes(max_length=max_length)
@@ -75,6 +69,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         self.sources: list[AnySource] = list(sources)
         self.max_length, self.on_bad_row, self.seed = max_length, on_bad_row, seed
         self.held_out = held_out
+        self.micro_batch = micro_batch or MicroBatchLimit()
         self.tokenizer_name = tokenizer
         self.template = None if template is None else template_text(template)
         self.today, self.rendered = _day(template_date), rendered
@@ -100,12 +95,16 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
 
     def state_dict(self) -> dict[str, Any]:
         """Values that must be equal in a resumed run, for every checkpoint."""
-        return {} if self._tokenised is None else {**self.train_dataloader().state_dict(), "tokens": self._tokens()}
+        if self._tokenised is None:
+            return {}
+        known = {**self.train_dataloader().state_dict(), "tokens": self._tokens()}
+        return {**known, **self.micro_batch.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Check that a resumed run has the same data as the run that wrote the checkpoint.
 
         Lightning restores a loader's own state only inside an epoch. This also covers checkpoints between two epochs.
+        A micro-batch keeps the size that was chosen for the first run, so that sums round alike.
 
         Raises:
             ValueError: Rows, their tokens, the seed or the step size differ.
@@ -113,6 +112,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         self.train_dataloader().load_state_dict(state_dict)
+        self.micro_batch.load_state_dict(state_dict)
         if state_dict.get("tokens") != self._tokens():
             raise ValueError(
                 "the checkpoint was trained on the same rows in other tokens: tokenizer, chat template, template_date, "

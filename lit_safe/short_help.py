@@ -35,7 +35,7 @@ FIT: dict[str, tuple[Setting, ...]] = {
     "the data": (
         Setting("--data", "configs/data/scored.yaml", "pairs with their labels"),
         Setting("--data.pairs_per_step", "32", "pairs of an optimizer step (fine-tuning: rows_per_step)"),
-        Setting("--data.micro_batch_pairs", "4", "pairs of a forward pass; less needs less memory"),
+        Setting("--data.micro_batch_tokens", "1024", "tokens of a forward pass; less needs less memory"),
         Setting("--data.max_length", "512", "most tokens of prompt and response together"),
         Setting("--data.order", "helpful", "which response is chosen"),
     ),
@@ -73,7 +73,7 @@ EVALUATION = {
         Setting("--ckpt_path", "last", "the checkpoint to load: last, best, or a file"),
     ),
 }
-NOT_OF_EVALUATION = ("--model.anchor", "--data.pairs_per_step", "--data.micro_batch_pairs")
+NOT_OF_EVALUATION = ("--model.anchor", "--data.pairs_per_step", "--data.micro_batch_tokens")
 
 BUILT = {"module": "--model", "data": "--data", "trainer": "--trainer"}
 """Arguments of our commands that are built from the YAML files of a run, and their options."""

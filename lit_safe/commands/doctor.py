@@ -12,8 +12,9 @@ from lit_safe.commands.loading import make_ready
 from lit_safe.commands.sizes import check_sizes
 from lit_safe.doctor.checks import examine
 from lit_safe.doctor.patient import Patient, take_pairs
-from lit_safe.execution.process_memory import limit_bytes
+from lit_safe.execution.process_memory import available_bytes
 from lit_safe.precision import compute_dtype, run_precision
+from lit_safe.training.micro_batch import choose_micro_batch
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import PackedBatch
 
@@ -71,6 +72,7 @@ def _examine(
     products = compute_dtype(device)
     dtype = next(module.parameters()).dtype if products == "weights" else getattr(torch, products)
     batch = _first_pairs(data, pairs, device)
+    choose_micro_batch(module.pair, data, device)
     needed = module.pair.memory_estimate(*data.largest_micro_batch)
     if trainer is not None and trainer.world_size > 1:  # the doctor runs in one process
         needed = needed._replace(buckets=needed.gradients)
@@ -80,7 +82,7 @@ def _examine(
         data.stop_ids,
         TOLERANCE.get(dtype, 1e-3) if tolerance is None else tolerance,
         needed,
-        _available(device),
+        available_bytes(device),
         data,
         trainer,
     )
@@ -109,12 +111,6 @@ def _adapter_dropout(pair: Any) -> list[torch.nn.Module]:
     if not getattr(pair, "disable_dropout", False):
         return []
     return [m for m in pair.modules() if isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0]
-
-
-def _available(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return limit_bytes()
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -11,7 +11,7 @@ from lit_safe.errors.places import Words
 Explained = Callable[[BaseException, Words], Message]
 
 NETWORK = "a name of the hub, a local folder (./folder), or a connection; HF_HUB_OFFLINE=1 allows cached files alone"
-MEMORY = "half of --data.micro_batch_pairs, or of --data.max_length; `doctor` estimates the memory of both"
+MEMORY = "half of --data.micro_batch_tokens, or of --data.max_length; `doctor` estimates the memory of both"
 
 
 def known(error: BaseException, words: Words) -> Message | None:

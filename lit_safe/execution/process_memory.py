@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import torch
 
 
 def peak_bytes() -> int:
@@ -23,3 +24,8 @@ def limit_bytes() -> int:
     limit = Path("/sys/fs/cgroup/memory.max")  # of a Linux container
     text = limit.read_text(encoding="ascii").strip() if limit.exists() else "max"
     return physical if text == "max" else min(physical, int(text))
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory of a device in bytes, whether in use or not. For a CPU see ``limit_bytes``."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else limit_bytes()

@@ -147,14 +147,18 @@ def _steps(trainer: Trainer, data: Any) -> str:
     known = epochs is not None and epochs > 0 and epochs * each == total
     span = f"{total:,}, {epochs} epoch{'s' if epochs != 1 else ''} of {each:,}" if known else f"{total:,}"
     text = span if known else f"{span} (an epoch has {each:,})"
-    for step, micro, unit in (("pairs_per_step", "micro_batch_pairs", "pairs"),
-                              ("rows_per_step", "micro_batch_rows", "responses")):  # fmt: skip
+    for step, unit in (("pairs_per_step", "pairs"), ("rows_per_step", "responses")):
         if hasattr(data, step):
-            tokens, _ = data.largest_micro_batch
-            text += (
-                f"; {getattr(data, step)} {unit} a step, {getattr(data, micro)} at a time (at most {tokens:,} tokens)"
-            )
+            text += f"; {getattr(data, step)} {unit} a step, {_at_a_time(data, unit)}"
     return f"{text}; {trainer.global_step:,} are done" if trainer.global_step else text
+
+
+def _at_a_time(data: Any, unit: str) -> str:
+    tokens, limit = data.largest_micro_batch[0], getattr(data, "micro_batch", None)
+    if limit is not None and limit.rows is not None:
+        return f"{limit.rows} at a time (at most {tokens:,} tokens)"
+    chosen = " (chosen for this machine: data.micro_batch_tokens)" if limit is not None and limit.free else ""
+    return f"at most {tokens:,} tokens at a time{chosen}"
 
 
 def multiplier_in_words(trainer: Trainer, module: PreferenceAlignment) -> str:

@@ -26,6 +26,7 @@ from lit_safe.protocols.pair import PairModel
 from lit_safe.protocols.trainer import connected
 from lit_safe.runs.checkpoints import shipped
 from lit_safe.training.metrics import SUMS, Means, on_host
+from lit_safe.training.micro_batch import choose_micro_batch
 from lit_safe.training.optimizers import optimizer_over
 from lit_safe.training.schedules import Schedule
 from lit_safe.types import PackedSequences
@@ -97,7 +98,7 @@ class StepModule(LightningModule):
         if self.trainer.accumulate_grad_batches != 1:
             raise SettingError(
                 "trainer.accumulate_grad_batches: not supported; set data.pairs_per_step (pairs per optimizer step) "
-                "and data.micro_batch_pairs (pairs per forward pass); in fine-tuning rows_per_step and micro_batch_rows"
+                "and data.micro_batch_tokens (tokens per forward pass); in fine-tuning rows_per_step"
             )
         if self.trainer.gradient_clip_val is not None:
             raise SettingError("trainer.gradient_clip_val: not supported; set model.gradient_clip_norm")
@@ -121,8 +122,11 @@ class StepModule(LightningModule):
         self.pair.stop_at(data.stop_ids)
 
     def configure_model(self) -> None:
-        """Load policy and reference, once."""
+        """Load policy and reference, once. Choose the size of the micro-batches if the user has not."""
         self.pair.load()
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            device, data = self.trainer.strategy.root_device, self.trainer.datamodule  # type: ignore[attr-defined]
+            choose_micro_batch(self.pair, data, device, 1 if device.type == "cuda" else self.trainer.num_devices)
 
     @property
     def seed(self) -> int:

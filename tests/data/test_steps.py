@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from data.steps import EvalLoader, Rank, StepLoader, position
+from data.micro_batches import Rank, by_rows
+from data.steps import EvalLoader, StepLoader, position
 
 ROWS = np.arange(100, 111)  # 11 rows; in steps of 4 an epoch has 3 steps, the last with 3 rows
 
@@ -16,7 +17,7 @@ def keep(micro, step):
 
 
 def steps_of(rows=ROWS, per_step=4, micro=2, seed=0, rank=Rank(), epoch=0, first=0):  # noqa: B008 - immutable
-    return list(StepLoader(rows, keep, per_step, micro, seed, rank, lambda steps: (epoch, first)))
+    return list(StepLoader(rows, keep, per_step, by_rows(micro), seed, rank, lambda steps: (epoch, first)))
 
 
 def rows_in(step):
@@ -68,17 +69,17 @@ def test_evaluation_counts_every_row_once_over_all_ranks_in_equally_many_batches
 
 
 def test_a_checkpoint_of_other_data_is_refused_and_the_change_named():
-    state = StepLoader(ROWS, keep, 4, 2, 0).state_dict()
-    StepLoader(ROWS[::-1], keep, 4, 1, 0, Rank(1, 2)).load_state_dict(state)
+    state = StepLoader(ROWS, keep, 4, by_rows(2), 0).state_dict()
+    StepLoader(ROWS[::-1], keep, 4, by_rows(1), 0, Rank(1, 2)).load_state_dict(state)
     with pytest.raises(ValueError, match="rows_per_step, seed changed"):
-        StepLoader(ROWS, keep, 5, 2, 1).load_state_dict(state)
+        StepLoader(ROWS, keep, 5, by_rows(2), 1).load_state_dict(state)
     with pytest.raises(ValueError, match="other data: rows changed"):
-        StepLoader(ROWS[1:], keep, 4, 2, 0).load_state_dict(state)
+        StepLoader(ROWS[1:], keep, 4, by_rows(2), 0).load_state_dict(state)
 
 
 def test_a_step_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least 1 row"):
-        StepLoader(ROWS, keep, 0, 2, 0)
+        StepLoader(ROWS, keep, 0, by_rows(2), 0)
     with pytest.raises(ValueError, match="at least 1 row"):
         EvalLoader(ROWS, keep, 0)
 
@@ -137,7 +138,7 @@ class Rows(LightningDataModule):
         self.ahead = ahead
 
     def train_dataloader(self):
-        loader = StepLoader(ROWS, keep, 4, 2, 0, start=lambda steps: position(self.trainer, steps))
+        loader = StepLoader(ROWS, keep, 4, by_rows(2), 0, start=lambda steps: position(self.trainer, steps))
         return Ahead(loader) if self.ahead else loader
 
     def val_dataloader(self):

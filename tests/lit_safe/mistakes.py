@@ -214,7 +214,7 @@ TABLE: dict[str, Mistake] = {
     ),
     "accumulation": Mistake(
         (*FIT, "--trainer.accumulate_grad_batches", "4"),
-        ("trainer.accumulate_grad_batches: not supported; set data.pairs_per_step", "data.micro_batch_pairs"),
+        ("trainer.accumulate_grad_batches: not supported; set data.pairs_per_step", "data.micro_batch_tokens"),
     ),
     "clipping": Mistake(
         (*FIT, "--trainer.gradient_clip_val", "1"),

@@ -19,7 +19,8 @@ from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
-from data.steps import EvalLoader, MicroBatch, StepLoader, position
+from data.micro_batches import MicroBatch, by_rows
+from data.steps import EvalLoader, StepLoader, position
 from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.hashing import hash64, uniforms
 from lit_safe.objectives import ConstrainedDPO
@@ -116,7 +117,7 @@ class Pairs(LightningDataModule):
     def train_dataloader(self) -> StepLoader[PackedBatch]:
         trainer = self.trainer
         assert trainer is not None
-        return StepLoader(np.arange(ROWS), pack, 4, 2, seed=0, start=lambda steps: position(trainer, steps))
+        return StepLoader(np.arange(ROWS), pack, 4, by_rows(2), seed=0, start=lambda steps: position(trainer, steps))
 
     def val_dataloader(self) -> EvalLoader[PackedBatch]:
         return EvalLoader(np.arange(6), pack, 2)

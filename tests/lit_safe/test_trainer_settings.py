@@ -10,7 +10,7 @@ from tests.lit_safe.pair_world import aligned, pairs, trainer
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ({"accumulate_grad_batches": 4}, "data.pairs_per_step .* data.micro_batch_pairs .*rows_per_step"),
+        ({"accumulate_grad_batches": 4}, "data.pairs_per_step .* data.micro_batch_tokens .*rows_per_step"),
         ({"gradient_clip_val": 1.0}, "model.gradient_clip_norm"),
     ],
 )
