@@ -280,6 +280,7 @@ def test_the_model_card_of_an_export_has_the_certificate_of_its_policy_and_of_no
     assert "`python train.py certify` was not run on this checkpoint" in card("third")
 
 
+@pytest.mark.slow
 def test_two_ranks_agree_with_one_and_an_error_on_one_of_them_is_named_on_both(tmp_path):
     run_on_two_ranks(partial(certify_twice_as_rank, tmp_path), tmp_path)
     alone, together, broken = (tmp_path / name for name in ("alone", "together", "broken"))
