@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +13,7 @@ from data.micro_batches import MicroBatch, MicroBatchLimit, MicroBatchSize
 from data.pack import pack_rows, scored_sizes
 from data.render import TODAY
 from data.schema import BadRow, SftRow, SftSource
-from data.split import assign
+from data.split import assign, text_id
 from data.steps import EvalLoader, StepLoader, ordered
 from data.tokenised import TokenisedData, check_sizes, evaluation_only
 from data.tokeniser import OnBadRow, Tokeniser
@@ -124,24 +126,56 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
         return pack
 
     def _tokenise(self, tokeniser: Tokeniser, *, progress: bool) -> tuple[TokenisedRows, dict[str, Any], list[str]]:
-        kept: list[SftRow] = []
-        seen: set[tuple[Any, str]] = set()
+        places = [array("q") for _ in self.sources]
         dropped: Counter[str] = Counter()
-        for source in self.sources:
-            for row in source:
+        splits = assign(self._first_reading(places, dropped), evaluation_only(self.sources))
+        kept = _Kept(self.sources, places)
+        licences = sorted({source.licence for source in self.sources})
+        report = {"kept": len(kept), "dropped": dict(dropped), "licences": licences}
+        lines = [f"{len(kept):,} rows read"] + [f"{n:,} rows dropped: {reason}" for reason, n in dropped.items()]
+        return tokeniser.rows(kept, splits, progress=progress), report, lines
+
+    def _first_reading(self, places: list[array[int]], dropped: Counter[str]) -> Iterator[SftRow]:
+        """The rows to keep. Fills ``places`` with their numbers in each source, from 0, and counts the others."""
+        seen: set[int] = set()
+        for source, mine in zip(self.sources, places, strict=True):
+            for place, row in enumerate(source):
                 if isinstance(row, BadRow):
                     if self.on_bad_row == "error":
                         raise row
                     dropped[f"column {row.column!r} {row.reason}"] += 1
-                elif self.duplicates == "drop" and (row.prompt, row.response) in seen:
+                    continue
+                key = text_id(row.prompt, row.response)
+                if self.duplicates == "drop" and key in seen:
                     dropped["the same prompt and response again"] += 1
-                else:
-                    seen.add((row.prompt, row.response))
-                    kept.append(row)
-        licences = sorted({source.licence for source in self.sources})
-        report = {"kept": len(kept), "dropped": dict(dropped), "licences": licences}
-        lines = [f"{len(kept):,} rows read"] + [f"{n:,} rows dropped: {reason}" for reason, n in dropped.items()]
-        return tokeniser.rows(kept, assign(kept, evaluation_only(self.sources)), progress=progress), report, lines
+                    continue
+                seen.add(key)
+                mine.append(place)
+                yield row
 
     def _options(self) -> dict[str, object]:
         return {"duplicates": self.duplicates}
+
+
+class _Kept:
+    """The rows at ``places`` of each source. Each iteration reads the sources again."""
+
+    def __init__(self, sources: Sequence[SftSource], places: Sequence[array[int]]) -> None:
+        self.sources, self.places = sources, places
+
+    def __len__(self) -> int:
+        return sum(map(len, self.places))
+
+    def __iter__(self) -> Iterator[SftRow]:
+        """Every row. Raises ValueError if a source does not give the rows that it gave before."""
+        for source, places in zip(self.sources, self.places, strict=True):
+            wanted = iter(places)
+            following = next(wanted, None)
+            for place, row in enumerate(source):
+                if following is None:
+                    break
+                if place == following and not isinstance(row, BadRow):
+                    yield row
+                    following = next(wanted, None)
+            if following is not None:
+                raise ValueError(f"row {following} of {type(source).__name__} is gone: it changed while it was read")

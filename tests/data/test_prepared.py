@@ -9,7 +9,8 @@ from data import tokeniser as tokeniser_module
 from data.annotators.flags import Flags
 from data.module import PreferenceData
 from data.preparation import prepare, prepared
-from data.schema import BadRow, Message, PreferenceRow, Response, Row
+from data.schema import BadRow, Message, PreferenceRow, Response, Row, SftRow
+from data.sft import SftData
 from data.split import assign, split_key
 
 ANSWERS = ["yes", "no", "maybe"]
@@ -96,3 +97,24 @@ def test_only_a_few_chunks_of_rows_are_in_memory_at_once(renderer, monkeypatch):
     data.setup()
     assert len(data.tokenised.name) == 200
     assert 8 < most <= 3 * 8 + 1
+
+
+def test_rows_for_fine_tuning_are_read_again_and_a_changed_source_is_refused(renderer):
+    rows = [SftRow(f"toy:{i}", (Message("user", f"q{i % 3}"),), "yes") for i in range(5)]
+    source = Listed([*rows[:1], BadRow("toy:x", "response", "is empty"), *rows[1:]])
+    data = SftData([source], max_length=100, on_bad_row="skip")
+    data._tokenizer = renderer.tokenizer
+    data.setup()
+    assert data.tokenised.name == ("toy:0", "toy:1", "toy:2")
+    reasons = {"column 'response' is empty": 1, "the same prompt and response again": 2}
+    assert data.report["preparation"] == {"kept": 3, "dropped": reasons, "licences": ["CC0"]}
+
+    class Shrinking(Listed):
+        def __iter__(self):
+            yield from self.rows
+            self.rows = self.rows[:2]
+
+    shrinking = SftData([Shrinking(rows[:3])], max_length=100)
+    shrinking._tokenizer = renderer.tokenizer
+    with pytest.raises(ValueError, match="row 2 of Shrinking is gone: it changed while it was read"):
+        shrinking.setup()
