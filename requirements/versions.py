@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TORCH = ROOT / "requirements" / "torch.txt"
 RESOLUTION = {"lowest": "lowest-direct", "newest": "highest"}
-RESUME = "tests/lit_safe/test_resume_command.py"
+RESUME = "tests/lit_safe/runs/test_resume_command.py"
 # About two minutes: the oracle, the interpreter and the memory tests say little of versions. The resumed fit is slow
 LEFT_OUT = ("tests/data/test_oracle_*.py", "tests/ops/test_fused_*.py", "tests/ops/test_logp_memory.py")
 SLICE = (

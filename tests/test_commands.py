@@ -46,8 +46,10 @@ NOT_OURS = {
 
 TESTED_BY = {
     "python -m data.oracle.study.tradeoff runs/anchors": "tests/data/test_oracle_report.py",
-    "python -m tests.lit_safe.coverage 2000 20261130": "tests/lit_safe/test_statistics.py",
-    "python -m tests.lit_safe.certificate_coverage 2000 20261130": "tests/lit_safe/test_certificate_bounds.py",
+    "python -m tests.lit_safe.statistics.coverage 2000 20261130": "tests/lit_safe/statistics/test_statistics.py",
+    "python -m tests.lit_safe.constraint.certificate_coverage 2000 20261130": (
+        "tests/lit_safe/constraint/test_certificate_bounds.py"
+    ),
     "python -m tests.data.oracle_certificate 2000": "tests/data/test_oracle_certificate.py",
 }
 """Programs without a parser: they take plain words. The tests call their functions with fewer draws."""

@@ -71,7 +71,8 @@ class DiagonalNewton(Controller):
         self._variance = torch.where(new.isnan(), old, torch.where(old.isnan(), new, mixed))
         seen = torch.zeros_like(new) if self._largest is None else self._largest
         self._largest = seen.maximum(new.nan_to_num())
-        # d E[cost] / d multiplier = -Var(cost) / beta: tests/lit_safe/test_dual.py compares it with the closed form
+        # d E[cost] / d multiplier = -Var(cost) / beta: tests/lit_safe/constraint/test_dual.py compares it with the
+        # closed form
         slope = self._variance.nan_to_num().maximum(self.floor * self._largest) / self._beta
         lr = torch.where(slope > 0, self.rate / slope.clamp(min=TINY), 0.0)
         self._used = {"lr": lr}

@@ -1,0 +1,63 @@
+"""Mistakes of a user in the group ``dual``, and what the command line says to each."""
+
+from tests.lit_safe.errors.mistaken_run import C_DPO, FIT, Mistake
+
+COST = ("--dual.estimator", "configs/cost/rollout.yaml")
+PID = ("--dual.controller", "configs/controller/pid.yaml")
+
+DUAL: dict[str, Mistake] = {
+    "limit": Mistake((*FIT, "--dual.limit", "low"), ("'low' is not a value of dual.limit", "--dual.limit", "a number")),
+    "dual step": Mistake((*FIT, "--dual.lr", "-1"), ("lr must be >= 0 and finite, got -1.0", "where: --dual.lr")),
+    "two limits": Mistake(
+        (*FIT, *C_DPO, "--dual.lr", "1", "--dual.limit", "[0, 1]", "--dual.estimator", "configs/cost/rollout.yaml"),
+        ("limit has shape [2], the module's multiplier []", "--dual.limit"),
+    ),
+    "no estimator": Mistake(
+        (*FIT, *C_DPO, "--dual.lr", "1"), ("lr > 0 needs an estimator of the cost", "configs/cost/rollout.yaml")
+    ),
+    "controller and step": Mistake(
+        (*FIT, *C_DPO, *COST, "--dual.lr", "1", "--dual.controller", "configs/controller/pid.yaml"),
+        ("controller PIDLagrangian and dual.lr are both given: leave dual.lr out", "where: --dual.controller"),
+    ),
+    "bare name of a controller": Mistake(
+        (*FIT, *C_DPO, *COST, "--dual.controller", "pid"),
+        ("'pid' is neither a YAML file nor a class", "try: configs/controller/pid.yaml"),
+    ),
+    "gain of a controller": Mistake(
+        (*FIT, *C_DPO, *COST, *PID, "--dual.controller.pid_kp", "-1"),
+        ("pid_kp must be >= 0 and finite, got -1.0", "where: --dual.controller.pid_kp"),
+    ),
+    "argument of a controller": Mistake(
+        (*FIT, *C_DPO, *COST, *PID, "--dual.controller.kp", "1"),
+        ("lit_safe.constraint.controllers.pid.PIDLagrangian has no argument 'kp'", "pid_kp, pid_ki"),
+    ),
+    "controller without an estimator": Mistake(
+        (*FIT, *C_DPO, *PID), ("controller PIDLagrangian needs an estimator of the cost", "configs/cost/rollout.yaml")
+    ),
+    "controller of an objective without multiplier": Mistake(
+        (*FIT, *COST, *PID),
+        ("dual.controller is PIDLagrangian, and DPO does not read the multiplier", "configs/objective/c_dpo.yaml"),
+    ),
+    "gains of another number than constraints": Mistake(
+        (*FIT, *C_DPO, *COST, *PID, "--dual.controller.pid_ki", "[0.1, 0.2]"),
+        ("pid_ki has shape [2], the module's multiplier []", "--dual.controller.pid_ki"),
+    ),
+    "log space from 0": Mistake(
+        (
+            *FIT,
+            *C_DPO,
+            *COST,
+            "--dual.controller",
+            "configs/controller/log_space.yaml",
+            "--dual.controller.init",
+            "null",
+        ),
+        ("model.multiplier 0.0 is below minimum 0.001", "set dual.controller.init"),
+    ),
+    "margin": Mistake((*FIT, "--dual.margin", "-0.5"), ("margin must be auto, or >= 0 and finite", "--dual.margin")),
+    "word for a margin": Mistake((*FIT, "--dual.margin", "atuo"), ("'atuo' is not a value of dual.margin",)),
+    "power of a margin": Mistake(
+        (*FIT, "--dual.margin", "auto", "--dual.margin_for.power", "1"),
+        ("margin_for.power must lie in (0.5, 1), got 1.0", "--dual.margin_for.power"),
+    ),
+}
