@@ -37,7 +37,7 @@ def dual_lines(
         if reads_multiplier:
             parts.append(_step(*step))
         if not lines:  # the rest is not of a single constraint
-            parts += [_unsafe(estimate), _drift(estimate)]
+            parts += [_unsafe(estimate), _malformed(estimate), _drift(estimate)]
         lines.append("  ".join([epoch if not lines else " " * len(epoch), *filter(None, parts)]))
     return lines
 
@@ -56,6 +56,12 @@ def _unsafe(estimate: CostEstimate) -> str:
     share = f"unsafe {100 * float(estimate.unsafe):.0f} %"
     ends = [estimate.also.get(f"dual/unsafe_{end}", math.nan) for end in ("low", "high")]
     return share if any(map(math.isnan, ends)) else f"{share} [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]"
+
+
+def _malformed(estimate: CostEstimate) -> str:
+    """Shares of responses that were cut or empty, where they are at least half a percent."""
+    shares = {"cut": estimate.also.get("dual/truncated", 0.0), "empty": estimate.also.get("dual/empty", 0.0)}
+    return "  ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items() if share >= 0.005)
 
 
 def _drift(estimate: CostEstimate) -> str:

@@ -66,6 +66,12 @@ class Answers(NamedTuple):
         """[n] float64: tokens of each response, the stop token included."""
         return torch.tensor([len(ids) for ids in self.ids], dtype=torch.float64)
 
+    def malformed(self) -> Tensor:
+        """[n, 2] float64: 1 if a response was cut before its stop token, and 1 if it has no text, else 0."""
+        assert self.text is not None
+        pairs = zip(self.complete, self.text, strict=True)
+        return torch.tensor([[not complete, not text.strip()] for complete, text in pairs], dtype=torch.float64)
+
     def scored(self) -> list[ScoredResponse]:
         """Texts with their costs, without repeated jobs."""
         assert self.text is not None

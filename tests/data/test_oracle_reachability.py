@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from data.oracle.study.controllers import LIMIT, SETTLED, Cost, rules, settles, simulate
 from data.oracle.truth.optimum import measure, solve_multiplier, tilt
 from data.oracle.world import World, oracle_world
+from lit_safe.constraint.reachability.dual import solve
 from lit_safe.constraint.reachability.reach import Reach, reach
 from lit_safe.constraint.reachability.tilt import Samples, scored_samples
 
@@ -76,3 +78,22 @@ def test_a_limit_that_no_multiplier_reaches_is_called_so() -> None:
     assert found.verdicts == ("not reached",)
     assert found.clear == (True,)
     assert found.limit_in_reach[0] > found.optimum.cost[0] > -0.72
+
+
+@pytest.mark.parametrize(("follows", "saved"), [(1.0, 1), (0.3, 3)])
+def test_a_multiplier_that_starts_at_the_estimate_settles_epochs_earlier_than_one_from_0(
+    follows: float, saved: int
+) -> None:
+    world, limit_C = Cost(), np.array([LIMIT])
+    rule = rules(world, LIMIT)["subgradient"]
+    near = SETTLED * abs(world.at_optimum(0.0)[0] - LIMIT)
+
+    def epochs(start: float) -> int:
+        run = simulate(world, rule._replace(start=start), limit_C, follows)
+        found = settles(np.abs(run.cost[:, 0] - LIMIT), near)
+        assert found is not None
+        return found
+
+    drawn = [samples(oracle_world(), seed, 64, 32) for seed in range(4)]
+    starts = [float(solve(part, limit_C, BETA, np.array([10.0]))[0]) for part in drawn]
+    assert all(epochs(start) <= epochs(0.0) - saved for start in starts)

@@ -11,6 +11,7 @@ from lightning import Callback
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from lit_safe.anchors.reference_mass import ReferenceMass
+from lit_safe.constraint.costs import labelled_rows
 from lit_safe.constraint.costs.importance import ImportanceCost
 from lit_safe.constraint.costs.rollout import RolloutCost
 from lit_safe.constraint.dual_ascent import DualAscent
@@ -260,23 +261,25 @@ def test_what_runs_beside_the_step_runs_in_its_precision(
     assert all(right for _, right in pair.passes), pair.passes
 
 
-def test_importance_weights_of_a_policy_that_has_not_moved_are_one_in_the_runs_precision(tmp_path: Path) -> None:
-    class Written(ImportanceCost):
-        seen: Any = None
+def test_importance_weights_of_a_policy_that_has_not_moved_are_one_in_the_runs_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, seen = labelled_rows._rows, []
 
-        def _rows(self, module: Any, batch: Any, device: Any) -> Any:  # type: ignore[override]
-            rows = ImportanceCost._rows(module, batch, device)
-            self.seen = rows[0], torch.is_autocast_enabled("cpu")
-            return rows
+    def noted(module: Any, batch: Any, device: Any) -> Any:
+        rows = original(module, batch, device)
+        seen.append((rows[0], torch.is_autocast_enabled("cpu")))
+        return rows
 
-    estimator = Written(minimum_effective=2)
+    monkeypatch.setattr(labelled_rows, "_rows", noted)
+    estimator = ImportanceCost(minimum_effective=2)
     data = pairs()
     data.__class__ = type("FromReference", (type(data),), {"responses_from": {"reference"}})
     dual = DualAscent(estimator=estimator)
     trainer(tmp_path, max_epochs=1, precision="bf16-mixed", callbacks=[dual]).fit(
         aligned(lr=0.0, pair=PolicyReference(InBf16())), data
     )
-    logratio_N, autocast = estimator.seen
+    logratio_N, autocast = seen[-1]
     assert autocast
     assert logratio_N.abs().max() <= 1e-6
 

@@ -33,6 +33,8 @@ class RolloutCost:
     It also measures three quantities per response token at the sampled positions. ``drift/kl_per_token`` is
     KL(policy || reference) over the full vocabulary. ``drift/entropy_per_token`` is the entropy of the policy's next
     token. ``drift/reference_logp_per_token`` is the reference's log-probability of the sampled token.
+    ``dual/truncated`` is the share of responses that were cut before their stop token, ``dual/empty`` of those without
+    text.
 
     Args:
         cost: Scores text; > 0 is unsafe. The ``__call__`` of your own class must have exactly the annotations of
@@ -93,7 +95,8 @@ class RolloutCost:
         chosen = self._choose(data, seed, epoch)
         jobs = [(prompt, sample) for prompt in chosen for sample in range(self.samples_per_prompt)]
         spread = functools.cache(functools.partial(self._spread, seed, epoch))
-        costs, drifts, samples = Rows(len(jobs)), Rows(len(jobs)), list[ScoredResponse]()
+        costs, drifts, malformed = (Rows(len(jobs)) for _ in range(3))
+        samples = list[ScoredResponse]()
         with quiet(module, hash64("rollout-pass", seed, epoch, rank_and_world()[0]), self.cost) as device:
             for batch in answers(
                 module,
@@ -107,8 +110,10 @@ class RolloutCost:
                 assert batch.cost is not None
                 costs.put(batch, batch.cost)
                 drifts.put(batch, self._drift(module, batch, device))
+                malformed.put(batch, batch.malformed())
                 samples += batch.scored()
             cost, drift = costs.everywhere(device), drifts.everywhere(device)
+            truncated, empty = malformed.everywhere(device).mean(0).tolist()
         kl, entropy, logp, seen, tokens = drift.sum(0).tolist()
         prompt_n = torch.tensor([prompt.prompt_id for prompt, _ in jobs])
         one_n = torch.ones(len(jobs), dtype=torch.float64)
@@ -126,6 +131,8 @@ class RolloutCost:
                 "drift/entropy_per_token": entropy / max(1, seen),
                 "drift/reference_logp_per_token": logp / max(1, seen),
                 "drift/tokens_per_response": tokens / len(jobs),
+                "dual/truncated": truncated,
+                "dual/empty": empty,
                 **unsafe_interval(unsafe_n, one_n, prompt_n),
             },
             tuple(samples[:SHOWN]),

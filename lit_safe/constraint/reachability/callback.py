@@ -90,13 +90,13 @@ class Reachability(Callback):
             # only until the estimate is there: a value that every controller accepts
             module.multiplier.copy_(dual.controller.maximum.clamp(max=1.0).expand(module.multiplier.shape))
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Estimate, write and say what was found; start the multiplier; stop if a limit is out of reach.
 
         Raises:
             SettingError: If a limit is out of reach and ``stop`` is set.
         """
-        if trainer.global_step or connected(trainer).fast_dev_run:
+        if trainer.ckpt_path is not None or connected(trainer).fast_dev_run:
             return
         module, dual = _parts(trainer, pl_module)
         data = connected(trainer).datamodule

@@ -77,9 +77,8 @@ def draw_samples(
             assert batch.cost is not None
             assert batch.text is not None
             costs.put(batch, batch.cost)
-            columns = [_rewards(reward, batch.prompt, batch.text), ~torch.tensor(batch.complete)]
-            columns.append(torch.tensor([not text.strip() for text in batch.text]))
-            others.put(batch, torch.stack([column.double() for column in columns], dim=-1))
+            reward_n = _rewards(reward, batch.prompt, batch.text)
+            others.put(batch, torch.cat([reward_n[:, None], batch.malformed()], dim=-1))
         cost_n, other_n3 = costs.everywhere(device), others.everywhere(device)
     shape = (len(chosen), samples_per_prompt)
     reward_PK = other_n3[:, 0].reshape(shape).numpy()

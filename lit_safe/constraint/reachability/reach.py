@@ -15,7 +15,7 @@ Verdict = Literal["does not bind", "reached", "not reached"]
 
 ONE_SIDED = 1.645  # standard errors of a one-sided 95 % bound
 SHARES = tuple(2.0**-k for k in range(6, 0, -1))  # of the largest multiplier
-FEW = 10.0
+FEW = 5.0
 """Median effective sample size per prompt below which an estimate is called unreliable (docs/constraints.md)."""
 
 
