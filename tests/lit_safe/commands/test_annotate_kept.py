@@ -140,7 +140,7 @@ def test_two_ranks_share_the_texts_and_write_the_file_of_one(tmp_path: Path) -> 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     here = Path(__file__).parent
-    base = {**os.environ, "PYTHONPATH": str(here.parents[1]), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    base = {**os.environ, "PYTHONPATH": str(here.parents[2]), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
     base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     script = [sys.executable, str(here / "annotate_two_ranks.py"), str(tmp_path / "two.jsonl")]
     ranks = [

@@ -16,8 +16,8 @@ from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import MemoryEstimate
 from models.pair import PolicyReference
 from models.sources import TinyLlama
-from tests.lit_safe.module_two_ranks import Length
 from tests.lit_safe.pair_world import Fruit, aligned, pairs, talk, trainer, weights
+from tests.lit_safe.training.module_two_ranks import Length
 
 LIMITS: dict[str, dict[str, int | None]] = {
     "two pairs": {"micro_batch_pairs": 2},
