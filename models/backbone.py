@@ -18,11 +18,12 @@ from lit_safe.sequences import select_sequences
 from lit_safe.types import IGNORE, PackedSequences, SequenceLogp
 from models.adapter import whole_copies
 from models.layers import decoder_of
-from models.layouts import Layout, Rows, packed, padded
+from models.layouts import Layout, Rows, packed, padded, shared
+from models.shared_rows import PlainMasks, separated
 from models.trunk import Trunk
 from ops.sequence_logratio import Head, both_sequence_logp, sequence_logp, token_logp
 
-LAYOUTS = {"padded": padded, "packed": packed}
+LAYOUTS = {"padded": padded, "packed": packed, "shared": shared}
 
 
 class ResponseHidden(NamedTuple):
@@ -48,7 +49,8 @@ class Backbone(nn.Module):
     Args:
         model: The model, or the peft model around it.
         backend: Name of the log-prob backend, or ``auto``.
-        layout: Input layout of the model: ``padded`` on the right as a batch, or ``packed`` end to end as one row.
+        layout: Input layout of the model: ``padded`` on the right as a batch, ``packed`` end to end as one row, or
+            ``shared``: a prompt once, before its responses.
     """
 
     def __init__(self, model: nn.Module, *, backend: str = "auto", layout: Layout = "padded") -> None:
@@ -60,6 +62,7 @@ class Backbone(nn.Module):
         self.layout = layout
         self.trunk: Trunk | None = None
         """The frozen layers, once ``models.trunk_check.find_trunk`` has checked that their output can replace them."""
+        self._plain_masks = PlainMasks()
         self._whole_copies = self.model is not self.causal_lm and whole_copies(model)
 
     @property
@@ -228,8 +231,9 @@ class Backbone(nn.Module):
                 )
 
     def few_tokens(self) -> PackedSequences:
-        """Two sequences of 5 and 3 tokens, all scored."""
+        """Two sequences of 5 and 3 tokens that begin alike, all scored."""
         ids_T = torch.linspace(1, self.head.weight_VD.shape[0] - 1, 8).long()
+        ids_T[5] = ids_T[0]
         position_T, bounds_N1 = torch.tensor([*range(5), *range(3)]), torch.tensor([0, 5, 8], dtype=torch.int32)
         return PackedSequences(*(part.to(self.device) for part in (ids_T, ids_T, position_T, bounds_N1)))
 
@@ -272,14 +276,17 @@ class Backbone(nn.Module):
     def _decode(self, rows: Rows, trunk_TD: Tensor | None = None) -> Tensor:
         """[K, S, D] the decoder's last hidden states."""
         decoder = decoder_of(self.causal_lm)
-        given = {"input_ids": rows.ids_KS, "attention_mask": rows.mask_KS, "use_cache": False}
+        given = {"input_ids": rows.ids_KS, "use_cache": False}
         if "position_ids" in inspect.signature(decoder.forward).parameters:
             given["position_ids"] = rows.position_KS
         known: AbstractContextManager[None] = nullcontext()
         if trunk_TD is not None and self.trunk is not None:
             known = self.trunk.given(self.causal_lm, rows.spread(trunk_TD))
-        with self.computing(), known:
-            return decoder(**given).last_hidden_state
+        apart: AbstractContextManager[Any] = nullcontext(rows.mask_KS)
+        if rows.branch_KS is not None:
+            apart = separated(self.causal_lm, self._plain_masks, rows.branch_KS, rows.position_KS)
+        with self.computing(), apart as mask, known:
+            return decoder(**given, attention_mask=mask).last_hidden_state
 
     def _check(self, sequences: PackedSequences) -> None:
         parameter = next(self.parameters())

@@ -10,6 +10,9 @@ import torch
 import transformers
 from torch import nn
 
+FAULTS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+"""What layers raise if they miss something that other layers would have left for them, or cannot read a mask."""
+
 
 def decoder_of(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
     """The model below its head.
@@ -71,6 +74,28 @@ def run_token(model: transformers.PreTrainedModel) -> None:
     finally:
         for module in training:
             module.training = True
+
+
+def returned_tuples(model: transformers.PreTrainedModel) -> tuple[bool, ...]:
+    """For each layer, whether it returns a tuple that begins with the hidden states.
+
+    Raises:
+        ValueError: If the layers do not all run, once each and in order.
+    """
+    layers = layers_of(model)
+    found: list[tuple[int, bool]] = []
+    handles = [
+        layer.register_forward_hook(lambda m, _, out, n=n: found.append((n, isinstance(out, tuple))))
+        for n, layer in enumerate(layers)
+    ]
+    try:
+        run_token(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if [number for number, _ in found] != list(range(len(layers))):
+        raise ValueError(f"the layers of {type(model).__name__} do not run once each and in order")
+    return tuple(is_tuple for _, is_tuple in found)
 
 
 @contextmanager

@@ -5,14 +5,17 @@ Letters: N sequences, T packed tokens, K rows of the decoder's input, S longest 
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lit_safe.types import PackedSequences
+from lit_safe.types import IGNORE, PackedSequences
 
-Layout = Literal["padded", "packed"]
+Layout = Literal["padded", "packed", "shared"]
+
+MOST = 4  # responses in a row of the layout `shared`; attention takes time with the square of a row's length
 
 
 class Rows(NamedTuple):
@@ -23,6 +26,7 @@ class Rows(NamedTuple):
     mask_KS: Tensor | None  # 1 at tokens, 0 at padding; None if a mask is not needed
     row_T: Tensor
     column_T: Tensor
+    branch_KS: Tensor | None = None  # 0 at prompts, n at the n-th response after it, -1 at padding; None: no branches
 
     def spread(self, value_TD: Tensor) -> Tensor:
         """[K, S, D] values at the places of their tokens, zeros elsewhere."""
@@ -48,3 +52,34 @@ def packed(sequences: PackedSequences) -> Rows:
     """All sequences as one row. The library separates them if positions restart and no mask is given."""
     column_T = torch.arange(len(sequences.input_ids), device=sequences.input_ids.device)
     return Rows(sequences.input_ids[None], sequences.position[None], None, torch.zeros_like(column_T), column_T)
+
+
+def shared(sequences: PackedSequences) -> Rows:
+    """Each prompt once, before the responses of the consecutive sequences that begin with it, padded on the right.
+
+    A prompt ends where the first token is scored. No content of a response decides where anything stands.
+    """
+    device = sequences.input_ids.device
+    ids, scored = sequences.input_ids.tolist(), (sequences.target != IGNORE).tolist()
+    spans = []
+    for start, end in itertools.pairwise(sequences.cu_seqlens.tolist()):
+        first = next((t for t in range(start, end) if scored[t]), end - 1)
+        spans.append((start, first + 1, end))
+    row_T, column_T, branch_T = [], [], []
+    row, width, branch, prompt = -1, 0, 0, None
+    for start, middle, end in spans:
+        if ids[start:middle] != prompt or branch == MOST:
+            prompt, row, width, branch = ids[start:middle], row + 1, middle - start, 0
+        branch += 1
+        size, rest = middle - start, end - middle
+        row_T += [row] * (size + rest)
+        column_T += [*range(size), *range(width, width + rest)]
+        branch_T += [0] * size + [branch] * rest
+        width += rest
+    places = torch.tensor(row_T, device=device), torch.tensor(column_T, device=device)
+    ids_KS = torch.zeros(row + 1, max(column_T) + 1, dtype=torch.int64, device=device)
+    position_KS, branch_KS = ids_KS.clone(), ids_KS - 1
+    ids_KS[places] = sequences.input_ids
+    position_KS[places] = sequences.position
+    branch_KS[places] = torch.tensor(branch_T, device=device)
+    return Rows(ids_KS, position_KS, None, *places, branch_KS)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import transformers
 
 from models.backbone import Backbone
+from models.layers import FAULTS
 from models.sources import ModelSource
 
 log = logging.getLogger(__name__)
@@ -54,3 +55,18 @@ def check_tokens(
             f"is number {mine.get(token)} of the policy's and {theirs.get(token)} of the reference's: use a reference "
             "with the policy's tokenizer"
         )
+
+
+def verify_layout(policy: Backbone, *, training: bool) -> None:
+    """Verify ``policy``. One that cannot take the layout ``shared`` gets ``padded``, and the log says why.
+
+    Raises:
+        ValueError: As ``Backbone.verify`` does, in another layout.
+    """
+    if policy.layout == "shared":
+        try:
+            return policy.verify(training=training)
+        except FAULTS as reason:
+            log.warning("layout 'shared' is not possible, so each response computes its prompt: %s", reason)
+            policy.layout = "padded"
+    policy.verify(training=training)

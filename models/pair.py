@@ -30,7 +30,7 @@ from models.adapter import check_adapter
 from models.backbone import Backbone, Layout, no_dropout
 from models.digest import digest, fingerprint, trunk_digest
 from models.export import eos_ids, save_pretrained
-from models.load_checks import check_tokens, say_router_loss
+from models.load_checks import check_tokens, say_router_loss, verify_layout
 from models.memory import memory_estimate
 from models.reference import FrozenCopy, OpenReference, Reference
 from models.response_tree import tree_logp
@@ -54,7 +54,7 @@ class PolicyReference(nn.Module):
         adaptation: Which parameters train; all of them by default.
         reference: The model that the policy is compared with; by default a frozen copy of the policy.
         backend: Log-prob backend, or ``auto``.
-        layout: ``padded`` batches, or ``packed`` rows without padding.
+        layout: ``padded`` batches, ``packed`` rows without padding, or ``shared`` rows with each prompt once.
         gradient_checkpointing: Recompute activations in the backward pass. It saves memory and takes a third more time.
         disable_dropout: Set the dropout of the model (not of a LoRA adapter) to 0.
         trainable_dtype: Type of the weights that train, whatever the checkpoint's type. Use ``bfloat16`` only with an
@@ -130,7 +130,8 @@ class PolicyReference(nn.Module):
         if policy.model is not policy.causal_lm:
             check_adapter(policy.model)
         hold(policy.parameters(), self.trainable_dtype)
-        policy.verify(training=self.disable_dropout)
+        verify_layout(policy, training=self.disable_dropout)
+        self._layout = policy.layout
         self._verified = {self._layout}
         if self.gradient_checkpointing:
             policy.checkpoint_activations()

@@ -17,7 +17,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from models.layers import layers_of, modules_after, replaced, run_token
+from models.layers import layers_of, modules_after, replaced, returned_tuples
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,15 @@ class Trunk:
 
     @classmethod
     def of(cls, model: transformers.PreTrainedModel) -> Trunk | None:
-        """The frozen layers at the bottom of ``model``, or None if there are none or their input trains."""
+        """The frozen layers at the bottom of ``model``, or None if there are none or their input trains.
+
+        Raises:
+            ValueError: If its layers do not run once each and in order.
+        """
         depth = frozen_layers(model)
         if not depth:
             return None
-        layers = layers_of(model)
-        found: list[bool] = []
-        handles = [m.register_forward_hook(lambda m, _, out: found.append(isinstance(out, tuple))) for m in layers]
-        try:
-            run_token(model)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return cls(depth, tuple(found)) if len(found) == len(layers) else None
+        return cls(depth, returned_tuples(model))
 
     @contextmanager
     def given(self, model: transformers.PreTrainedModel, state_KSD: Tensor) -> Iterator[None]:

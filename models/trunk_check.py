@@ -7,12 +7,10 @@ import logging
 import torch
 
 from models.backbone import Backbone
+from models.layers import FAULTS
 from models.trunk import Trunk
 
 log = logging.getLogger(__name__)
-
-FAULTS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
-"""What layers raise if they miss something that an earlier layer would have left for them."""
 
 
 def find_trunk(policy: Backbone, *, asked: bool) -> None:
@@ -27,8 +25,12 @@ def find_trunk(policy: Backbone, *, asked: bool) -> None:
         ValueError: If they are asked for, and no layer is frozen, or this architecture passes more than hidden states
             from layer to layer.
     """
-    policy.trunk = Trunk.of(policy.causal_lm)
-    reason = "" if policy.trunk is None else _difference(policy)
+    policy.trunk, reason = None, ""
+    try:
+        policy.trunk = Trunk.of(policy.causal_lm)
+        reason = "" if policy.trunk is None else _difference(policy)
+    except ValueError as fault:
+        reason = str(fault)
     if not reason:
         if asked and policy.trunk is None:
             raise ValueError(
