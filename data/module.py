@@ -8,18 +8,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from data.asked import asked
 from data.micro_batches import MicroBatch, MicroBatchLimit, MicroBatchSize
 from data.pack import annotation, pack_pairs
 from data.preparation import Order, Prepared, prepared
 from data.render import TODAY
-from data.schema import Annotator, Source
-from data.split import Split
+from data.schema import Annotator, PromptSource, Source
+from data.split import Split, split_key
 from data.steps import EvalLoader, StepLoader, ordered
 from data.texts import TextPair, text_pairs
 from data.tokenised import TokenisedData, check_sizes, evaluation_only
 from data.tokeniser import OnBadRow, Tokeniser
-from data.tokens import AUTHORS, Int64s, TokenisedPairs
-from lit_safe.types import Annotation, Need, PackedBatch, ResponsesFrom
+from data.tokens import AUTHORS, SPLITS, Int64s, TokenisedPairs
+from lit_safe.types import Annotation, Need, PackedBatch, Prompt, ResponsesFrom
 
 
 class PreferenceData(TokenisedData[TokenisedPairs, Source]):
@@ -58,6 +59,8 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
             read as special tokens. false: special tokens in a prompt are read as quoted text.
         cache_dir: Folder for tokenised rows between runs; null stores none.
         seed: Seed of the order of rows, of the draws of ``labels: sampled`` and of training.
+        prompt_sources: Datasets of prompts alone. If any are named, the prompts of val, dual and certify that a policy
+            answers are theirs, in place of the pairs'. Those of the pairs' train split are left out.
         held_out: false puts every prompt into every split, for a world whose prompts are the whole population. Then no
             prompt is held out: certificates and measures of generalisation are meaningless, and the report says so.
     """
@@ -86,6 +89,7 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         template_date: str = TODAY.isoformat(),
         rendered: bool = False,
         micro_batch_tokens: int | None = None,
+        prompt_sources: list[PromptSource] | None = None,
     ) -> None:
         limits = {"micro_batch_pairs": micro_batch_pairs, "micro_batch_tokens": micro_batch_tokens}
         check_sizes(pairs_per_step=pairs_per_step, eval_batch_pairs=eval_batch_pairs, **limits)
@@ -97,6 +101,10 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         self.eval_batch_pairs, self.max_eval_pairs = eval_batch_pairs, max_eval_pairs
         self.contradictions, self.max_pairs_per_prompt = contradictions, max_pairs_per_prompt
         self.duplicates = duplicates
+        self.prompt_sources = list(prompt_sources or [])
+        if self.prompt_sources and not held_out:
+            raise ValueError("prompt_sources with held_out: false: name prompts, or hold none out")
+        self._asked: dict[Split, list[Prompt]] | None = None
         self._train: Int64s | None = None  # the rows of the train split that ``select`` kept
 
     @property
@@ -146,6 +154,30 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
                 "safe responses, or check the annotator's threshold"
             )
         self._train = kept
+
+    def prompts(self, split: Split) -> list[Prompt]:
+        """Every prompt of a split once: those of ``prompt_sources`` if there are any, except for ``train``.
+
+        Raises:
+            ValueError: The split has no prompt.
+            BadRow: A prompt is unusable, with ``on_bad_row="error"``.
+        """
+        if not self.prompt_sources or split == "train":
+            return super().prompts(split)
+        if self._asked is None:
+            self._asked = self._ask_sources()
+        if not self._asked[split]:
+            raise ValueError(f"prompt_sources have no prompt in the {split} split: name more of them")
+        return self._asked[split]
+
+    def _ask_sources(self) -> dict[Split, list[Prompt]]:
+        table = self.tokenised.prompts
+        keys = {split_key(text): SPLITS[code] for text, code in zip(table.text, table.split, strict=True)}
+        found: dict[Split, list[Prompt]] = {split: [] for split in SPLITS}
+        for row, split in asked(self.prompt_sources, keys, skip=self.on_bad_row == "skip"):
+            found[split].append(self.to_answer(row.id, row.prompt))
+        ids = {split: np.array([p.prompt_id for p in prompts], np.int64) for split, prompts in found.items()}
+        return {split: [prompts[i] for i in ordered(ids[split], "prompts")] for split, prompts in found.items()}
 
     def pairs(self, split: Split) -> list[TextPair]:
         """The pairs of one split as texts, read again from the sources. It needs no tokenizer and cuts nothing.

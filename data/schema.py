@@ -158,6 +158,29 @@ class SftSource(Protocol):
         """Every row in order; a ``BadRow`` in place of an unusable one."""
 
 
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A prompt alone. The fields have the same meaning as in ``Row``."""
+
+    id: str
+    prompt: tuple[Message, ...] | str
+
+
+@runtime_checkable
+class PromptSource(Protocol):
+    """A dataset of prompts without responses; otherwise like ``Source``."""
+
+    @property
+    def licence(self) -> str:
+        """Licence of the data, as a report names it."""
+
+    def describe(self) -> dict[str, str]:
+        """Named inputs that decide the prompts."""
+
+    def __iter__(self) -> Iterator[PromptRow | BadRow]:
+        """Every prompt in order; a ``BadRow`` in place of an unusable one."""
+
+
 @runtime_checkable
 class Annotator(Protocol):
     """Gives both responses of a row a reward (Bradley-Terry nats) and costs (declared units, > 0 unsafe)."""

@@ -17,9 +17,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data.cache import Cache, named_inputs
+from data.conversation import Conversation, plain_text
 from data.micro_batches import MicroBatchLimit, MicroBatchSize, Rank
 from data.render import TODAY, Renderer
-from data.schema import Message, Row, SftRow, SftSource, Source
+from data.schema import Message, PromptSource, Row, SftRow, SftSource, Source
 from data.split import Split, prompt_id, split_key
 from data.steps import StepLoader, ordered, position
 from data.templates import template_text
@@ -67,6 +68,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         if not held_out and any(getattr(source, "evaluation_only", False) for source in sources):
             raise ValueError("held_out: false would train on a source that is for evaluation only")
         self.sources: list[AnySource] = list(sources)
+        self.prompt_sources: list[PromptSource] = []
         self.max_length, self.on_bad_row, self.seed = max_length, on_bad_row, seed
         self.held_out = held_out
         self.micro_batch = micro_batch or MicroBatchLimit()
@@ -204,7 +206,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
     def licences(self) -> dict[str, str]:
         """The licence of each source, by its name; sources with the same name have their licences joined."""
         found: dict[str, list[str]] = {}
-        for source in self.sources:
+        for source in [*self.sources, *self.prompt_sources]:
             named = found.setdefault(source.describe().get("name", type(source).__name__), [])
             named += [] if source.licence in named else [source.licence]
         return {name: "; ".join(licences) for name, licences in found.items()}
@@ -239,10 +241,17 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
             BadRow: The template or the tokenizer refuses it.
         """
         plain = self.rendered or self.tokenizer.chat_template is None
-        prompt = text if plain else (Message("user", text),)
+        return self.to_answer("question", text if plain else (Message("user", text),))
+
+    def to_answer(self, name: str, prompt: Conversation) -> Prompt:
+        """A prompt as ids, cut to ``max_length``. ``name`` is for messages.
+
+        Raises:
+            BadRow: The template or the tokenizer refuses it.
+        """
         renderer = self._renderer()
-        ids = renderer.cut_prompt(renderer.prompt("question", prompt), self.max_length)
-        return Prompt(prompt_id(prompt), tuple(ids), text)
+        ids = renderer.cut_prompt(renderer.prompt(name, prompt), self.max_length)
+        return Prompt(prompt_id(prompt), tuple(ids), plain_text(prompt))
 
     def trained_on(self, texts: Sequence[str]) -> list[bool]:
         """Whether each of these prompts, or a near-duplicate of it, is in the train split."""

@@ -1,0 +1,45 @@
+"""Prompts from sources of prompts alone: which split each is in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from data.schema import BadRow, PromptRow, PromptSource
+from data.split import Split, split_key, split_of
+
+SHARES: Mapping[Split, float] = {"train": 0.0, "val": 0.2, "dual": 0.4, "certify": 0.4}
+"""Nothing trains on these prompts, so none of them is left to the train split."""
+
+
+def asked(
+    sources: Sequence[PromptSource], splits_by_key: Mapping[int, Split], skip: bool
+) -> list[tuple[PromptRow, Split]]:
+    """Every prompt once, with its split, in the order of the sources.
+
+    A prompt that the pairs hold too keeps the pairs' split. One of their train split is left out, because a policy may
+    have learned it by heart.
+
+    Args:
+        sources: The sources.
+        splits_by_key: The split of the pairs' prompts, by ``split_key``.
+        skip: Whether to leave unusable rows out. Otherwise the first one is raised.
+
+    Raises:
+        BadRow: At an unusable row.
+    """
+    found: dict[int, tuple[PromptRow, Split]] = {}
+    for row in _rows(sources):
+        if isinstance(row, BadRow):
+            if not skip:
+                raise row
+            continue
+        key = split_key(row.prompt)
+        split = splits_by_key.get(key) or split_of(row.prompt, shares=SHARES)
+        if split != "train":
+            found.setdefault(key, (row, split))
+    return list(found.values())
+
+
+def _rows(sources: Iterable[PromptSource]) -> Iterable[PromptRow | BadRow]:
+    for source in sources:
+        yield from source
