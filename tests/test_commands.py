@@ -46,6 +46,7 @@ NOT_OURS = {
 
 TESTED_BY = {
     "python -m data.oracle.study.tradeoff runs/anchors": "tests/data/test_oracle_report.py",
+    "python -m data.oracle.study.controllers docs": "tests/data/test_oracle_controllers.py",
     "python -m tests.lit_safe.statistics.coverage 2000 20261130": "tests/lit_safe/statistics/test_statistics.py",
     "python -m tests.lit_safe.constraint.certificate_coverage 2000 20261130": (
         "tests/lit_safe/constraint/test_certificate_bounds.py"

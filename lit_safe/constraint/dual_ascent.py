@@ -248,7 +248,7 @@ class DualAscent(Callback):
             return
         estimate = self._estimate(trainer, module, self.estimator, epoch)
         before = module.multiplier.detach().to("cpu", copy=True)
-        margin = self.margin.of(estimate)
+        margin = self.margin.of(estimate, self.limit)
         moves = self._moves(trainer, epoch)
         after = before
         if moves:

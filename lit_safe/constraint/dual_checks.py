@@ -33,6 +33,7 @@ def check_dual(dual: "DualAscent", trainer: Trainer, module: PreferenceAlignment
     constraints: Sequence[str] = data.constraints
     if module.multiplier.ndim and len(module.multiplier) != len(constraints):
         raise SettingError(f"{len(module.multiplier)} multipliers for the data's constraints {list(constraints)}")
+    dual.margin.check(dual.limit, constraints)
     top = dual.controller.maximum
     if dual.steps and bool((start > top.to(start.dtype)).any()):
         raise SettingError(f"multiplier {start.tolist()} starts above its maximum {listed(top)}")

@@ -56,6 +56,30 @@ DUAL: dict[str, Mistake] = {
     ),
     "margin": Mistake((*FIT, "--dual.margin", "-0.5"), ("margin must be auto, or >= 0 and finite", "--dual.margin")),
     "word for a margin": Mistake((*FIT, "--dual.margin", "atuo"), ("'atuo' is not a value of dual.margin",)),
+    "range of a margin": Mistake(
+        (*FIT, "--dual.margin", "auto", "--dual.margin_for.cost_range", "[3, -3]"),
+        (
+            "margin_for.cost_range must be two finite numbers in order",
+            "got [3.0, -3.0]",
+            "--dual.margin_for.cost_range",
+        ),
+    ),
+    "range of a margin without the limit": Mistake(
+        (
+            *FIT,
+            *C_DPO,
+            *COST,
+            "--dual.lr",
+            "1",
+            "--dual.limit",
+            "9",
+            "--dual.margin",
+            "auto",
+            "--dual.margin_for.cost_range",
+            "[-3, 3]",
+        ),
+        ("limit 9.0 is not inside margin_for.cost_range [-3, 3]", "margin_for.cost_range"),
+    ),
     "power of a margin": Mistake(
         (*FIT, "--dual.margin", "auto", "--dual.margin_for.power", "1"),
         ("margin_for.power must lie in (0.5, 1), got 1.0", "--dual.margin_for.power"),

@@ -157,7 +157,7 @@ def test_the_opening_screen_says_how_the_multiplier_moves(dual: DualAscent, said
         (0.0, "by ExactCost"),
         ([0.1, 0.2], "by ExactCost; λ steers 0.1, 0.2 below it (dual.margin)"),
         ("auto", "by ExactCost; λ steers below it by the margin with which 400 prompts certify it at 95 % with power "
-                 "80 %"),
+                 "80 % by Student's t"),
     ],
 )  # fmt: skip
 def test_the_opening_screen_says_the_limit_and_the_margin_below_it(margin: Any, said: str) -> None:
