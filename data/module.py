@@ -216,8 +216,19 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
     def batches_of(self, split: Split, most: int | None = None) -> EvalLoader[PackedBatch]:
         """Batches of ``most`` pairs of a split, chosen by hash; None takes all. For ``train``: the pairs that train."""
         index = self._training_rows() if split == "train" else self.rows_of(split)
-        index = index[np.sort(ordered(self.tokenised.pair_id[index], "evaluation")[:most])]
+        return self._batches(index[np.sort(ordered(self.tokenised.pair_id[index], "evaluation")[:most])])
 
+    def batches_of_steps(self, steps: int, each: int) -> tuple[EvalLoader[PackedBatch], float]:
+        """Batches of the pairs that a run's first ``steps`` steps use, and how often they use one on average.
+
+        Args:
+            steps: Number of steps from the run's beginning.
+            each: Steps of an epoch; the trainer may have limited them.
+        """
+        used, together = self.train_dataloader().rows_used(steps, each)
+        return self._batches(self._training_rows()[used]), together / max(1, len(used))
+
+    def _batches(self, index: Int64s) -> EvalLoader[PackedBatch]:
         def pack(micro: MicroBatch, together: Int64s) -> PackedBatch:
             return pack_pairs(self.tokenised, index[micro.rows], micro.fillers, len(together), self.seed)
 

@@ -79,6 +79,21 @@ class StepLoader(Generic[Batch]):
             step = order[number * self.rows_per_step : (number + 1) * self.rows_per_step]
             yield [self.pack(micro, step) for micro in self.divide(step, self.rank)]
 
+    def rows_used(self, steps: int, each: int) -> tuple[Int64s, int]:
+        """The rows that the first ``steps`` steps of a run use, each once, and how many the steps have together.
+
+        Args:
+            steps: Number of steps from the run's beginning.
+            each: Steps of an epoch; the trainer may have limited them.
+        """
+        used, together = np.zeros(len(self.row_ids), bool), 0
+        for epoch in range(-(-steps // max(1, each))):
+            count = min(each, steps - epoch * each) * self.rows_per_step
+            together += min(count, len(self.row_ids))
+            if not used.all():
+                used[ordered(self.row_ids, self.seed, epoch)[:count]] = True
+        return np.flatnonzero(used), together
+
     def state_dict(self) -> dict[str, Any]:
         """Values that must be equal in a resumed run. The trainer's own progress holds the position."""
         rows = np.sort(self.row_ids).tobytes().hex()

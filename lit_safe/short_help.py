@@ -50,7 +50,7 @@ FIT: dict[str, tuple[Setting, ...]] = {
         Setting("--trainer.max_steps", "1000", "or optimizer steps"),
         Setting("--model.optimizer.lr", "1e-6", "learning rate"),
         Setting("--model.gradient_clip_norm", "1.0", "bound on the gradient's norm"),
-        Setting("--model.precompute_reference", "true", "score the reference once, before the first step"),
+        Setting("--model.reference_cache_dir", "runs/reference", "keeps the reference's scores for many runs"),
     ),
     "where it computes": (
         Setting("--trainer.accelerator", "cpu", "cpu, gpu, mps; auto takes what there is"),

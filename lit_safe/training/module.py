@@ -3,10 +3,8 @@
 Letters: B pairs, N = 2B sequences.
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,8 +13,6 @@ from torch import Tensor
 
 from lit_safe.anchors import Anchor
 from lit_safe.errors.message import SettingError
-from lit_safe.execution.quiet import quiet
-from lit_safe.precision import compute_dtype
 from lit_safe.protocols.data import PreferenceRunData, missing_members
 from lit_safe.protocols.pair import HasTrunk, PairModel
 from lit_safe.protocols.run import StartsMultiplier
@@ -27,6 +23,7 @@ from lit_safe.training.metrics import ANCHOR_LOSS, OBJECTIVE_LOSS, PAIR_NAMES, M
 from lit_safe.training.optimizers import gentle_adamw
 from lit_safe.training.predictions import pair_columns
 from lit_safe.training.reference_cache import ReferenceCache
+from lit_safe.training.reference_plan import Precompute, file_of_scores, pairs_to_score
 from lit_safe.training.schedules import Constant, Schedule
 from lit_safe.training.stepping import StepModule
 from lit_safe.training.trunk_cache import TrunkCache
@@ -48,18 +45,18 @@ class PreferenceAlignment(StepModule):
             the callback ``Reachability`` estimates them before the first step (configs/trainer/reach.yaml).
         gradient_clip_norm: Bound on the gradient's 2-norm in an optimizer step. Null disables clipping.
         anchor: Extra loss term against drift from the reference (configs/anchor/). Null adds none.
-        precompute_reference: Score every training response with the reference once, before the first step, instead of
-            at every step (TRL's ``precompute_ref_log_probs``). This saves time if training uses a response more than
-            once, in several epochs or pairs.
-        reference_cache_dir: Folder that stores the scores of ``precompute_reference`` for later runs with a bitwise
-            equal reference and the same dtype of matrix products. Stored scores can differ in the last bits from
-            scores computed anew, because they may have been computed in other batches.
+        precompute_reference: Score the responses that training will use with the reference once, before the first step,
+            instead of at every step (TRL's ``precompute_ref_log_probs``). ``auto`` does so if the run uses its pairs
+            more than once, or if ``reference_cache_dir`` is set. The scores are kept in the run folder.
+        reference_cache_dir: Folder that stores the scores for all runs with a bitwise equal reference and the same
+            dtype of matrix products, instead of the run folder. Stored scores can differ in the last bits from scores
+            computed anew, because they may have been computed in other batches.
         decay_norms: Also apply the optimizer's weight decay to norms and biases.
 
     Raises:
         TypeError: If ``objective`` lacks a member of ``lit_safe.types.Objective``.
-        ValueError: If a start multiplier is negative or not finite, or ``reference_cache_dir`` is set without
-            ``precompute_reference``.
+        ValueError: If a start multiplier is negative or not finite, or ``reference_cache_dir`` is set although
+            ``precompute_reference`` is false.
     """
 
     multiplier: Tensor
@@ -75,7 +72,7 @@ class PreferenceAlignment(StepModule):
         multiplier: float | list[float] | Literal["auto"] = 0.0,
         gradient_clip_norm: float | None = 1.0,
         anchor: Anchor | None = None,
-        precompute_reference: bool = False,
+        precompute_reference: Precompute = "auto",
         reference_cache_dir: str | None = None,
         decay_norms: bool = False,
     ) -> None:
@@ -91,10 +88,10 @@ class PreferenceAlignment(StepModule):
         self._anchor_loss: list[Tensor] = []  # this rank's parts of the step's anchor loss
         self.label_draws = LabelDraws()
         self.trunk_cache: TrunkCache | None = None
-        self.reference_cache = ReferenceCache() if precompute_reference else None
-        if reference_cache_dir is not None and not precompute_reference:
-            raise ValueError("reference_cache_dir stores what is precomputed: set precompute_reference to true")
-        self._reference_cache_dir = reference_cache_dir
+        if reference_cache_dir is not None and precompute_reference is False:
+            raise ValueError("reference_cache_dir stores what is precomputed: set precompute_reference to true or auto")
+        self.reference_cache: ReferenceCache | None = None
+        self._precompute, self._reference_cache_dir = precompute_reference, reference_cache_dir
         self.multiplier_auto = multiplier == "auto"
         start = torch.tensor(0.0 if isinstance(multiplier, str) else multiplier, dtype=torch.float32)
         if not bool((start.isfinite() & (start >= 0)).all()):
@@ -173,8 +170,9 @@ class PreferenceAlignment(StepModule):
             if storage is not None:
                 self.trunk_cache = TrunkCache(storage)
                 self.trunk_cache.fill(self, partial(data.batches_of, "train"))  # type: ignore[arg-type]
-            if self.reference_cache is not None:
-                self._fill(self.reference_cache, data)
+            batches = pairs_to_score(self.trainer, data, self._precompute, self._reference_cache_dir)
+            if batches is not None:
+                self._score_reference(batches)
             self.anchor.prepare(self, data)
             self.label_draws.see(self.multiplier)
         super().on_train_start()
@@ -194,19 +192,13 @@ class PreferenceAlignment(StepModule):
         if LABEL_DRAWS in checkpoint:
             self.label_draws.load_state_dict(checkpoint[LABEL_DRAWS])
 
-    def _fill(self, cache: ReferenceCache, data: Any) -> None:
-        """Fill ``cache`` with the reference's log-probs of all training pairs, using the cache folder if one is set."""
-        path = None
-        if self._reference_cache_dir is not None:
-            with quiet(self, seed=0):
-                computed = f"{self.pair.reference_digest()}, products in {compute_dtype(self.device)}"
-            name = hashlib.sha256(computed.encode()).hexdigest()[:32]
-            path = Path(self._reference_cache_dir).expanduser() / f"reference-{name}.npz"
-            cache.load(path)
-        batches = data.batches_of("train")
-        cache.fill(self, batches if self.trunk_cache is None else map(self._known, batches))
+    def _score_reference(self, batches: Iterable[PackedBatch]) -> None:
+        """Score the responses of ``batches`` with the reference, except those whose scores are stored."""
+        path = file_of_scores(self, self._reference_cache_dir)
+        self.reference_cache = ReferenceCache()
         if path is not None:
-            cache.save(path)
+            self.reference_cache.load(path)
+        self.reference_cache.fill(self, batches if self.trunk_cache is None else map(self._known, batches), path)
 
     def complete(self, item: Any) -> Any:
         """Add the reference's log-probs and the states of frozen layers to a training item.
@@ -226,8 +218,8 @@ class PreferenceAlignment(StepModule):
             if batch.reference_logp is None:
                 raise ValueError(
                     f"precompute_reference scored {len(self.reference_cache)} responses before training, and not all "
-                    f"of the micro-batch with pair {int(batch.pair_id[0])}: batches_of('train') must yield every "
-                    "training pair"
+                    f"of the micro-batch with pair {int(batch.pair_id[0])}: batches_of('train') and batches_of_steps "
+                    "must yield every pair that trains"
                 )
         return batches
 

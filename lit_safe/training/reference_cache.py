@@ -27,6 +27,9 @@ from lit_safe.types import PackedBatch, PackedSequences, Pair
 log = logging.getLogger(__name__)
 
 
+UNSAVED = 256  # new log-probs between two saves, at least
+
+
 class ReferenceCache:
     """Maps a sequence (its tokens, and which of them are scored) to its log-prob under the reference.
 
@@ -44,7 +47,7 @@ class ReferenceCache:
                 a resumed run must use the log-probs that it was trained with, and other runs may use the file.
         """
         with failing_together():
-            self._known.update(_read(path))
+            self._known = of_first_rank({**self._known, **_read(path)})
         if len(self):
             log.info("reference log-probs of %s responses found in %s", f"{len(self):,}", path)
 
@@ -64,12 +67,16 @@ class ReferenceCache:
                 self._known.update(stored)
             self._known = of_first_rank(self._known)
 
-    def fill(self, module: HasPair, batches: Iterable[PackedBatch]) -> None:
+    def fill(self, module: HasPair, batches: Iterable[PackedBatch], path: Path | None = None) -> None:
         """Score all new sequences of ``batches``. All ranks must have equally many batches and pairs.
+
+        With ``path``, the log-probs are saved there, also from time to time meanwhile. A process that is killed then
+        loses at most a tenth of them, or ``UNSAVED`` if that is more.
 
         Raises:
             FloatingPointError: If a log-prob is not finite. The message names the pair.
         """
+        saved = len(self)
         with quiet(module, seed=0) as device:
             for batch in progress(batches, "reference log-probs, batch"):
                 keys = _keys(batch.sequences)
@@ -90,6 +97,11 @@ class ReferenceCache:
                 self._known.update(
                     zip(rows_N2[:, 0].tolist(), rows_N2[:, 1].contiguous().view(torch.float64).tolist(), strict=True)
                 )
+                if path is not None and len(self) - saved >= max(UNSAVED, len(self) // 10):  # equal on all ranks
+                    self.save(path)
+                    saved = len(self)
+        if path is not None:
+            self.save(path)
 
     def attach(self, batch: PackedBatch) -> PackedBatch:
         """The batch with its reference log-probs, or unchanged if one of them is unknown.

@@ -168,14 +168,14 @@ def test_a_log_prob_that_is_not_finite_is_never_kept(monkeypatch: pytest.MonkeyP
 def test_a_training_pair_that_was_not_scored_before_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = pairs(Fruit(), pairs_per_step=5, micro_batch_pairs=2, eval_batch_pairs=3, duplicates="keep")
     plain = data.batches_of
-    monkeypatch.setattr(data, "batches_of", lambda split: list(plain(split))[:-1])
-    with pytest.raises(ValueError, match=r"not all of the micro-batch with pair .*batches_of\('train'\) must yield"):
+    monkeypatch.setattr(data, "batches_of_steps", lambda steps, each: (list(plain("train"))[:-1], 1))
+    with pytest.raises(ValueError, match=r"not all of the micro-batch with pair .*batches_of\('train'\) .* must yield"):
         trainer(tmp_path, max_epochs=1).fit(aligned(precompute_reference=True), data)
 
 
 def test_a_folder_without_anything_to_keep_is_refused() -> None:
     with pytest.raises(ValueError, match="set precompute_reference to true"):
-        aligned(reference_cache_dir="somewhere")
+        aligned(reference_cache_dir="somewhere", precompute_reference=False)
 
 
 def test_a_batch_with_an_unknown_response_is_left_to_the_reference() -> None:

@@ -77,7 +77,8 @@ def test_the_last_window_is_logged_however_short_and_a_longer_run_goes_on_with_i
         run = trainer(
             tmp_path / folder, max_epochs=epochs, log_every_n_steps=4, callbacks=callbacks, enable_checkpointing=True
         )
-        run.fit(aligned(), pairs(), **resume)
+        # auto would score the reference at the steps of one epoch, and before those of two: equal to rounding alone
+        run.fit(aligned(precompute_reference=False), pairs(), **resume)
         return {step: {k: v for k, v in row.items() if not k.startswith("perf")} for step, row in record.rows.items()}
 
     short, long = fit("cut", 1), fit("whole", 2)
