@@ -48,7 +48,6 @@ NOT_OURS = {
 TESTED_BY = {
     "python -m data.oracle.study.controllers docs": "tests/data/test_oracle_controllers.py",
     "python -m data.oracle.study.tradeoff runs/anchors": "tests/data/test_oracle_report.py",
-    "python -m data.oracle.study.controllers docs": "tests/data/test_oracle_controllers.py",
     "python -m tests.lit_safe.statistics.coverage 2000 20261130": "tests/lit_safe/statistics/test_statistics.py",
     "python -m tests.lit_safe.constraint.certificate_coverage 2000 20261130": (
         "tests/lit_safe/constraint/test_certificate_bounds.py"
@@ -106,7 +105,7 @@ def words_of(command: str) -> list[str]:
     if not {"...", "…"} & set(words):
         return words
     rest = [word for word in words if word not in ("...", "…")]
-    given = [] if "-c" in rest else ["-c", "runs/first/config.yaml"]
+    given = [] if "configs/base.yaml" in rest else ["-c", "runs/first/config.yaml"]
     if rest[0] == "export" and "--ckpt_path" not in rest:
         given += ["--ckpt_path", "runs/first/checkpoints/last.ckpt"]
     return [*rest[:1], *given, *rest[1:], *(["--data", "configs/data/trl.yaml"] if not given else [])]
