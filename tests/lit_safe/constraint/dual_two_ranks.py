@@ -11,8 +11,10 @@ import torch
 from lightning import Callback, Trainer
 
 from lit_safe.constraint.costs.importance import ImportanceCost
+from lit_safe.constraint.costs.labels import LabelledUnsafe
 from lit_safe.constraint.costs.rollout import RolloutCost
 from lit_safe.constraint.dual_ascent import DualAscent
+from lit_safe.constraint.reachability.draw import draw_samples
 from lit_safe.objectives import ConstrainedDPO
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import PackedBatch
@@ -41,11 +43,15 @@ class Report(Callback):
         estimates = {
             "rollout": RolloutCost(TableCost(), samples_per_prompt=3, batch_size=4),
             "importance": ImportanceCost(minimum_effective=20),
+            "labels": LabelledUnsafe(),
         }
         report: dict[str, Any] = {"multiplier": float(pl_module.multiplier)}
         for name, estimator in estimates.items():
             estimate = estimator(same, trainer.datamodule, seed=1, epoch=2)
             report[name] = [float(x) for x in (*estimate[:5], *estimate.also.values())]
+        sizes = {"prompts": None, "samples_per_prompt": 5, "max_new_tokens": 1, "batch_size": 3}
+        drawn = draw_samples(same, trainer.datamodule, TableCost(), TableCost(), seed=1, **sizes)
+        report["reachability"] = [*drawn.samples.cost_PKC.ravel().tolist(), *drawn.samples.reward_PK.ravel().tolist()]
         disagreeing = DualAscent(lr=1.0, estimator=Partial())
         try:
             disagreeing._end_of_epoch(trainer, pl_module, epoch=99)
