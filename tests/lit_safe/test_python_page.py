@@ -55,8 +55,8 @@ def test_a_bad_row_in_memory_is_named():
     *_, bad = TRL([*ROWS, {"prompt": "Name 4.", "chosen": None, "rejected": " No."}])
     assert isinstance(bad, BadRow)
     assert (bad.row, bad.column) == ("rows:3", "chosen")
-    (bad,) = TRL(["no row"])
-    assert str(bad) == "row rows:0, column '': is str, not a row"
+    (bad,) = TRL([3])
+    assert str(bad) == "row rows:0, column '': is int, not a row"
 
 
 def test_rows_that_can_be_read_once_are_refused():
