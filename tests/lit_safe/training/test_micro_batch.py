@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lit_safe.module_two_ranks import Length
 
 from lit_safe.constraint.costs.rollout import RolloutCost
 from lit_safe.constraint.dual_ascent import DualAscent
