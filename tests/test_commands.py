@@ -180,6 +180,8 @@ def tiny(words: list[str]) -> list[str]:
     if "--dual.estimator" in words:
         estimator = {"cost": f"{__name__}.Cost", "prompts": "2", "max_new_tokens": "4"}
         few += [word for name, value in estimator.items() for word in (f"--dual.estimator.{name}", value)]
+    if any(word.startswith("configs/score/") for word in words):
+        few += ["--model.pair.source", "models.sources.TinyLlama", "--model.pair.layers", "1"]
     return [*words, *few]
 
 

@@ -11,6 +11,7 @@ from lit_safe.constraint.dual_ascent import dual_of
 from lit_safe.constraint.dual_curves import constraints
 from lit_safe.protocols.trainer import connected
 from lit_safe.training.module import PreferenceAlignment
+from lit_safe.training.score_model import ScoreModel
 from lit_safe.training.stepping import StepModule
 from lit_safe.words import gib, large, rows
 
@@ -34,7 +35,7 @@ def opening(trainer: Trainer, module: StepModule) -> list[str]:
                   f"({share:.3g} %), held in {facts.dtype}; licence {facts.licence}"),
         ("computes", _computes(trainer, module, data)),
         ("reference", facts.reference if preference else ""),
-        ("objective", settings_of(module.objective) if preference else "imitation of the responses (fine-tuning)"),
+        ("objective", _objective(module)),
         ("anchor", settings_of(module.anchor) if preference and module.anchor_means is not None else ""),
         ("data", _data(data)),
         ("left out", _left_out(trainer, data)),
@@ -45,6 +46,14 @@ def opening(trainer: Trainer, module: StepModule) -> list[str]:
         ("run folder", f"{folder} (curves: tensorboard --logdir {folder})"),
     ]  # fmt: skip
     return rows("what will run" if trainer.global_step == 0 else "what goes on", entries)
+
+
+def _objective(module: StepModule) -> str:
+    if isinstance(module, PreferenceAlignment):
+        return settings_of(module.objective)
+    if isinstance(module, ScoreModel):
+        return "; ".join(settings_of(loss) for loss in (module.reward, module.cost) if loss is not None)
+    return "imitation of the responses (fine-tuning)"
 
 
 def settings_of(thing: object) -> str:
