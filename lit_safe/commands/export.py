@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from lit_safe.commands.loading import load_checkpoint, make_ready
+from lit_safe.errors.message import SettingError
 from lit_safe.execution.quiet import quiet
 from lit_safe.export.folder_check import compare_folder, first
 from lit_safe.export.model_card import model_card
 from lit_safe.hashing import hash64
+from lit_safe.training.score_model import ScoreModel
 from lit_safe.training.stepping import StepModule
 from lit_safe.types import PackedSequences
 
@@ -47,6 +49,8 @@ def export(
         FileExistsError: If ``out`` is not empty.
         ValueError: If the device does not exist.
     """
+    if isinstance(module, ScoreModel):
+        raise SettingError("export writes policies; a score model is written by fit, as <run folder>/score_model")
     folder = Path(out)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{out} exists and is not empty: name another folder, or delete it first")

@@ -17,8 +17,9 @@ from lit_safe.report.tables import QUANTITIES, REPORT, estimate_from_json, numbe
 from lit_safe.runs.checkpoints import BEST, FOLDER, LAST
 from lit_safe.runs.end_of_run import failures
 from lit_safe.runs.run_folder import CONFIG
-from lit_safe.screen.opening import settings_of
+from lit_safe.screen.opening import objective_in_words
 from lit_safe.training.module import PreferenceAlignment
+from lit_safe.training.score_model import ScoreModel
 from lit_safe.training.stepping import StepModule
 from lit_safe.words import duration, rows, told_apart
 
@@ -42,18 +43,30 @@ def closing(
     preference = isinstance(module, PreferenceAlignment)
     folder = Path(trainer.default_root_dir)
     entries = [
-        ("objective", settings_of(module.objective) if preference else "imitation of the responses (fine-tuning)"),
+        ("objective", objective_in_words(module)),
         *(_limits(trainer) if preference else []),
         ("multiplier", _multiplier(module, report, start) if isinstance(module, PreferenceAlignment) else ""),
-        ("accuracy", _change("accuracy", trainer, report) or "not measured: no validation and no report"),
+        ("accuracy", _accuracy(trainer, module, report)),
         ("unsafe", _change("unsafe", trainer, report)),
         ("drift", _change("kl_per_token", trainer, report)),
         ("took", _took(trainer, report, seconds)),
         ("lies in", f"{folder}: {', '.join(_there(folder))}"),
         ("failed", "; ".join(one.partition(". ")[0] for one in failures(connected(trainer).callbacks))),
-        ("next", next_command(folder, failed=bool(failures(connected(trainer).callbacks)))),
+        ("next", _next(module, folder, failed=bool(failures(connected(trainer).callbacks)))),
     ]
     return rows("what came out", entries)
+
+
+def _accuracy(trainer: Trainer, module: StepModule, report: Mapping[str, Any] | None) -> str:
+    if isinstance(module, ScoreModel):
+        return ""  # its quality is told when it is measured
+    return _change("accuracy", trainer, report) or "not measured: no validation and no report"
+
+
+def _next(module: StepModule, folder: Path, failed: bool) -> str:
+    if isinstance(module, ScoreModel) and not failed:
+        return f"score texts with the folder {folder / 'score_model'} (docs/scorers.md)"
+    return next_command(folder, failed=failed)
 
 
 def _limits(trainer: Trainer) -> list[tuple[str, str]]:

@@ -35,7 +35,7 @@ def opening(trainer: Trainer, module: StepModule) -> list[str]:
                   f"({share:.3g} %), held in {facts.dtype}; licence {facts.licence}"),
         ("computes", _computes(trainer, module, data)),
         ("reference", facts.reference if preference else ""),
-        ("objective", _objective(module)),
+        ("objective", objective_in_words(module)),
         ("anchor", settings_of(module.anchor) if preference and module.anchor_means is not None else ""),
         ("data", _data(data)),
         ("left out", _left_out(trainer, data)),
@@ -48,7 +48,8 @@ def opening(trainer: Trainer, module: StepModule) -> list[str]:
     return rows("what will run" if trainer.global_step == 0 else "what goes on", entries)
 
 
-def _objective(module: StepModule) -> str:
+def objective_in_words(module: StepModule) -> str:
+    """The objective or the losses with their settings."""
     if isinstance(module, PreferenceAlignment):
         return settings_of(module.objective)
     if isinstance(module, ScoreModel):

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from lit_safe.commands.export import export
 from lit_safe.report.score_report import FOLDER, ScoreReport
 from lit_safe.scorer_card import ScorerCard
+from lit_safe.screen.closing import closing
+from lit_safe.screen.opening import objective_in_words
 from lit_safe.training.score_losses import CostLoss, RewardLoss
 from lit_safe.training.score_model import ScoreModel
 from models.adaptation import Full, LoRA
@@ -115,3 +118,17 @@ def test_it_learns_which_fruit_is_unsafe_and_writes_a_model_that_stock_transform
         with torch.no_grad():
             theirs = stock(**padded).logits
         torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
+
+
+def test_a_run_says_which_losses_train_and_where_the_scorer_will_be(tmp_path: Path) -> None:
+    module = scoring()
+    assert objective_in_words(module).startswith("RewardLoss: magnitude 0.001; CostLoss: ranking 1")
+    run = trainer(tmp_path)
+    lines = " ".join(closing(run, module, None, 1.0, []))
+    assert "imitation" not in lines
+    assert "score_model" in lines
+
+
+def test_export_refuses_a_score_model_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a score model is written by fit"):
+        export(scoring(), pairs(), ckpt_path="last.ckpt", out=str(tmp_path / "out"))
