@@ -169,7 +169,8 @@ class PreferenceAlignment(StepModule):
             storage = self.pair.trunk_storage() if isinstance(self.pair, HasTrunk) else None
             if storage is not None:
                 self.trunk_cache = TrunkCache(storage)
-                self.trunk_cache.fill(self, partial(data.batches_of, "train"))  # type: ignore[arg-type]
+                used = pairs_to_score(self.trainer, data, True, None) or ()
+                self.trunk_cache.fill(self, lambda: used)  # type: ignore[arg-type]
             batches = pairs_to_score(self.trainer, data, self._precompute, self._reference_cache_dir)
             if batches is not None:
                 self._score_reference(batches)

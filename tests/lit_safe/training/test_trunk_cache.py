@@ -1,5 +1,6 @@
 """Stored states of frozen layers: training ends where it would without them, and no state is computed twice."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from models.adaptation import LastLayers
 from models.pair import PolicyReference
 from models.sources import TinyLlama
 from tests.lit_safe.pair_world import Fruit, aligned, pairs, trainer, weights
+from tests.ranks import run_on_two_ranks
 
 
 class Counting(PolicyReference):
@@ -54,6 +56,18 @@ def test_training_ends_where_it_would_without_and_a_later_run_computes_no_state(
     assert again.computed == 0 < first.computed
     assert torch.equal(repeated, ended)
     assert len(stored(tmp_path / "kept")) == 2
+
+
+@pytest.mark.parametrize("bound", [{"limit_train_batches": 2}, {"limit_train_batches": 0.4}, {"max_steps": 2}])
+def test_a_run_that_ends_early_stores_and_scores_only_the_pairs_of_its_steps(tmp_path: Path, bound: dict) -> None:
+    pair = Counting(TinyLlama(), LastLayers(1, cache_trunk=True, trunk_dir=str(tmp_path / "kept")))
+    module = aligned(pair=pair, precompute_reference=True)
+    trainer(tmp_path, **{"max_epochs": 1, **bound}).fit(module, pairs(pairs_per_step=5, micro_batch_pairs=2))
+    assert module.trunk_cache is not None
+    assert module.reference_cache is not None
+    assert len(module.reference_cache) == 2 * 2 * 5
+    assert len(module.trunk_cache) == 2 * 5 * 3, "a prompt and two responses for each pair"
+    assert pair.known > 0
 
 
 def test_other_weights_and_other_depths_find_nothing(tmp_path: Path) -> None:
@@ -109,6 +123,32 @@ def test_a_prompt_is_stored_once_and_attached_states_are_those_of_its_sequence(t
     (file,) = tmp_path.glob("trunk-*/*.bin")
     prompts = sum(piece.end - piece.start for piece in _pieces(sequences)[::4])
     assert file.stat().st_size == (len(sequences.input_ids) - prompts) * known.trunk.shape[1] * 4
+
+
+def stored_by_halves(folder: Path, rank: int) -> None:
+    """Each rank stores its half of the pairs, and then knows all of them."""
+    pair = Counting(TinyLlama(), LastLayers(1))
+    module = aligned(pair=pair)
+    module.configure_model()
+    data = pairs(Fruit(), eval_batch_pairs=4)
+    data.setup("fit")
+    batches = list(data.batches_of("train"))
+    cache = TrunkCache(TrunkStorage(str(folder / "kept"), False, 1.0))
+    cache.fill(module, lambda: batches[rank::2])
+    assert all(cache.attach(batch.sequences).trunk is not None for batch in batches)
+    need = [path.stat().st_size for path in folder.glob("kept/trunk-*/*.bin")]
+    small = TrunkCache(TrunkStorage(str(folder / "small"), False, 0.9 * sum(need) / 2**30))  # enough for either half
+    assert len(need) == 2
+    assert max(need) < 0.9 * sum(need)
+    with pytest.raises(ValueError, match="trunk_max_gib allows"):
+        small.fill(module, lambda: batches[rank::2])
+    assert not (folder / "small").exists()
+
+
+@pytest.mark.slow
+def test_each_of_two_ranks_stores_its_part_and_reads_both(tmp_path: Path) -> None:
+    run_on_two_ranks(partial(stored_by_halves, tmp_path), tmp_path)
+    assert len(list(tmp_path.glob("kept/trunk-*/*.npz"))) == 2
 
 
 def test_a_sequence_that_was_not_stored_leaves_the_batch_to_the_whole_model(tmp_path: Path) -> None:
