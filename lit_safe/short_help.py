@@ -41,7 +41,8 @@ FIT: dict[str, tuple[Setting, ...]] = {
     ),
     "the limit on the cost, for C-DPO": (
         Setting("--dual.limit", "0", "largest acceptable E[cost], in cost units"),
-        Setting("--dual.lr", "0.1", "step size of the multiplier λ; 0 keeps it where it starts"),
+        Setting("--dual.lr", "0.1", "step of the multiplier λ; 0 keeps it; or name a rule: --dual.controller"),
+        Setting("--dual.margin", "0.05", "λ steers so far below the limit; auto plans it for a certificate"),
         Setting("--dual.estimator", "configs/cost/importance.yaml", "where E[cost] comes from"),
         Setting("--model.multiplier", "0.5", "where λ starts"),
     ),

@@ -235,6 +235,11 @@ class DualAscent(Callback):
             self.controller.load_state_dict(state_dict["controller_state"])
             self._remembers = True
 
+    def notes(self) -> list[str]:
+        """Sentences for a report: a multiplier at an end of its interval, and a margin below the limit."""
+        below = self.margin.sentence() if self.steps else ""
+        return [*self.bounds.notes(), *([f"The multiplier steered to less than the limit: {below}."] if below else [])]
+
     # -- the step
 
     def _end_of_epoch(self, trainer: Trainer, module: PreferenceAlignment, epoch: int) -> None:

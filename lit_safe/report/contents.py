@@ -102,7 +102,7 @@ def contents(
             for name in now
             if name in difference and name in was
         },
-        "notes": [*notes, *([] if dual is None else dual.bounds.notes())],
+        "notes": [*notes, *([] if dual is None else dual.notes())],
         "samples": [{**sample._asdict(), "cost": max(sample.cost)} for sample in after.samples],
     }
 

@@ -167,6 +167,7 @@ def test_the_multiplier_settles_at_the_limit_less_the_margin_and_reports_speak_o
     assert dual.standing is not None
     assert dual.standing.limit == (limit,)
     assert dual.standing.verdicts == ("met",)
+    assert dual.notes() == ["The multiplier steered to less than the limit: λ steers 0.3 below it (dual.margin)."]
     assert optimal_cost(solve(limit - margin)) == pytest.approx(limit - margin, abs=1e-6)
 
 
