@@ -44,7 +44,9 @@ def toy(**options: Any) -> Toy:
 
 
 def module(multiplier: Any = 0.0, objective: Any = None) -> PreferenceAlignment:
-    found = PreferenceAlignment(Table(), objective or ConstrainedDPO(beta=BETA), multiplier=multiplier)
+    found = PreferenceAlignment(
+        Table(), objective or ConstrainedDPO(beta=BETA), multiplier=multiplier, precompute_reference=False
+    )
     found.configure_model()
     return found
 
