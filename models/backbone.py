@@ -177,7 +177,7 @@ class Backbone(nn.Module):
         rows = LAYOUTS[self.layout](sequences)
         with self.trunk.alone(self.causal_lm) as states:
             self._decode(rows)
-        return states[0][rows.row_T, rows.column_T]
+        return states[-1][rows.row_T, rows.column_T]  # the last pass: the first one of a length also asks for masks
 
     @torch.no_grad()
     def verify(self, training: bool = False) -> None:

@@ -115,6 +115,8 @@ def test_recomputed_activations_change_nothing(pack, random_model):
 @pytest.mark.parametrize("name", ["llama", "gemma3", "mistral"])
 def test_the_last_layers_run_on_stored_states_of_rows_with_shared_prompts(name, pack):
     assert_same(policy(model_of(name), "shared"), pack(*PAIRS))
+    # a row of a new length, for which the masks are asked anew while only the frozen layers run
+    assert_same(policy(model_of(name), "shared"), pack(([1] * 60, [2] * 20), ([1] * 60, [3] * 30)))
 
 
 def bloom(**options) -> transformers.PreTrainedModel:
