@@ -81,6 +81,8 @@ if __name__ == "__main__":
             Report(folder),
         ],
     ).fit(
-        PreferenceAlignment(Table(), ConstrainedDPO(beta=BETA), partial(torch.optim.SGD, lr=0.5)),
+        PreferenceAlignment(
+            Table(), ConstrainedDPO(beta=BETA), partial(torch.optim.SGD, lr=0.5), precompute_reference=False
+        ),
         datamodule=Shared(5),
     )

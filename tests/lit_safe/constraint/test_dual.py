@@ -85,6 +85,7 @@ def module(multiplier: float | list[float] = 0.0, lr: float = 0.05, **options: A
         lambda parameters: torch.optim.Adam(parameters, lr=lr),
         multiplier=multiplier,
         gradient_clip_norm=None,
+        precompute_reference=False,  # the table has no weights that a stored reference could be named by
         **options,
     )
 

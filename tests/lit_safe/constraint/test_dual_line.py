@@ -89,7 +89,11 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def fit(folder: Path, objective: Objective, dual: DualAscent, multiplier: Tensor | float = 0.0, **data: object) -> None:
     module = PreferenceAlignment(
-        Table(), objective, lambda p: torch.optim.Adam(p, lr=0.05), multiplier=torch.as_tensor(multiplier).tolist()
+        Table(),
+        objective,
+        lambda p: torch.optim.Adam(p, lr=0.05),
+        multiplier=torch.as_tensor(multiplier).tolist(),
+        precompute_reference=False,
     )
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     Trainer(default_root_dir=folder, max_epochs=2, callbacks=[dual], enable_checkpointing=False,
