@@ -132,6 +132,7 @@ def parse_module(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
     monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.delitem(sys.modules, words[0], raising=False)  # runpy warns of a module that another test has imported
     with pytest.raises(Parsed):
         runpy.run_module(words[0], run_name="__main__", alter_sys=False)
 
