@@ -23,7 +23,7 @@ def pairs_to_score(trainer: Trainer, data: Any, setting: Precompute, kept: str |
 
     Args:
         trainer: As training begins.
-        data: Batches of all training pairs are taken if it has no ``batches_of_steps``.
+        data: If it has no ``batches_of_steps``, ``auto`` scores nothing ahead, and True all training pairs.
         setting: ``precompute_reference``.
         kept: ``reference_cache_dir``.
     """
@@ -32,6 +32,8 @@ def pairs_to_score(trainer: Trainer, data: Any, setting: Precompute, kept: str |
     total, each = int(trainer.estimated_stepping_batches), max(1, int(trainer.num_training_batches))
     if hasattr(data, "batches_of_steps"):
         batches, uses = data.batches_of_steps(total, each)
+    elif setting == "auto":
+        return None
     else:
         batches, uses = data.batches_of("train"), total / each
     if setting == "auto" and kept is None and uses <= 1:

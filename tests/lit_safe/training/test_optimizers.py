@@ -64,3 +64,34 @@ def test_without_words_a_model_is_trained_gently() -> None:
     module = PreferenceAlignment(PolicyReference(TinyLlama()), DPO())
     made = module.optimizer([torch.nn.Parameter(torch.ones(2))])
     assert (made.defaults["lr"], made.defaults["weight_decay"]) == (1e-6, 0.0)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_one_kernel_updates_all_weights_and_to_the_same_values(kind: Any, decay: float) -> None:
+    torch.manual_seed(0)
+    begin = [torch.randn(5, 3), torch.randn(3)]
+    gradients = [[torch.randn_like(value) for value in begin] for _ in range(3)]
+    ends = []
+    for made in (
+        lambda parameters: optimizer_over(partial(kind, lr=0.1, weight_decay=decay), parameters, decay_norms=True),
+        lambda parameters: kind(parameters, lr=0.1, weight_decay=decay, foreach=False),
+    ):
+        parameters = [torch.nn.Parameter(value.clone()) for value in begin]
+        optimizer = made(parameters)
+        for step in gradients:
+            for parameter, gradient in zip(parameters, step, strict=True):
+                parameter.grad = gradient.clone()
+            optimizer.step()
+        ends.append((optimizer.param_groups[0]["fused"], torch.cat([p.detach().flatten() for p in parameters])))
+    assert ends[0][0] is True
+    torch.testing.assert_close(ends[0][1], ends[1][1], rtol=1e-6, atol=1e-6)
+
+
+def test_settings_of_the_optimizer_stay() -> None:
+    for words in ({"fused": False}, {"foreach": True}, {"foreach": False}):
+        found = optimizer_over(
+            partial(torch.optim.AdamW, **words), [torch.nn.Parameter(torch.ones(2, 2))], decay_norms=True
+        )
+        assert all(found.param_groups[0][name] is value for name, value in words.items())
+        assert not found.param_groups[0]["fused"]
