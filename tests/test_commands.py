@@ -132,7 +132,8 @@ def parse_module(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
     monkeypatch.setattr(sys, "argv", words)
-    monkeypatch.delitem(sys.modules, words[0], raising=False)  # runpy warns of a module that another test has imported
+    for name in (words[0], f"{words[0]}.__main__"):  # runpy warns of a module that another test has imported
+        monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(Parsed):
         runpy.run_module(words[0], run_name="__main__", alter_sys=False)
 
