@@ -168,6 +168,12 @@ def test_a_bad_row_stops_or_is_counted_by_its_reason(preference):
     assert sum(data.report["splits"].values()) == data.report["tokenisation"]["kept"] == 118
 
 
+def test_sources_without_a_usable_row_are_refused_with_the_reason(preference):
+    reason = r"the sources have no usable row: dropped 120: column 'response_0' is empty \(e\.g\. toy:0"
+    with pytest.raises(ValueError, match=reason):
+        ready(preference(Toy(bad=tuple(range(120))), on_bad_row="skip"))
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_rows_kept_and_dropped_are_told_once(preference, caplog, cached, tmp_path):
     data = preference(cache_dir=str(tmp_path) if cached else None)
