@@ -105,6 +105,9 @@ class BoundedMean:
         unit = (limit - self.low) / (self.high - self.low)
         if unit >= 1 or unit < 0:
             return float((unit < 0) == (side == "upper"))  # every mean in the range is on one side of the limit
+        mean = float(self._unit_n.mean())
+        if unit < mean if side == "upper" else unit > mean:
+            return 1.0  # draws that drift may win a bet beyond their own mean; bounds stop there, and so do p-values
         return min(1.0, math.exp(-best_log_capital(self._unit_n, self._bet_n, unit, side)))
 
     def _excluded(self, side: Literal["lower", "upper"], needed: float) -> float:

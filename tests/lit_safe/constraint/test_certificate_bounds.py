@@ -93,6 +93,12 @@ def test_a_limit_has_a_small_p_value_exactly_if_the_bound_keeps_it(unit, delta, 
             assert (sample.lower(delta) > limit) == (sample.p_within(limit) <= delta)
 
 
+def test_draws_that_drift_decide_nothing_beyond_their_own_mean():
+    drifting = BoundedMean(np.repeat([0.0, 1.0], 20), 0, 1)  # a bet on a low mean wins, and then loses it all
+    assert (drifting.upper(0.05), drifting.p_above(0.45)) == (pytest.approx(0.5), 1.0)
+    assert drifting.p_above(0.55) < 0.05
+
+
 @pytest.mark.parametrize("sample", [Share(3, 9), BoundedMean(np.array([0.1, 0.7]), 0, 1)])
 def test_a_limit_outside_the_range_is_known_without_draws(sample):
     assert (sample.p_above(1.0), sample.p_within(1.0)) == (0, 1)
