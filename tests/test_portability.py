@@ -29,6 +29,7 @@ def test_every_module_imports_without_what_unix_alone_has_and_without_triton() -
         "import sys, importlib, os, pathlib, signal\n"
         "sys.modules['triton'] = None\n"
         "import datasets, filelock, lightning, psutil, torch, transformers\n"  # they have their own ways around
+        "import transformers.models.llama.modeling_llama\n"
         f"sys.modules |= dict.fromkeys({UNIX!r})\n"
         "for module, name in ((os, 'fork'), (os, 'sysconf'), (os, 'geteuid'), (os, 'getuid'), (signal, 'SIGKILL')):\n"
         "    delattr(module, name)\n"

@@ -150,6 +150,8 @@ def test_two_ranks_share_the_texts_and_write_the_file_of_one(tmp_path: Path) -> 
     assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
     annotate(pairs(), scorer=Both(), out=str(tmp_path / "one.jsonl"))
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
-    first, second = ({tuple(text) for text in json.loads((tmp_path / f"{rank}").read_text())} for rank in range(2))
+    first, second = (
+        {tuple(text) for text in json.loads((tmp_path / f"{rank}").read_text(encoding="utf-8"))} for rank in range(2)
+    )
     assert not first & second
     assert first | second == distinct(pairs())

@@ -357,6 +357,19 @@ TABLE: dict[str, Mistake] = {
         (*FIT, *C_DPO, "--model.multiplier", "auto"),
         ("model.multiplier auto needs the callback that estimates it", "configs/trainer/reach.yaml"),
     ),
+    "probabilities that are none": Mistake(
+        (
+            *FIT,
+            *C_DPO,
+            "--dual.lr",
+            "0.1",
+            "--dual.estimator",
+            "configs/cost/labels.yaml",
+            "--dual.estimator.labels",
+            "probability",
+        ),
+        ("labels: probability needs costs in [0, 1]",),
+    ),  # fmt: skip
     "reachability of DPO": Mistake(
         (*FIT, "-c", "configs/trainer/reach.yaml"),
         ("Reachability is about the multiplier, and DPO does not read it", "configs/objective/c_dpo.yaml"),

@@ -110,7 +110,7 @@ def unread_module() -> Any:
             unread_module(), Unread(), scorer=Follower(), unsafe_limit=0.1, out=str(folder), device="cuda:7"
         ),
         lambda folder: export(unread_module(), Unread(), ckpt_path="", out=str(folder / "out"), device="cuda:7"),
-        lambda folder: annotate(Unread(), scorer=Follower(), out=str(folder / "out"), device="cuda:7"),
+        lambda folder: annotate(Unread(), scorer=Follower(), out=str(folder / "out.jsonl"), device="cuda:7"),
         lambda folder: fit_scorer(Unread(), scorer=Follower(), device="cuda:7"),
         lambda folder: refusals(
             unread_module(), Unread(), judge=Follower(), prompts=asked(folder), ckpt_path="", out="", device="cuda:7"
