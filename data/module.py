@@ -252,8 +252,13 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         """An upper bound on one training forward pass.
 
         With ``micro_batch_pairs`` every pair is assumed as long as the longest.
+
+        Raises:
+            ValueError: No row was kept.
         """
         pairs = self.tokenised
+        if not len(pairs.name):
+            raise self._empty("train")
         scored = 2 * np.maximum(pairs.chosen.sizes, pairs.rejected.sizes)
         return self.micro_batch.largest(self._tokens_of(np.arange(len(scored))), scored, self.pairs_per_step)
 

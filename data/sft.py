@@ -107,8 +107,13 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
         """An upper bound on one training forward pass.
 
         With ``micro_batch_rows`` every row is assumed as long as the longest.
+
+        Raises:
+            ValueError: No row was kept.
         """
         rows = self.tokenised
+        if not len(rows.name):
+            raise self._empty("train")
         return self.micro_batch.largest(
             self._tokens_of(np.arange(len(rows.row_id))), rows.response.sizes, self.rows_per_step
         )

@@ -165,16 +165,9 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
             self._load()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, tokenise and split, once; report what was kept and dropped.
-
-        Raises:
-            ValueError: No row is usable.
-        """
+        """Read, tokenise and split, once; report what was kept and dropped."""
         if self._tokenised is None:
             self._load()
-        if not len(self.tokenised.name):
-            why = "; ".join(line.strip() for line in self._facts["lines"] if "dropped" in line) or "they are empty"
-            raise ValueError(f"the sources have no usable row: {why}. Check the file and the names of its columns")
         if not self._told:
             self._told = True
             fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING

@@ -369,7 +369,7 @@ TABLE: dict[str, Mistake] = {
             "probability",
         ),
         ("labels: probability needs costs in [0, 1]",),
-    ),  # fmt: skip
+    ),
     "reachability of DPO": Mistake(
         (*FIT, "-c", "configs/trainer/reach.yaml"),
         ("Reachability is about the multiplier, and DPO does not read it", "configs/objective/c_dpo.yaml"),
