@@ -16,6 +16,9 @@ from lit_safe.errors.places import Words
 from lit_safe.errors.tree import Problem, read
 from lit_safe.errors.values import class_path_message, value_message
 
+OF_FIT = {"ckpt_path", "weights_only"}
+"""Keys of ``fit`` alone that the config.yaml of a run holds, as null. Every command reads such a file."""
+
 
 class SafeParser(LightningArgumentParser):
     """LightningCLI's parser, without usage text in errors. Options cannot be abbreviated."""
@@ -44,7 +47,7 @@ class SafeParser(LightningArgumentParser):
     def _refuse_empty_unknown(self, words: Words) -> None:
         """Refuse a group that is unknown and empty, such as ``modle: {}``. jsonargparse passes over it."""
         flags = [flag for parser in (self, *self._commands().values()) for flag in parser.flags(Words(()))]
-        known = {flag.lstrip("-").partition(".")[0] for flag in flags} | {*self._commands()}
+        known = {flag.lstrip("-").partition(".")[0] for flag in flags} | {*self._commands()} | OF_FIT
         for key in words.empty_groups():
             if key not in known:
                 self._end(_unknown_key(key, self, words), None)
