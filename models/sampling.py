@@ -10,8 +10,12 @@ from collections.abc import Sequence
 import torch
 import transformers
 from torch import Tensor
+from transformers.generation import utils
 
 from models.shared_prompts import shared_cache
+
+# the name of generate's argument; transformers 5.24 renames it and 6 drops the old name
+CACHE = "cache" if "cache" in getattr(utils, "ALL_CACHE_NAMES", ("cache",)) else "past_key_values"
 
 
 class InverseCDF(transformers.LogitsProcessor):
@@ -114,7 +118,7 @@ def generate(
             attention_mask=mask_nP,
             generation_config=config,
             logits_processor=[sampler],
-            **({} if cache is None else {"past_key_values": cache}),
+            **({} if cache is None else {CACHE: cache}),
         )
     finally:
         model.generation_config = shipped
