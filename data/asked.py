@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from data.schema import BadRow, PromptRow, PromptSource
-from data.split import Split, split_key, split_of
+from data.split import Split, prompt_id, split_key, split_of
 
 SHARES: Mapping[Split, float] = {"train": 0.0, "val": 0.2, "dual": 0.4, "certify": 0.4}
 """Nothing trains on these prompts, so none of them is left to the train split."""
 
 
 def asked(
-    sources: Sequence[PromptSource], splits_by_key: Mapping[int, Split], skip: bool
+    sources: Sequence[PromptSource],
+    splits_by_key: Mapping[int, Split],
+    skip: bool,
+    splits_by_id: Mapping[int, Split] = MappingProxyType({}),
 ) -> list[tuple[PromptRow, Split]]:
     """Every prompt once, with its split, in the order of the sources.
 
@@ -23,6 +27,7 @@ def asked(
         sources: The sources.
         splits_by_key: The split of the pairs' prompts, by ``split_key``.
         skip: Whether to leave unusable rows out. Otherwise the first one is raised.
+        splits_by_id: The same by ``prompt_id``, for prompts of which only the text is kept.
 
     Raises:
         BadRow: At an unusable row.
@@ -34,7 +39,8 @@ def asked(
                 raise row
             continue
         key = split_key(row.prompt)
-        split = splits_by_key.get(key) or split_of(row.prompt, shares=SHARES)
+        of_pairs = splits_by_id.get(prompt_id(row.prompt)) or splits_by_key.get(key)
+        split = of_pairs or split_of(row.prompt, shares=SHARES)
         if split != "train":
             found.setdefault(key, (row, split))
     return list(found.values())

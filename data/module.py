@@ -174,7 +174,8 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
         table = self.tokenised.prompts
         keys = {split_key(text): SPLITS[code] for text, code in zip(table.text, table.split, strict=True)}
         found: dict[Split, list[Prompt]] = {split: [] for split in SPLITS}
-        for row, split in asked(self.prompt_sources, keys, skip=self.on_bad_row == "skip"):
+        exact = {int(i): SPLITS[code] for i, code in zip(table.prompt_id, table.split, strict=True)}
+        for row, split in asked(self.prompt_sources, keys, self.on_bad_row == "skip", exact):
             found[split].append(self.to_answer(row.id, row.prompt))
         ids = {split: np.array([p.prompt_id for p in prompts], np.int64) for split, prompts in found.items()}
         return {split: [prompts[i] for i in ordered(ids[split], "prompts")] for split, prompts in found.items()}

@@ -174,7 +174,7 @@ def test_sources_without_a_usable_row_are_refused_with_the_reason(preference):
     )
     data = ready(preference(Toy(bad=tuple(range(120))), on_bad_row="skip"))
     with pytest.raises(ValueError, match=reason):
-        data.largest_micro_batch  # noqa: B018
+        assert data.largest_micro_batch
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -13,7 +13,7 @@ from data.schema import BadRow, Message, PromptRow
 from data.sources.adv_bench import AdvBench
 from data.sources.prompts import Prompts
 from data.sources.trl import TRL
-from data.split import split_key, split_of
+from data.split import prompt_id, split_key, split_of
 from models.sources import TinyLlama
 
 
@@ -60,6 +60,12 @@ def test_a_prompt_of_the_pairs_keeps_their_split_and_one_that_was_trained_on_is_
         "near-duplicates count once"
     )
     assert len(found) == 2
+
+
+def test_a_conversation_that_the_pairs_train_on_is_left_out() -> None:
+    turns = (Message("user", "One."), Message("assistant", "Two."), Message("user", "Three?"))
+    assert asked([[PromptRow("row", turns)]], {}, False, {prompt_id(turns): "train"}) == []
+    assert len(asked([[PromptRow("row", turns)]], {}, False, {})) == 1
 
 
 def test_rollouts_answer_the_prompts_of_the_sources_and_training_keeps_the_pairs(tmp_path: Path) -> None:
