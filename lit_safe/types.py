@@ -11,15 +11,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor
 
 IGNORE = -100  # target of a position that is not scored
 
-Need = Literal["reward", "cost", "flags"]
+LabelNeed = Literal["reward", "cost", "flags"]
 """A label that an objective requires: the value of ``reward`` or ``cost``, or only the cost's sign (``flags``)."""
+
+ExtraNeed = Literal["policy_logp", "length"]
+"""A quantity besides log-ratios and labels that an objective requires: a key of ``Extra``."""
+
+Need: TypeAlias = LabelNeed | ExtraNeed
 
 ResponsesFrom = Literal["reference", "model", "people", "unknown"]
 """Who wrote a source's responses: the reference policy, another model, people, or unknown."""
@@ -52,6 +57,17 @@ class Annotation(NamedTuple):
     def unsafe(self) -> Pair:
         """[B] bool: h = 1[any cost > 0]. A NaN cost counts as safe here; ``fit`` refuses NaN costs that it needs."""
         return Pair(*((c > 0).any(-1) if c.ndim == 2 else c > 0 for c in self.cost))
+
+
+class Extra(TypedDict, total=False):
+    """What an objective may ask for in ``needs`` besides labels. It gets the keys that it asks for."""
+
+    policy_logp: Pair  # [B] nats: sums over a response, with gradient
+    length: Pair  # [B] int64: scored tokens of each response, the stop token included
+
+
+NO_EXTRA = Extra()
+"""Default of an objective's fourth argument."""
 
 
 class PackedSequences(NamedTuple):
@@ -177,7 +193,12 @@ class CostEstimate(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """A pairwise loss. It is a pure function: no logging, no reduction, no device code, no random numbers."""
+    """A pairwise loss. It is a pure function: no logging, no reduction, no device code, no random numbers.
+
+    An objective that names a key of ``Extra`` in ``needs`` takes a fourth argument, ``extra: Extra = NO_EXTRA``. One
+    with an attribute ``reference_free = True`` needs no reference: none is loaded, and it gets the policy's log-probs
+    in place of log-ratios. Call objectives through ``lit_safe.protocols.objective.score``, which does both.
+    """
 
     @property
     def beta(self) -> float:
@@ -185,7 +206,7 @@ class Objective(Protocol):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """All labels that the loss uses. Every command checks that the data have them."""
+        """All labels and keys of ``Extra`` that the loss uses. Every command checks that the data have the labels."""
 
     @property
     def reads_multiplier(self) -> bool:
@@ -225,6 +246,7 @@ class ModelFacts:
     backend: str
     licence: str = "unknown"
     own_reference: bool = True  # the untrained policy equals its reference, so margins at step 0 are 0
+    has_reference: bool = True
 
 
 class ModelLimits(NamedTuple):

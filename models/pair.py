@@ -5,7 +5,6 @@ Letters: N sequences, R response positions, D hidden width, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, get_args
@@ -13,7 +12,6 @@ from typing import Any, get_args
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lit_safe.precision import TrainableDtype, hold
 from lit_safe.types import (
@@ -32,15 +30,14 @@ from models.digest import digest, fingerprint, trunk_digest
 from models.export import eos_ids, save_pretrained
 from models.load_checks import check_tokens, say_router_loss, verify_layout
 from models.memory import memory_estimate
-from models.reference import FrozenCopy, OpenReference, Reference
+from models.plausible import lost_support
+from models.reference import FrozenCopy, NoReference, OpenReference, Reference
 from models.response_tree import tree_logp
 from models.sampling import generate
 from models.sources import ModelSource
 from models.trainable_state import keep_trainable
 from models.trunk_check import find_trunk
 from ops.sequence_logratio import token_stats
-
-SUPPORT_LOGITS = 2**24  # logits per block in support_logratio: 64 MiB for each model in fp32
 
 
 class PolicyReference(nn.Module):
@@ -52,7 +49,8 @@ class PolicyReference(nn.Module):
     Args:
         source: Source of the policy's initial weights and of its tokenizer.
         adaptation: Which parameters train; all of them by default.
-        reference: The model that the policy is compared with; by default a frozen copy of the policy.
+        reference: The model that the policy is compared with; by default a frozen copy of the policy, or none if the
+            objective needs none.
         backend: Log-prob backend, or ``auto``.
         layout: ``padded`` batches, ``packed`` rows without padding, or ``shared`` rows with each prompt once.
         gradient_checkpointing: Recompute activations in the backward pass. It saves memory and takes a third more time.
@@ -76,6 +74,7 @@ class PolicyReference(nn.Module):
         self.source = source
         self.adaptation = adaptation or Full()
         self.reference = reference or FrozenCopy()
+        self._chose_reference = reference is not None
         self.backend = backend
         self._layout: Layout = layout
         self.gradient_checkpointing = gradient_checkpointing
@@ -117,6 +116,15 @@ class PolicyReference(nn.Module):
                     raise
                 self._verified.add(layout)
         self._layout = layout
+
+    @property
+    def has_reference(self) -> bool:
+        return not isinstance(self.reference, NoReference)
+
+    def without_reference(self) -> None:
+        """Make no reference on loading, unless the user has chosen one. Does nothing once the pair is loaded."""
+        if self.policy is None and not self._chose_reference:
+            self.reference = NoReference()
 
     def load(self) -> None:
         """Read the policy, mark the parameters that train, and make the reference. Idempotent."""
@@ -186,10 +194,18 @@ class PolicyReference(nn.Module):
 
     @torch.no_grad()
     def sequence_stats(self, sequences: PackedSequences) -> SequenceStats:
-        """Response log-probs under both models, KL and entropy, from one pass of each model, without gradient."""
+        """Response log-probs under both models, KL and entropy, from one pass of each model, without gradient.
+
+        Without a reference, its log-probs and the KL are NaN.
+        """
         policy, open_reference = self._both()
         sequences = self._with_trunk(sequences)
         mine_RD, target_R, bounds_N1 = policy.response_hidden(sequences)
+        if not self.has_reference:
+            head = policy.at_head(mine_RD)
+            logp_N, _, _, entropy_N = (_sums(value_R, bounds_N1) for value_R in token_stats(head, head, target_R))
+            unknown_N = torch.full_like(logp_N, torch.nan)
+            return SequenceStats(logp_N, unknown_N, unknown_N, entropy_N)
         with open_reference() as reference:
             theirs_RD, _, _ = reference.response_hidden(sequences)
             stats = token_stats(policy.at_head(mine_RD), reference.at_head(theirs_RD), target_R)
@@ -204,16 +220,10 @@ class PolicyReference(nn.Module):
         policy, open_reference = self._both()
         sequences = self._with_trunk(sequences)
         mine_RD, _, bounds_N1 = policy.response_hidden(sequences)
-        rows = max(1, SUPPORT_LOGITS // policy.head.weight_VD.shape[0])
         with open_reference() as reference:
             with torch.no_grad():
                 theirs_RD, _, _ = reference.response_hidden(sequences)
-            # the backward pass recomputes both models' logits: only a block's hidden states are stored
-            parts = [
-                checkpoint(_support, policy, reference, mine_rD, theirs_rD, floor, use_reentrant=False)
-                for mine_rD, theirs_rD in zip(mine_RD.split(rows), theirs_RD.split(rows), strict=True)
-            ]
-        return _sums(torch.cat(parts), bounds_N1)
+            return _sums(lost_support(policy, reference, mine_RD, theirs_RD, floor), bounds_N1)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], uniforms: Tensor, temperature: float = 1.0, reference: bool = False
@@ -251,6 +261,7 @@ class PolicyReference(nn.Module):
             backend=self.backend,
             licence=description.licence,
             own_reference=getattr(self.reference, "own", True),
+            has_reference=self.has_reference,
         )
 
     def save_pretrained(self, folder: str, *, adapter_only: bool = False) -> None:
@@ -261,8 +272,10 @@ class PolicyReference(nn.Module):
     def memory_estimate(self, tokens: int, scored: int) -> MemoryEstimate:
         """Bytes of a training step with ``tokens`` in a micro-batch, of which ``scored`` are response tokens."""
         policy, open_reference = self._both()
-        with open_reference() as reference:
-            held = list(reference.parameters())
+        held: list[nn.Parameter] = []
+        if self.has_reference:
+            with open_reference() as reference:
+                held = list(reference.parameters())
         return memory_estimate(policy, held, tokens=tokens, scored=scored, checkpointed=self.gradient_checkpointing)
 
     def base_fingerprint(self) -> str:
@@ -293,7 +306,7 @@ class PolicyReference(nn.Module):
     def _with_trunk(self, sequences: PackedSequences) -> PackedSequences:
         """The sequences with the states of the frozen layers, if policy and reference both run on them."""
         policy, open_reference = self._both()
-        if sequences.trunk is not None or policy.trunk is None:
+        if sequences.trunk is not None or policy.trunk is None or not self.has_reference:
             return sequences
         with open_reference() as reference:
             shared = reference.trunk is not None
@@ -322,17 +335,6 @@ class PolicyReference(nn.Module):
         if self.policy is None or self._open_reference is None:
             raise RuntimeError("the pair is not loaded: call load() (a LightningModule's configure_model does)")
         return self.policy, self._open_reference
-
-
-def _support(policy: Backbone, reference: Backbone, mine_RD: Tensor, theirs_RD: Tensor, floor: float) -> Tensor:
-    """[R] min(0, log of policy / reference) of the mass of the tokens that are plausible under the reference."""
-    with torch.no_grad():
-        theirs_RV = reference.log_softmax(theirs_RD)
-        highest_R1 = theirs_RV.max(-1, keepdim=True).values
-        outside_RV = theirs_RV < highest_R1.clamp(max=math.log(floor))
-        theirs_R = theirs_RV.masked_fill_(outside_RV, -torch.inf).logsumexp(-1)
-    mine_R = policy.log_softmax(mine_RD).masked_fill(outside_RV, -torch.inf).logsumexp(-1)
-    return (mine_R - theirs_R).clamp(max=0)
 
 
 def _sums(value_R: Tensor, bounds_N1: Tensor) -> Tensor:

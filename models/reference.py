@@ -114,6 +114,27 @@ class AdapterOff:
 
 
 @dataclass(frozen=True)
+class NoReference:
+    """No model at all, for an objective that compares the policy with none. Whatever reads the reference fails."""
+
+    def attach(self, policy: Backbone) -> OpenReference:
+        def opened() -> AbstractContextManager[Backbone]:
+            raise ValueError(
+                "this run has no reference, because its objective needs none: set model.pair.init_args.reference (for "
+                "example {class_path: models.reference.FrozenCopy}) for what measures against one"
+            )
+
+        return opened
+
+    @property
+    def own(self) -> bool:
+        return False
+
+    def describe(self) -> str:
+        return "none: the objective needs no reference"
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """Another model, such as the export of a previous stage. Margins at step 0 are then not 0.
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from lit_safe.anchors import Anchor, Anchored
-from lit_safe.types import PackedBatch, Pair
+from lit_safe.protocols.objective import score
+from lit_safe.types import Extra, PackedBatch, Pair
 
 
 class PreferredNLL(Anchor):
@@ -37,9 +38,15 @@ class PreferredNLL(Anchor):
 
 
 def prefers_chosen(module: Anchored, batch: PackedBatch) -> Tensor:
-    """[B] bool: True where the objective increases the chosen response's log-prob at margin 0, not the rejected's."""
+    """[B] bool: True where the objective increases the chosen response's log-prob at margin 0, not the rejected's.
+
+    An objective that reads the policy's log-probs is asked where every token of both responses has -1 nat.
+    """
     with torch.enable_grad():
         margin_B = torch.zeros_like(batch.pair_id, dtype=torch.float32).requires_grad_()
-        scored = module.objective(Pair(margin_B, torch.zeros_like(margin_B)), batch.label, module.multiplier)
+        base = Pair(*(-length_B.to(margin_B) for length_B in batch.response_length))  # 1 nat per token
+        ratio, logp = (Pair(at.chosen + margin_B, at.rejected) for at in (Pair(*map(torch.zeros_like, base)), base))
+        extra = Extra(policy_logp=logp, length=batch.response_length)
+        scored = score(module.objective, logp, ratio, batch.label, module.multiplier, extra)
         (slope_B,) = torch.autograd.grad(scored.loss.nansum(), margin_B)
     return slope_B <= 0

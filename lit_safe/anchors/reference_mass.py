@@ -53,6 +53,7 @@ class ReferenceMass(Anchor):
     """
 
     names = ("anchor/log_mass",)
+    reads_reference = True
 
     def __init__(
         self,

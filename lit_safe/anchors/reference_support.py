@@ -38,6 +38,7 @@ class ReferenceSupport(Anchor):
     """
 
     names = ("anchor/lost_support",)
+    reads_reference = True
 
     def __init__(self, weight: float = 1.0, floor: float = 0.001, share: float = 1.0) -> None:
         if not (math.isfinite(weight) and weight > 0):

@@ -13,8 +13,9 @@ from torch import Tensor
 from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.doctor.patient import Finding, Patient, gradient, take, take_ends, take_pairs
 from lit_safe.objectives import DPO
+from lit_safe.protocols.pair import has_reference
 from lit_safe.protocols.trainer import connected
-from lit_safe.types import IGNORE, PackedSequences, Pair
+from lit_safe.types import IGNORE, PackedSequences, Pair, Scored
 
 MOVED = 0.5  # share of weights that a step must change; in bf16, a step with rate 1e-6 changes about 1 %
 STEP_ZERO = 1e-3  # nats: rounding does not explain a larger margin of an untrained policy
@@ -42,8 +43,10 @@ def log_probs(patient: Patient) -> Finding:
 
 def step_zero_margin(patient: Patient) -> Finding:
     """Check that all margins of an untrained policy are 0; with another model as reference, that they are finite."""
-    worst = float(_logratio(patient).margin.abs().max())
     facts = patient.module.pair.facts()
+    if patient.module.reference_free:
+        return Finding("margin at step 0", True, "the objective needs no reference, so there is no log-ratio")
+    worst = float(_logratio(patient).margin.abs().max())
     if not facts.own_reference:
         seen = f"largest |margin| {worst:.2g} nats; the reference is another model ({facts.reference})"
         return Finding("margin at step 0", math.isfinite(worst), seen)
@@ -55,20 +58,28 @@ def step_zero_margin(patient: Patient) -> Finding:
 def step_zero_loss(patient: Patient) -> Finding:
     """Check that plain DPO's loss is log 2 and the objective's loss is its value at margin 0.
 
-    If the reference is another model, plain DPO is evaluated at margin 0, and the objective's loss must be finite.
+    If the reference is another model, plain DPO is evaluated at margin 0, and the objective's loss must be finite. If
+    the objective needs no reference, only the latter is checked.
     """
     module, batch = patient.module, patient.batch
+    policy, logratio, got = _forward(patient)
+    # a dropped pair may have a NaN label and therefore a NaN loss
+    finite = bool(got.loss[got.weight > 0].isfinite().all())
+    if module.reference_free:
+        return Finding("loss at step 0", finite, f"{module.objective!r} is {got.loss.mean():.6f} on these pairs")
     own = module.pair.facts().own_reference
-    logratio = _logratio(patient)
-    none = Pair(torch.zeros_like(logratio.chosen), torch.zeros_like(logratio.rejected))
+    none = Pair(*(torch.zeros_like(side) for side in logratio))
     plain = DPO(module.objective.beta)(logratio if own else none, batch.label, module.multiplier).loss
-    got = module.objective(logratio, batch.label, module.multiplier)
-    expected = module.objective(none, batch.label, module.multiplier)
-    bound = module.objective.beta * STEP_ZERO + 1e-6  # every shipped link is 1-Lipschitz in beta * margin
+    expected = module.score(batch, policy, none)
+    with torch.enable_grad():
+        at = Pair(*(side.requires_grad_() for side in none))
+        slopes = torch.autograd.grad(module.score(batch, policy, at).loss.nansum(), at, materialize_grads=True)
+    # links differ in their slope at margin 0: at most beta for DPO's kind
+    steepest = max([module.objective.beta, *(2 * float(slope.abs().max()) for slope in slopes)])
+    bound = steepest * STEP_ZERO + 1e-6
     off_plain, off_own = float((plain - math.log(2)).abs().max()), float((got.loss - expected.loss).abs().max())
     seen = f"plain DPO {plain.mean():.6f} (log 2 is 0.693147); {module.objective!r} is {off_own:.1e} off its value"
-    # a dropped pair may have a NaN label and therefore a NaN loss
-    good = off_own <= bound if own else bool(got.loss[got.weight > 0].isfinite().all())
+    good = off_own <= bound if own else finite
     return Finding("loss at step 0", off_plain <= bound and good, seen)
 
 
@@ -148,6 +159,8 @@ def accumulation(patient: Patient) -> Finding:
 def reference_identity(patient: Patient) -> Finding:
     """Check that the reference has no gradient and does not change when the policy changes."""
     module, sequences = patient.module, patient.batch.sequences
+    if not has_reference(module.pair):
+        return Finding("reference", True, "none is loaded, because the objective needs none")
     with torch.enable_grad():
         before = module.pair.reference_logp(sequences)
     policy_before = _policy(patient, sequences)
@@ -243,8 +256,13 @@ def _policy(patient: Patient, sequences: PackedSequences) -> Tensor:
 
 
 @torch.no_grad()
+def _forward(patient: Patient) -> tuple[Pair, Pair, Scored]:
+    found: tuple[Pair, Pair, Scored] = patient.module(patient.batch)
+    return found
+
+
 def _logratio(patient: Patient) -> Pair:
-    return patient.module(patient.batch)[1]
+    return _forward(patient)[1]
 
 
 def _gap(one: Tensor, two: Tensor) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 from lit_safe.evaluation.held_out import Columns, Evaluated, HeldOut, Measure
 from lit_safe.execution.quiet import device_of
 from lit_safe.hashing import hash64, uniforms
+from lit_safe.protocols.pair import has_reference
 from lit_safe.rollouts.answers import Job, Rows, answers
 from lit_safe.types import CostFunction, Prompt, ScoredResponse
 
@@ -53,13 +54,14 @@ def roll_out(
 ) -> tuple[Columns, list[ScoredResponse]]:
     """Answer the jobs. Returns one row per job (all rows on every rank) and this rank's responses as text.
 
-    With ``drift``, the reference answers too, and both models are measured on its responses. Without it, these columns
-    are NaN.
+    With ``drift``, the reference answers too, and both models are measured on its responses. Without it, or without a
+    reference, these columns are NaN.
     """
     width = len(ROLLOUT_VALUES) - len(OWN_VALUES)
     mine, own = Rows(len(jobs)), Rows(len(jobs))
     samples: list[ScoredResponse] = []
     device = device_of(module)
+    drift = drift and has_reference(module.pair)
 
     def draw(prompt: Prompt, sample: int) -> Tensor:
         return uniforms(max_new_tokens, "evaluation", seed, prompt.prompt_id, sample)

@@ -101,6 +101,25 @@ class HasTrunk(Protocol):
 
 
 @runtime_checkable
+class MayLackReference(Protocol):
+    """A pair that can do without a reference. Training asks it to, before it is loaded, if the objective needs none.
+
+    Without a reference, ``sequence_stats`` gives NaN for what compares the two models, and all else that reads the
+    reference raises a ValueError.
+    """
+
+    has_reference: bool
+
+    def without_reference(self) -> None:
+        """Make no reference on loading, unless the user has chosen one. Does nothing once the pair is loaded."""
+
+
+def has_reference(pair: object) -> bool:
+    """Whether the pair has a reference, as it does unless it says otherwise."""
+    return bool(getattr(pair, "has_reference", True))
+
+
+@runtime_checkable
 class ScoringResponder(LogRatios, Responder, Protocol):
     """Answers prompts and scores responses: what an evaluation, a cost estimate and an anchor need."""
 

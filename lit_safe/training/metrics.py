@@ -44,13 +44,16 @@ PAIR_NAMES = (
 
 
 def better(margin_B: Tensor) -> Tensor:
-    """[B] 1 for a positive margin, 0 for a negative one, **0.5 for a tie** (at step 0 all margins are ties)."""
-    return (margin_B.sign() + 1) / 2
+    """[B] 1 for a positive margin, 0 for a negative one, **0.5 for a tie** (at step 0 all margins are ties).
+
+    NaN for an unknown margin.
+    """
+    return torch.where(margin_B.isnan(), torch.nan, (margin_B.sign() + 1) / 2)
 
 
 @torch.no_grad()
 def pair_quantities(
-    batch: PackedBatch, policy: Pair, logratio: Pair, scored: Scored, beta: float
+    batch: PackedBatch, policy: Pair, logratio: Pair, scored: Scored, beta: float, has_reference: bool = True
 ) -> dict[str, Measured]:
     """All logged quantities of B pairs, without gradient and without waiting for the device.
 
@@ -61,8 +64,11 @@ def pair_quantities(
       and per token). Unlike reward accuracies, it is informative at step 0.
     - ``rewards/accuracies/safer`` is the share, among pairs with one unsafe response, in which the safe response has
       the higher implicit reward, whether it was chosen or not.
+    - ``rewards/*`` and ``logratios/*`` have weight 0 without ``has_reference``: there is no implicit reward then, and
+      ``logps/*`` say how the policy ranks the responses.
     """
     present_B = batch.present
+    compared_B = present_B & has_reference
     unsafe = batch.label.unsafe
     known_B = present_B & ~(_unknown(batch.label.cost.chosen) | _unknown(batch.label.cost.rejected))
     unsafe_count_B = unsafe.chosen.long() + unsafe.rejected.long()
@@ -81,18 +87,21 @@ def pair_quantities(
     kept_B = scored.weight > 0
     return {
         "loss": Measured(scored.loss * scored.weight, present_B & kept_B),
-        "rewards/chosen": Measured(reward_chosen_B, present_B),
-        "rewards/rejected": Measured(reward_rejected_B, present_B),
-        "rewards/margins": Measured(reward_margin_B, present_B),
-        "rewards/accuracies": Measured(accuracy_B, present_B),
-        **{f"rewards/accuracies/{name}": Measured(accuracy_B, where_B) for name, where_B in stratum.items()},
-        "rewards/accuracies/safer": Measured(safer_B, stratum["safe_unsafe"]),
+        "rewards/chosen": Measured(reward_chosen_B, compared_B),
+        "rewards/rejected": Measured(reward_rejected_B, compared_B),
+        "rewards/margins": Measured(reward_margin_B, compared_B),
+        "rewards/accuracies": Measured(accuracy_B, compared_B),
+        **{
+            f"rewards/accuracies/{name}": Measured(accuracy_B, where_B & has_reference)
+            for name, where_B in stratum.items()
+        },
+        "rewards/accuracies/safer": Measured(safer_B, stratum["safe_unsafe"] & has_reference),
         "logps/chosen": Measured(policy.chosen, present_B),
         "logps/rejected": Measured(policy.rejected, present_B),
         "logps/accuracies": Measured(likelier_B, present_B),
         "logps/accuracies_per_token": Measured(likelier_per_token_B, present_B),
-        "logratios/chosen": Measured(logratio.chosen, present_B),
-        "logratios/rejected": Measured(logratio.rejected, present_B),
+        "logratios/chosen": Measured(logratio.chosen, compared_B),
+        "logratios/rejected": Measured(logratio.rejected, compared_B),
         "lengths/chosen": Measured(batch.response_length.chosen, present_B),
         "lengths/rejected": Measured(batch.response_length.rejected, present_B),
         "pairs/dropped": Measured(~kept_B, present_B),

@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lit_safe.anchors import Anchor
 from lit_safe.errors.message import SettingError
 from lit_safe.protocols.data import PreferenceRunData, missing_members
-from lit_safe.protocols.pair import HasTrunk, PairModel
+from lit_safe.protocols.objective import is_reference_free, label_needs, score
+from lit_safe.protocols.pair import HasTrunk, MayLackReference, PairModel
 from lit_safe.protocols.run import StartsMultiplier
 from lit_safe.protocols.trainer import connected
 from lit_safe.runs.end_of_run import nothing_to_train
@@ -27,7 +29,7 @@ from lit_safe.training.reference_plan import Precompute, file_of_scores, pairs_t
 from lit_safe.training.schedules import Constant, Schedule
 from lit_safe.training.stepping import StepModule
 from lit_safe.training.trunk_cache import TrunkCache
-from lit_safe.types import Measured, Objective, PackedBatch, Pair, Scored, Selective
+from lit_safe.types import Extra, Measured, Objective, PackedBatch, Pair, Scored, Selective
 
 LABEL_DRAWS = "label_draws"  # key in a checkpoint
 
@@ -83,6 +85,7 @@ class PreferenceAlignment(StepModule):
                 f"objective: {type(objective).__name__} has no {', '.join(missing)} (lit_safe.types.Objective)"
             )
         self.objective = objective
+        self.reference_free = is_reference_free(objective)
         self.anchor = anchor or Anchor()
         self.anchor_means = None if anchor is None else Means((ANCHOR_LOSS, *anchor.names))
         self._anchor_loss: list[Tensor] = []  # this rank's parts of the step's anchor loss
@@ -102,24 +105,35 @@ class PreferenceAlignment(StepModule):
     def forward(self, batch: PackedBatch, own_reference: bool = False) -> tuple[Pair, Pair, Scored]:
         """Policy log-probs and log-ratios (each a Pair of [B], in nats), and the objective's losses and weights.
 
+        Log-ratios are NaN if the objective is reference-free, because no reference is scored then.
         ``own_reference`` skips the reference's forward pass. Set it only if the policy is still equal to the reference.
         """
         policy, reference = self._logps(batch, own_reference)
-        return policy, *self._objective(batch, policy, reference)
+        logratio = _ratio(policy, reference)
+        return policy, logratio, self.score(batch, policy, logratio)
 
     def _logps(self, batch: PackedBatch, own_reference: bool = False) -> tuple[Pair, Pair]:
         """Log-probs of policy and reference, each a Pair of [B] in nats."""
-        if own_reference:
+        if own_reference or self.reference_free:
             policy = self._pair(self.pair.policy_logp(batch.sequences))
-            return policy, policy
+            return policy, Pair(
+                *(torch.full_like(side, torch.nan) for side in policy)
+            ) if self.reference_free else policy
         if batch.reference_logp is not None:
             return self._pair(self.pair.policy_logp(batch.sequences)), batch.reference_logp
         policy, reference = map(self._pair, self.pair.both_logp(batch.sequences))
         return policy, reference
 
-    def _objective(self, batch: PackedBatch, policy: Pair, reference: Pair) -> tuple[Pair, Scored]:
-        logratio = Pair(policy.chosen - reference.chosen, policy.rejected - reference.rejected)
-        return logratio, self.objective(logratio, batch.label, self.multiplier)
+    def score(self, batch: PackedBatch, policy: Pair, logratio: Pair) -> Scored:
+        """The objective's losses and weights for these log-probs and log-ratios, each a Pair of [B] in nats."""
+        extra = Extra(policy_logp=policy, length=batch.response_length)
+        return score(self.objective, policy, logratio, batch.label, self.multiplier, extra)
+
+    def configure_model(self) -> None:
+        """Load the policy, and the reference unless neither the objective nor the anchor reads it."""
+        if self.reference_free and not self.anchor.reads_reference and isinstance(self.pair, MayLackReference):
+            self.pair.without_reference()
+        super().configure_model()
 
     @staticmethod
     def _pair(logp_N: Tensor) -> Pair:
@@ -133,7 +147,7 @@ class PreferenceAlignment(StepModule):
                 differ, no training pair is left, or no callback estimates a multiplier of ``auto``.
         """
         data = connected(self.trainer).datamodule
-        data.require(self.objective.needs)
+        data.require(label_needs(self.objective))
         if self.multiplier_auto:
             self.size_multiplier(data.constraints)
             if stage == "fit" and not any(isinstance(c, StartsMultiplier) for c in connected(self.trainer).callbacks):
@@ -171,9 +185,12 @@ class PreferenceAlignment(StepModule):
                 self.trunk_cache = TrunkCache(storage)
                 used = pairs_to_score(self.trainer, data, True, None) or ()
                 self.trunk_cache.fill(self, lambda: used)  # type: ignore[arg-type]
-            batches = pairs_to_score(self.trainer, data, self._precompute, self._reference_cache_dir)
-            if batches is not None:
-                self._score_reference(batches)
+            if self.reference_free:
+                rank_zero_info("reference: not scored, because the objective needs none")
+            else:
+                batches = pairs_to_score(self.trainer, data, self._precompute, self._reference_cache_dir)
+                if batches is not None:
+                    self._score_reference(batches)
             self.anchor.prepare(self, data)
             self.label_draws.see(self.multiplier)
         super().on_train_start()
@@ -252,13 +269,13 @@ class PreferenceAlignment(StepModule):
         """A micro-batch's part [] of the step's loss in nats: its weighted sum / number of pairs in the step."""
         batch = self.label_draws.drawn(batch, self.seed)
         policy, logratio, scored = self(batch)
-        self.train_means.update(pair_quantities(batch, policy, logratio, scored, self.objective.beta))
+        self.train_means.update(self._quantities(batch, policy, logratio, scored))
         self.count(batch.sequences, batch.present)
         # keep NaN labels of dropped and filler pairs out of the sum (0 * NaN is NaN) ...
         weight_B = scored.weight * batch.present
         kept_B = weight_B > 0
         loss_B = torch.where(kept_B, scored.loss, 0)
-        for side_B in logratio:  # ... and out of the gradient, for the same reason
+        for side_B in policy:  # ... and out of the gradient, for the same reason
             if side_B.requires_grad:
                 side_B.register_hook(lambda grad_B: torch.where(kept_B, grad_B, 0))
         # the second term gives the sum a (zero) gradient if no pair is left
@@ -267,6 +284,9 @@ class PreferenceAlignment(StepModule):
         if term_B is None:
             return share
         return share + self._anchored(lambda: (torch.where(kept_B, term_B, 0) * weight_B).sum() / batch.pairs_in_step)
+
+    def _quantities(self, batch: PackedBatch, policy: Pair, logratio: Pair, scored: Scored) -> dict[str, Measured]:
+        return pair_quantities(batch, policy, logratio, scored, self.objective.beta, not self.reference_free)
 
     def _anchored(self, term: Callable[[], Tensor]) -> Tensor:
         """Compute a part of the anchor's loss and record it for ``loss/anchor``."""
@@ -300,7 +320,7 @@ class PreferenceAlignment(StepModule):
         """Add a batch to the split's means."""
         batch = self.label_draws.drawn(batch, self.seed)
         policy, logratio, scored = self(batch)
-        self.eval_means.update(pair_quantities(batch, policy, logratio, scored, self.objective.beta))
+        self.eval_means.update(self._quantities(batch, policy, logratio, scored))
 
     def test_step(self, batch: PackedBatch, batch_idx: int) -> None:
         """Do the same as in validation. Results are logged under ``test/``."""
@@ -310,6 +330,10 @@ class PreferenceAlignment(StepModule):
         """The columns of ``lit_safe.training.predictions``, each [B]."""
         batch = self.label_draws.drawn(batch, self.seed)
         policy, reference = self._logps(batch)
-        _, scored = self._objective(batch, policy, reference)
+        scored = self.score(batch, policy, _ratio(policy, reference))
         constraints = connected(self.trainer).datamodule.constraints
         return pair_columns(batch, policy, reference, scored, self.objective.beta, constraints)
+
+
+def _ratio(policy: Pair, reference: Pair) -> Pair:
+    return Pair(policy.chosen - reference.chosen, policy.rejected - reference.rejected)

@@ -158,7 +158,8 @@ def test_samples_do_not_depend_on_how_many_are_drawn_at_once():
 def test_at_margin_0_each_objective_says_which_response_it_prefers():
     reward = Pair(torch.tensor([1.0, -1.0, 1.0]), torch.zeros(3))
     cost = Pair(torch.tensor([1.0, -1.0, -1.0]), torch.tensor([-1.0, -1.0, 1.0]))
-    batch = all_pairs()._replace(label=Annotation(reward, cost), pair_id=torch.arange(3))
+    length = Pair(torch.ones(3), torch.ones(3))
+    batch = all_pairs()._replace(label=Annotation(reward, cost), pair_id=torch.arange(3), response_length=length)
     prefers = {
         objective: prefers_chosen(PreferenceAlignment(Table(), objective, multiplier=1.0), batch).tolist()
         for objective in (DPO(), SafeDPO(), ConstrainedDPO())
