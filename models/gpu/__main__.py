@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from models.gpu import correctness, steps, tuning
-from models.gpu.timing import ceilings
+from models.gpu import correctness, prediction, steps, tuning
+from models.gpu.timing import Ceilings, ceilings
 
 Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +63,7 @@ class _Session:
         self.rows: dict[str, list[Row]] = {}
         self.wrong: list[str] = []
         self.left_out: list[str] = []
+        self.ceiling: Ceilings | None = None
 
     def run(self) -> int:
         facts = self._facts()
@@ -71,6 +72,7 @@ class _Session:
         self._part("kernels", self._kernels)
         self._part("tests", self._tests)
         ceiling = ceilings(device, torch.bfloat16 if device == "cuda" else torch.float32)
+        self.ceiling = ceiling
         facts |= {"matmul_tflops": ceiling.matmul / 1e12, "copy_gb_per_second": ceiling.copy / 1e9}
         shapes = ["tiny"] if small else ["A", "B", "C"]
         for shape in shapes:
@@ -148,7 +150,7 @@ class _Session:
         if done.returncode:
             raise RuntimeError(done.stderr.strip().splitlines()[-1])
         with open(self.options.out / f"{shape}.csv", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+            return prediction.beside(list(csv.DictReader(file)), self.options.device, self.ceiling)
 
     def _facts(self) -> Row:
         cuda = self.options.device == "cuda"
@@ -185,14 +187,9 @@ class _Session:
             f"kernels: {sum(bool(row['ok']) for row in kernels)} of {len(kernels)} comparisons with float64 right"
         )
         lines += [f"tests: {row['tests']}" for row in self.rows.get("tests", [])]
-        lines.append(f"{'head: shape, mode, provider':<50}{'ms':>10}{'/ plain':>10}{'ceiling':>10}{'peak MiB':>10}")
-        for part, rows in self.rows.items():
-            if part.startswith("head "):
-                lines += [
-                    f"{row['shape'] + ' ' + row['mode'] + ' ' + row['provider']:<50}{float(row['ms']):>10.1f}"
-                    f"{float(row['over_plain']):>10.2f}{float(row['of_ceiling']):>10.1%}{float(row['peak_mib']):>10.0f}"
-                    for row in rows
-                ]
+        heads = ("ms", "predicted", "/ plain", "ceiling", "peak MiB")
+        lines.append(f"{'head: shape, mode, provider':<50}" + "".join(f"{head:>10}" for head in heads))
+        lines += [_head_line(row) for part, rows in self.rows.items() if part.startswith("head ") for row in rows]
         lines.append(
             f"{'step: model, layout, reference':<50}{'seconds':>10}{'tokens/s':>10}{'ceiling':>10}{'peak GiB':>10}"
         )
@@ -204,6 +201,15 @@ class _Session:
         lines += [f"left out: {reason}" for reason in self.left_out]
         lines += [f"WRONG: {reason}" for reason in self.wrong] or ["every number is right"]
         return "\n".join(lines)
+
+
+def _head_line(row: Row) -> str:
+    predicted = "" if row["predicted_ms"] is None else f"{row['predicted_ms']:.1f}"
+    name = f"{row['shape']} {row['mode']} {row['provider']}"
+    return (
+        f"{name:<50}{float(row['ms']):>10.1f}{predicted:>10}{float(row['over_plain']):>10.2f}"
+        f"{float(row['of_ceiling']):>10.1%}{float(row['peak_mib']):>10.0f}"
+    )
 
 
 def _step_line(row: Row) -> str:

@@ -8,13 +8,13 @@ import functools
 import importlib.util
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ops.sequence_logratio import slabs
+from ops.sequence_logratio import schedule, slabs
 from ops.sequence_logratio.operator import Normalized, Problem, register
+from ops.sequence_logratio.schedule import Tiling
 from ops.sequence_logratio.slabs import Block, Running
 
 if importlib.util.find_spec("triton"):
@@ -31,21 +31,7 @@ else:
     HAVE_TRITON = INTERPRETED = False
 
 
-class Tiling(NamedTuple):
-    """Launch configuration of the streaming kernel."""
-
-    rows: int
-    columns: int
-    width: int
-    warps: int
-    stages: int
-    group: int = 0  # row blocks that go through the vocabulary together; 0: all of them
-
-
-# untuned: chosen from ptxas output for sm_90 (no spills, see evidence.py), not from timings. Both tiles load the same
-# number of bytes per operation. The wide one reads shared memory less often, but with a bias it does not fit the
-# registers (2.6 KB of stack per thread). A thread of the tall one holds half as many columns and so half as many biases
-TILINGS = {"bare": Tiling(128, 256, 64, 8, 3), "formed": Tiling(256, 128, 64, 8, 3)}
+TILINGS = dict(schedule.TILINGS)
 INTERPRETED_TILING = Tiling(32, 64, 16, 1, 1)
 if INTERPRETED:
     TILINGS = dict.fromkeys(TILINGS, INTERPRETED_TILING)

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.gpu import correctness, steps
+from models.gpu import correctness, prediction, steps
 from models.gpu.__main__ import main
 from models.gpu.random_model import SHAPES, RandomModel
+from models.gpu.timing import Ceilings
 from ops.sequence_logratio import chunked
+from ops.sequence_logratio.cards import CARDS
 from ops.sequence_logratio.fused import HAVE_TRITON
 
 
@@ -49,6 +51,17 @@ def test_the_shapes_are_those_of_their_names_and_operations_count_every_weight()
         assert name == "tiny" or weights == pytest.approx(1e9 * float(name[:-1]), rel=0.05)
 
 
+def test_predictions_stand_beside_the_times_of_the_kernels_and_use_the_measured_rates() -> None:
+    rows = [{"shape": "A", "mode": "nograd", "provider": provider, "ms": "30"} for provider in ("fused", "chunked")]
+    slow, fast = (Ceilings(rate, 4e12) for rate in (4e14, 8e14))
+    times = [prediction.predicted_ms(rows[0], CARDS["H200"], ceiling) for ceiling in (slow, fast)]
+    assert times[0] == pytest.approx(2 * (times[1] or 0), rel=0.1)
+    assert times[1] == pytest.approx(25, rel=0.1)
+    assert prediction.predicted_ms(rows[1], CARDS["H200"], fast) is None
+    assert prediction.predicted_ms(rows[0], None, fast) is None
+    assert [row["predicted_ms"] for row in prediction.beside(rows, "cpu", fast)] == [None, None]
+
+
 def test_a_machine_without_a_gpu_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
@@ -80,4 +93,5 @@ def test_the_dry_run_measures_every_part_and_writes_it(tmp_path: Path) -> None:
     assert all(row["seconds"] > 0 for row in report["parts"]["step tiny"])
     kernels = {row["kernel"] for row in report["parts"]["tuning"]}
     assert kernels == ({"stream", "rows", "chunked", "fused"} if HAVE_TRITON else {"chunked"})
+    assert {row["predicted_ms"] for row in report["parts"]["head tiny"]} == {None}
     assert (tmp_path / "gpu.csv").read_text(encoding="utf-8").startswith("part,")

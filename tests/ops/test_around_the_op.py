@@ -17,7 +17,7 @@ FORM = {"scale": 0.7, "softcap": 5.0}
 
 @pytest.fixture(autouse=True)
 def many_blocks_of_memory_that_starts_as_nan(monkeypatch):
-    monkeypatch.setattr(slabs, "NARROWEST_SLAB", 128)
+    monkeypatch.setitem(slabs.NARROWEST_SLAB, "cpu", 128)
     monkeypatch.setitem(slabs.BLOCK_BYTES, "cpu", 4 * 128 * 5)
     torch.use_deterministic_algorithms(True)
     yield

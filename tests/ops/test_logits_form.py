@@ -11,7 +11,7 @@ from ops.sequence_logratio import logits_token_logp, logits_token_stats, slabs
 
 @pytest.fixture(autouse=True)
 def small_blocks_of_memory_that_starts_as_nan(monkeypatch):
-    monkeypatch.setattr(slabs, "NARROWEST_SLAB", 128)
+    monkeypatch.setitem(slabs.NARROWEST_SLAB, "cpu", 128)
     monkeypatch.setitem(slabs.BLOCK_BYTES, "cpu", 4 * 128 * 20)
     torch.use_deterministic_algorithms(True)
     yield

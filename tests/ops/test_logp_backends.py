@@ -36,7 +36,7 @@ def unwritten_memory_is_nan():
 
 @pytest.fixture
 def many_blocks(monkeypatch):
-    monkeypatch.setattr(slabs, "NARROWEST_SLAB", 128)
+    monkeypatch.setitem(slabs.NARROWEST_SLAB, "cpu", 128)
     monkeypatch.setitem(slabs.BLOCK_BYTES, "cpu", 4 * 128 * 50)  # 50 rows of 128 columns
 
 
@@ -184,7 +184,7 @@ def test_the_order_and_the_cutting_of_the_work_do_not_matter(backend, monkeypatc
     tensors, target_T, form, grad_T = problem((63, 16, 2500), bias=True, softcap=5.0)
     whole = results(ours(backend, **form), tensors, target_T, grad_T)
     order_T = torch.randperm(63, generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr(slabs, "NARROWEST_SLAB", 128)
+    monkeypatch.setitem(slabs.NARROWEST_SLAB, "cpu", 128)
     monkeypatch.setitem(slabs.BLOCK_BYTES, "cpu", 4 * 128 * 20)
     shuffled = [tensors[0][order_T], *tensors[1:]]
     cut = results(ours(backend, **form), shuffled, target_T[order_T], grad_T[order_T])

@@ -29,7 +29,7 @@ def unwritten_memory_is_nan():
 
 
 def cut_finely(monkeypatch):
-    monkeypatch.setattr(slabs, "NARROWEST_SLAB", 128)
+    monkeypatch.setitem(slabs.NARROWEST_SLAB, "cpu", 128)
     monkeypatch.setitem(slabs.BLOCK_BYTES, "cpu", 4 * 128 * 50)  # 50 rows of 128 columns
 
 

@@ -109,7 +109,7 @@ def exchanges_three_numbers_a_token_once() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sharpness", [0.0, 1.0, 6.0], ids="sharpness {}".format)
 def test_error_is_at_most_twice_that_of_plain_torch_and_an_ulp(dtype, sharpness, one_rank, monkeypatch):
-    monkeypatch.setattr(slabs, "NARROWEST_SLAB", 128)
+    monkeypatch.setitem(slabs.NARROWEST_SLAB, "cpu", 128)
     monkeypatch.setitem(slabs.BLOCK_BYTES, "cpu", 4 * 128 * 30)  # 30 rows of 128 columns
     is_no_worse_than_plain_torch(dtype, sharpness)
 
