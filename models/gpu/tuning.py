@@ -28,7 +28,7 @@ TILINGS = (
     Tiling(64, 256, 64, 4, 4),
 )
 GROUPS = (0, 8, 16, 32)
-PROGRAMS = (132, 264, 528, 1056)
+PROGRAMS = (None, 264, 2**31)  # one for each multiprocessor, two for each of an H200, one for each job
 ROWS = ((1024, 4), (2048, 4), (2048, 8), (4096, 16))  # columns of a row per program, warps
 BLOCKS_MIB = (64, 128, 256, 512, 1024)
 

@@ -26,9 +26,9 @@ class Compiled(NamedTuple):
 
 
 COMPILED = {  # compute capability: code
-    (8, 0): Compiled("HMMA", 3758),
-    (8, 6): Compiled("HMMA", 999),
-    (8, 9): Compiled("HMMA", 999),
+    (8, 0): Compiled("HMMA", 3990),
+    (8, 6): Compiled("HMMA", 1056),
+    (8, 9): Compiled("HMMA", 1056),
     (9, 0): Compiled("HGMMA", 0),
     (10, 0): Compiled("UTCHMMA", 0),
     (10, 3): Compiled("UTCHMMA", 0),

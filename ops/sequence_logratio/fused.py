@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ops.sequence_logratio import schedule, slabs
 from ops.sequence_logratio.operator import Normalized, Problem, register
-from ops.sequence_logratio.schedule import Tiling
+from ops.sequence_logratio.schedule import Schedule, Tiling
 from ops.sequence_logratio.slabs import Block, Running
 
 if importlib.util.find_spec("triton"):
@@ -35,7 +35,9 @@ TILINGS = dict(schedule.TILINGS)
 INTERPRETED_TILING = Tiling(32, 64, 16, 1, 1)
 if INTERPRETED:
     TILINGS = dict.fromkeys(TILINGS, INTERPRETED_TILING)
-PROGRAMS = 2 * 132  # untuned: two for each multiprocessor of an H200
+# of the streaming kernel; None: one for each multiprocessor, which takes jobs until none is left
+PROGRAMS: int | None = None
+INTERPRETED_PROGRAMS = 4
 # untuned: columns of a row per program; ROW_WARPS warps spill at 4096 if a bias is not aligned
 ROW_COLUMNS = 2048
 ROW_WARPS = 8
@@ -79,6 +81,14 @@ def tiling(bias_V: Tensor | None, softcap: float | None) -> Tiling:
     return TILINGS["bare" if bias_V is None and softcap is None else "formed"]
 
 
+def division(hidden_TD: Tensor, weight_VD: Tensor, tile: Tiling) -> Schedule:
+    """How the streaming kernel divides this product among the multiprocessors of the device."""
+    programs = PROGRAMS or INTERPRETED_PROGRAMS
+    if PROGRAMS is None and hidden_TD.is_cuda:
+        programs = torch.cuda.get_device_properties(hidden_TD.device).multi_processor_count
+    return schedule.schedule(len(hidden_TD), len(weight_VD), tile, programs)
+
+
 def _forward(problem: Problem, slope_rows: int) -> tuple[Normalized, Tensor]:
     if slope_rows or not len(problem.hidden_TD):
         return slabs.forward(problem, slope_rows, _absorb)
@@ -86,20 +96,18 @@ def _forward(problem: Problem, slope_rows: int) -> tuple[Normalized, Tensor]:
     tile = tiling(bias_V, softcap)
     # casting copies the whole head; slabs.forward would cast less at a time, but store logits
     weight_VD = weight_VD.to(slabs.operand_dtype(hidden_TD))
-    row_blocks, column_tiles = triton.cdiv(len(hidden_TD), tile.rows), triton.cdiv(len(weight_VD), tile.columns)
-    tiles = triton.cdiv(column_tiles, min(column_tiles, triton.cdiv(PROGRAMS, row_blocks)))
-    splits = triton.cdiv(column_tiles, tiles)
-    parts_3ST = hidden_TD.new_empty((3, splits, len(hidden_TD)), dtype=torch.float32)
+    plan = division(hidden_TD, weight_VD, tile)
+    parts_3ST = hidden_TD.new_empty((3, plan.splits, len(hidden_TD)), dtype=torch.float32)
     with _device(hidden_TD):
-        kernels.stream_kernel[(row_blocks * splits,)](
+        kernels.stream_kernel[(min(plan.jobs, plan.programs),)](
             _described(hidden_TD, tile.rows, tile.width),
             _described(weight_VD, tile.columns, tile.width),
             bias_V,
             target_T.to(torch.int32),  # this copy is also aligned; a slice of int64 targets may not be
             *parts_3ST,
             len(hidden_TD),
-            tiles,
-            splits,
+            plan.tiles,
+            plan.splits,
             V=len(weight_VD),
             D=hidden_TD.shape[1],
             SCALE=scale,

@@ -61,47 +61,51 @@ def stream_kernel(
     GROUP: tl.constexpr,  # row blocks that go through the vocabulary together; 0: all of them
     UPCAST: tl.constexpr,  # for the interpreter, which multiplies the raw bits of bf16
 ):
-    """Product with the head and running log-sum-exp of one block of rows over one split of the vocabulary."""
+    """Product with the head and running log-sum-exp, one block of rows and one split of the vocabulary at a time.
+
+    Every program takes jobs until none is left: those whose number, modulo the number of programs, is its own.
+    """
     row_blocks = tl.cdiv(T, BLOCK_T)
-    # neighbouring programs share a split, so they read its part of the head from L2
-    first_block = 0
-    group = row_blocks
-    place = tl.program_id(0)
-    if GROUP:  # few row blocks at a time, so that their hidden states stay in L2 as well
-        first_block = place // (GROUP * SPLITS) * GROUP
-        place = place % (GROUP * SPLITS)
-        group = tl.minimum(GROUP, row_blocks - first_block)
-    block = first_block + place % group
-    split = place // group
-    rows = block * BLOCK_T + tl.arange(0, BLOCK_T)
-    goal = tl.load(target + rows, mask=rows < T, other=-1)
-    top = tl.full([BLOCK_T], -float("inf"), tl.float32)
-    total = tl.zeros([BLOCK_T], tl.float32)
-    picked = tl.full([BLOCK_T], -float("inf"), tl.float32)
-    for tile in range(TILES):
-        first = (split * TILES + tile) * BLOCK_V
-        if first < V:
-            z = tl.zeros([BLOCK_T, BLOCK_V], tl.float32)
-            for k in range(0, D, BLOCK_D):
-                h = hidden.load([block * BLOCK_T, k])
-                w = weight.load([first, k])
-                if UPCAST:
-                    h = h.to(tl.float32)
-                    w = w.to(tl.float32)
-                z = tl.dot(h, w.T, z, input_precision="ieee")
-            columns = first + tl.arange(0, BLOCK_V)
-            z = _formed(z, bias, columns[None, :], V, SCALE, SOFTCAP, HAS_BIAS)
-            at_goal = columns[None, :] == goal[:, None]
-            picked = tl.maximum(picked, tl.max(tl.where(at_goal, z, -float("inf")), 1))
-            z = tl.where(at_goal | (columns[None, :] >= V), -float("inf"), z)
-            new_top = tl.maximum(top, tl.max(z, 1))
-            shift = tl.where(new_top == -float("inf"), 0.0, new_top)
-            total = total * tl.exp2((top - shift) * LOG2E) + tl.sum(tl.exp2((z - shift[:, None]) * LOG2E), 1)
-            top = new_top
-    out = split.to(tl.int64) * T + rows
-    tl.store(max_out + out, top, mask=rows < T)
-    tl.store(sum_out + out, total, mask=rows < T)
-    tl.store(target_out + out, picked, mask=rows < T)
+    for job in range(tl.program_id(0), row_blocks * SPLITS, tl.num_programs(0)):
+        # neighbouring programs share a split, so they read its part of the head from L2
+        first_block = 0
+        group = row_blocks
+        place = job
+        if GROUP:  # few row blocks at a time, so that their hidden states stay in L2 as well
+            first_block = job // (GROUP * SPLITS) * GROUP
+            place = job % (GROUP * SPLITS)
+            group = tl.minimum(GROUP, row_blocks - first_block)
+        block = first_block + place % group
+        split = place // group
+        rows = block * BLOCK_T + tl.arange(0, BLOCK_T)
+        goal = tl.load(target + rows, mask=rows < T, other=-1)
+        top = tl.full([BLOCK_T], -float("inf"), tl.float32)
+        total = tl.zeros([BLOCK_T], tl.float32)
+        picked = tl.full([BLOCK_T], -float("inf"), tl.float32)
+        for tile in range(TILES):
+            first = (split * TILES + tile) * BLOCK_V
+            if first < V:
+                z = tl.zeros([BLOCK_T, BLOCK_V], tl.float32)
+                for k in range(0, D, BLOCK_D):
+                    h = hidden.load([block * BLOCK_T, k])
+                    w = weight.load([first, k])
+                    if UPCAST:
+                        h = h.to(tl.float32)
+                        w = w.to(tl.float32)
+                    z = tl.dot(h, w.T, z, input_precision="ieee")
+                columns = first + tl.arange(0, BLOCK_V)
+                z = _formed(z, bias, columns[None, :], V, SCALE, SOFTCAP, HAS_BIAS)
+                at_goal = columns[None, :] == goal[:, None]
+                picked = tl.maximum(picked, tl.max(tl.where(at_goal, z, -float("inf")), 1))
+                z = tl.where(at_goal | (columns[None, :] >= V), -float("inf"), z)
+                new_top = tl.maximum(top, tl.max(z, 1))
+                shift = tl.where(new_top == -float("inf"), 0.0, new_top)
+                total = total * tl.exp2((top - shift) * LOG2E) + tl.sum(tl.exp2((z - shift[:, None]) * LOG2E), 1)
+                top = new_top
+        out = split.to(tl.int64) * T + rows
+        tl.store(max_out + out, top, mask=rows < T)
+        tl.store(sum_out + out, total, mask=rows < T)
+        tl.store(target_out + out, picked, mask=rows < T)
 
 
 @triton.jit

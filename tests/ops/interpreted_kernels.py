@@ -55,14 +55,34 @@ def run(backend, shape, learns, bias=False, dtype=torch.float32, wide=False, **f
     return [logp_T.detach(), *grads]
 
 
+@pytest.fixture
+def divide(monkeypatch):
+    """A function that sets the length of a job and the number of programs."""
+
+    def set_to(tiles, programs):
+        plan = fused.division
+        monkeypatch.setattr(fused, "division", lambda *case: plan(*case)._replace(tiles=tiles, programs=programs))
+
+    return set_to
+
+
 @pytest.mark.parametrize("group", [1, 2, 3, 8])
-def test_the_order_of_programs_changes_no_bit(group, monkeypatch):
-    """5 blocks of rows and 3 parts of the vocabulary, in groups of which some are not full."""
-    monkeypatch.setattr(fused, "PROGRAMS", 15)
+def test_the_order_of_jobs_changes_no_bit(group, monkeypatch):
+    """5 blocks of rows and 5 tiles of the vocabulary, in groups of which some are not full."""
     usual = run("fused", (140, 24, 300), ())
     monkeypatch.setitem(fused.TILINGS, "bare", fused.INTERPRETED_TILING._replace(group=group))
     grouped = run("fused", (140, 24, 300), ())
     assert torch.equal(usual[0], grouped[0])
+
+
+@pytest.mark.parametrize("programs", [1, 2, 7, 14])
+def test_the_number_of_programs_changes_no_bit(programs, divide):
+    """15 jobs: one program with all of them, several with different numbers, and (15) a program for each."""
+    divide(tiles=2, programs=15)
+    alone = run("fused", (140, 24, 300), (), **FORMS["all"])
+    divide(tiles=2, programs=programs)
+    shared = run("fused", (140, 24, 300), (), **FORMS["all"])
+    assert torch.equal(alone[0], shared[0])
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -78,10 +98,10 @@ def test_the_kernels_agree_with_the_definition(learns, form, shape, many_blocks)
     assert (mine[0] <= 0).all()
 
 
-@pytest.mark.parametrize("programs", [1, 6, 10])  # of two row blocks: 1, 3 and 5 splits, of 5, 2 and 1 tiles
+@pytest.mark.parametrize("tiles", [1, 2, 5])  # of 5: the last job of two is half empty
 @pytest.mark.parametrize("form", FORMS)
-def test_a_program_gathers_several_tiles_of_the_vocabulary(programs, form, monkeypatch):
-    monkeypatch.setattr(fused, "PROGRAMS", programs)
+def test_a_job_gathers_several_tiles_of_the_vocabulary(tiles, form, divide):
+    divide(tiles, programs=3)
     agrees_with_float64((33, 24, 300), "", form)
 
 
