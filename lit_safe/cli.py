@@ -52,6 +52,8 @@ COMMANDS: tuple[str, ...] = (
     "sample",
     "certify",
     "report",
+    "stages",
+    "merge",
     "configs",
 )
 """Names of our commands: the function ``<name>`` is defined in ``lit_safe/commands/<name>.py``."""
@@ -303,16 +305,34 @@ def main(args: ArgsType = None, run: bool = True) -> SafeCLI:
     # Lightning 2.6 uses a class that torch 2.13 deprecates; a user cannot change that
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
     read_yaml_with_shipped_files(_known(sys.argv[1:] if args is None else args))
-    return SafeCLI(
-        StepModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=SaveConfig,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        parser_kwargs={"parser_mode": "yaml"},
-        parser_class=SafeParser,
-        args=args,
-        run=run,
-    )
+    return SafeCLI(**OPTIONS, args=args, run=run)
+
+
+def parser_of_commands() -> SafeParser:
+    """The parser of the whole command line. It builds and runs nothing."""
+    read_yaml_with_shipped_files()
+    parser = _OnlyParser(**OPTIONS).parser
+    assert isinstance(parser, SafeParser)
+    return parser
+
+
+class _OnlyParser(SafeCLI):
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse a command that builds nothing."""
+        self.config = parser.parse_args(["configs"])
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+OPTIONS: dict[str, Any] = {
+    "model_class": StepModule,
+    "datamodule_class": LightningDataModule,
+    "subclass_mode_model": True,
+    "subclass_mode_data": True,
+    "save_config_callback": SaveConfig,
+    "seed_everything_default": 0,
+    "auto_configure_optimizers": False,
+    "parser_kwargs": {"parser_mode": "yaml"},
+    "parser_class": SafeParser,
+}

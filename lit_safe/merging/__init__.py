@@ -1,0 +1,1 @@
+"""Merges folders of models by their weights."""

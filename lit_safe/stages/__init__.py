@@ -1,0 +1,1 @@
+"""Runs of several stages, each of which starts from the output of an earlier one."""
