@@ -50,7 +50,7 @@ def shares(weight: float | Sequence[float] | None, models: int, method: str) -> 
 
 
 def linear(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The weighted sum, as in P-SACPO: theta = (1 - q) theta_r + q theta_(r + lambda g) (arXiv:2404.11049, section 5).
+    """The weighted sum, as in P-SACPO: theta = (1 - q) theta_r + q theta_(r + lambda g) (arXiv:2404.11049).
 
     It is computed in at least fp32. If one weight is 1 and the others are 0, the result is that model's tensor, bit by
     bit.

@@ -2,6 +2,7 @@
 
 from lit_safe.objectives.constrained_dpo import ConstrainedDPO
 from lit_safe.objectives.dpo import DPO
+from lit_safe.objectives.sacpo import SACPO
 from lit_safe.objectives.safe_dpo import SafeDPO
 
-__all__ = ["DPO", "ConstrainedDPO", "SafeDPO"]
+__all__ = ["DPO", "SACPO", "ConstrainedDPO", "SafeDPO"]
