@@ -13,6 +13,7 @@ class Card(NamedTuple):
         1.41
     """
 
+    name: str
     capability: tuple[int, int]
     multiprocessors: int
     operations_per_cycle: int  # dense bf16, of one multiprocessor
@@ -46,11 +47,11 @@ class Card(NamedTuple):
 CARDS = {
     # NVIDIA's datasheet of the SXM5 part. Shares: one H200, PyTorch 2.11, random data: 769 to 798 TFLOP/s of an
     # 8192 x 8192 x 8192 product, and 4.3 TB/s of a copy of 8.6 GB (2026-10-28 and 2026-11-04)
-    "H200": Card((9, 0), 132, 4096, 989.4e12, 0.797, 4.8e12, 0.9, 50 * 10**6),
+    "H200": Card("H200", (9, 0), 132, 4096, 989.4e12, 0.797, 4.8e12, 0.9, 50 * 10**6),
     # datasheet of the SXM5 part with 80 GB; the shares are assumed to be those of the H200, which has the same chip
-    "H100": Card((9, 0), 132, 4096, 989.4e12, 0.797, 3.35e12, 0.9, 50 * 10**6),
+    "H100": Card("H100", (9, 0), 132, 4096, 989.4e12, 0.797, 3.35e12, 0.9, 50 * 10**6),
     # datasheet of the SXM4 part with 80 GB; the shares are assumed
-    "A100": Card((8, 0), 108, 2048, 312e12, 0.8, 2.039e12, 0.9, 40 * 10**6),
+    "A100": Card("A100", (8, 0), 108, 2048, 312e12, 0.8, 2.039e12, 0.9, 40 * 10**6),
 }
 
 
@@ -63,5 +64,5 @@ def card_of(name: str, multiprocessors: int) -> Card | None:
         >>> card_of("NVIDIA H100 80GB HBM3", 132) is CARDS["H100"], card_of("NVIDIA H100 PCIe", 114)
         (True, None)
     """
-    fits = (card for key, card in CARDS.items() if key in name and card.multiprocessors == multiprocessors)
+    fits = (card for card in CARDS.values() if card.name in name and card.multiprocessors == multiprocessors)
     return next(fits, None)

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ops.sequence_logratio import schedule, slabs
+from ops.sequence_logratio import routes, schedule, slabs
 from ops.sequence_logratio.operator import Normalized, Problem, register
 from ops.sequence_logratio.schedule import Schedule, Tiling
 from ops.sequence_logratio.slabs import Block, Running
@@ -22,7 +22,7 @@ if importlib.util.find_spec("triton"):
     from triton.runtime.interpreter import InterpretedFunction
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    from ops.sequence_logratio import kernels
+    from ops.sequence_logratio import kernels, merge_kernels
 
     HAVE_TRITON = True
     # Triton reads the interpreter flag when a kernel is decorated, not when it is called
@@ -90,12 +90,28 @@ def division(hidden_TD: Tensor, weight_VD: Tensor, tile: Tiling) -> Schedule:
 
 
 def _forward(problem: Problem, slope_rows: int) -> tuple[Normalized, Tensor]:
-    if slope_rows or not len(problem.hidden_TD):
-        return slabs.forward(problem, slope_rows, _absorb)
+    tokens, width = problem.hidden_TD.shape
+    if slope_rows == tokens:
+        return slabs.forward(problem, slope_rows, _absorb, _rescale)
+    slope_GD = problem.hidden_TD.new_empty((0, width), dtype=torch.float32)
+    if not slope_rows:
+        return _ungraded(problem), slope_GD
+    # rows without a gradient need neither exponentials in memory nor a place in the blocks of the others
+    graded, slope_GD = slabs.forward(problem.rows(slope_rows), slope_rows, _absorb, _rescale)
+    rest = _ungraded(problem._replace(hidden_TD=problem.hidden_TD[slope_rows:], target_T=problem.target_T[slope_rows:]))
+    return Normalized(*(torch.cat(parts) for parts in zip(graded, rest, strict=True))), slope_GD
+
+
+def _ungraded(problem: Problem) -> Normalized:
+    if routes.ungraded(problem.hidden_TD, problem.weight_VD) == "merge":
+        return slabs.forward(problem, 0, _absorb)[0]
+    return _streamed(problem)
+
+
+def _streamed(problem: Problem) -> Normalized:
     hidden_TD, weight_VD, target_T, bias_V, scale, softcap = problem
     tile = tiling(bias_V, softcap)
-    # casting copies the whole head; slabs.forward would cast less at a time, but store logits
-    weight_VD = weight_VD.to(slabs.operand_dtype(hidden_TD))
+    weight_VD = weight_VD.to(slabs.operand_dtype(hidden_TD))  # a copy only where the route is forced, or interpreted
     plan = division(hidden_TD, weight_VD, tile)
     parts_3ST = hidden_TD.new_empty((3, plan.splits, len(hidden_TD)), dtype=torch.float32)
     with _device(hidden_TD):
@@ -122,25 +138,37 @@ def _forward(problem: Problem, slope_rows: int) -> tuple[Normalized, Tensor]:
             num_stages=tile.stages,
             enable_fp_fusion=True,
         )
-    normalized = slabs.normalize(slabs.merge(Running(*parts_3ST)), target_T)
-    return normalized, hidden_TD.new_empty((0, hidden_TD.shape[1]), dtype=torch.float32)
+    return slabs.normalize(slabs.merge(Running(*parts_3ST)), target_T)
 
 
 def _absorb(block: Block, running: Running, graded: int) -> tuple[Tensor, Tensor]:
     product_RS = slabs.product(block.hidden_RD, block.weight_SD.T)
+    target_R = block.column_R.to(torch.int32)
+    arguments = _row_arguments(block, product_RS)
+    if not graded:
+        with _device(product_RS):
+            merge_kernels.merge_kernel[(len(product_RS),)](product_RS, block.bias_S, target_R, *running, **arguments)
+        return running.max_T[:0], product_RS[:0]
     exp_RS = torch.empty_like(product_RS, dtype=block.weight_SD.dtype)
     decay_R = torch.empty_like(running.max_T)
     with _device(product_RS):
         kernels.absorb_kernel[(len(product_RS),)](
             product_RS,
             block.bias_S,
-            block.column_R.to(torch.int32),
+            target_R,
             *running,
             decay_R,
             exp_RS,
-            **_row_arguments(block, product_RS),
+            **arguments,
         )
     return decay_R, exp_RS[:graded]
+
+
+def _rescale(sums_GD: Tensor, decay_G: Tensor) -> None:
+    rows, width = sums_GD.shape
+    columns = min(ROW_COLUMNS, triton.next_power_of_2(width))
+    with _device(sums_GD):
+        merge_kernels.rescale_kernel[(rows,)](sums_GD, decay_G, width, sums_GD.stride(0), BLOCK_D=columns, num_warps=4)
 
 
 def _residual(block: Block, factor_R: Tensor, miss_R: Tensor, shift_R: Tensor, log_sum_R: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ Letters: T positions, D hidden width, V vocabulary, S columns of one slab.
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from ops.sequence_logratio import slabs
+from ops.sequence_logratio import routes, slabs
 from ops.sequence_logratio.bench_cases import FLOOR, SHAPES
 from ops.sequence_logratio.cards import CARDS, Card
 from ops.sequence_logratio.schedule import TILINGS, Schedule, Tiling, cdiv, schedule
@@ -25,6 +25,7 @@ LIBRARY_TILES = ((128, 256), (256, 128), (128, 192), (192, 128), (128, 128))
 STREAM_SHARE = 0.9
 # of a logit in the streaming kernel: one exponential at 16 per cycle, 12 other instructions at 128 per cycle
 EPILOGUE_CYCLES = 1 / 16 + 12 / 128
+Work = Callable[[Card, int, int, int], dict[str, float]]  # seconds by part, from T, D and V
 PARTS = {  # of each mode of the benchmark
     "full": ("forward", "backward", "reference"),
     "cached": ("forward", "backward"),
@@ -117,9 +118,34 @@ def _stream(card: Card, tokens: int, width: int, vocabulary: int) -> dict[str, f
     return streamed(card, plan, tile, tokens, width, vocabulary)
 
 
-def _graded(card: Card, tokens: int, width: int, vocabulary: int) -> dict[str, float]:
-    """Of a forward pass that also sums exp(z_v - max) W_v."""
+def _merge(card: Card, tokens: int, width: int, vocabulary: int) -> dict[str, float]:
+    """Of library products of slabs, whose logits a kernel reads once."""
     found = []
+    for rows, columns, times in _blocks(tokens, width, vocabulary):
+        found.append(
+            {
+                "logits": times * _product(card, rows, columns, width, FP32),
+                "rows": FP32 * times * rows * columns / card.copy,
+            }
+        )
+    return _total(found)
+
+
+def _ungraded(card: Card, tokens: int, width: int, vocabulary: int) -> dict[str, float]:
+    route = routes.by_table(card, tokens, width)
+    parts = ROUTES[route](card, tokens, width, vocabulary)
+    return {f"{route} {part}": seconds for part, seconds in parts.items()}
+
+
+def _graded(card: Card, tokens: int, width: int, vocabulary: int) -> dict[str, float]:
+    """Of a forward pass that also sums exp(z_v - max) W_v.
+
+    A row's sums are rescaled where a slab raises its maximum: slab k of slabs in random order does so with probability
+    1 / k.
+    """
+    found = []
+    slabs_of_row = cdiv(vocabulary, slabs.block_shape("cuda", tokens, width, vocabulary)[1])
+    raised = sum(1 / number for number in range(1, slabs_of_row + 1)) / slabs_of_row
     for rows, columns, times in _blocks(tokens, width, vocabulary):
         logits = times * rows * columns
         found.append(
@@ -127,7 +153,7 @@ def _graded(card: Card, tokens: int, width: int, vocabulary: int) -> dict[str, f
                 "logits": times * _product(card, rows, columns, width, FP32),
                 "exponentials": (FP32 + OPERAND) * logits / card.copy,
                 "sums": times * _product(card, rows, width, columns, 2 * FP32),
-                "decay": times * 2 * FP32 * rows * width / card.copy,
+                "decay": times * raised * 2 * FP32 * rows * width / card.copy,
             }
         )
     return _total(found)
@@ -179,7 +205,8 @@ def _least_bytes(part: str, tokens: int, width: int, vocabulary: int) -> float:
     return inputs + {"backward": inputs, "graded": FP32 * tokens * width}.get(part, 0)
 
 
-WORK = {"forward": _stream, "reference": _stream, "graded": _graded, "backward": _backward}
+ROUTES: dict[routes.Route, Work] = {"stream": _stream, "merge": _merge}
+WORK: dict[str, Work] = {"forward": _ungraded, "reference": _ungraded, "graded": _graded, "backward": _backward}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -4,6 +4,7 @@ Letters: T positions, G of them with a gradient, R rows of one block of them, D 
 one slab of it. With z the logits, p = softmax(z), y the target: dlogp/dz = onehot(y) - p; README.md derives the rest.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -42,12 +43,14 @@ class Block(NamedTuple):
     space_RS: Tensor | None = None  # memory for its logits
 
 
-# adds a block to its rows' running sums; returns exp(old max - new max) [R] and, for the first ``graded`` rows,
-# exp(z - new max) * dz/d(softcap's argument), 0 at the target, in the dtype of the products
+# adds a block to its rows' running sums; returns, for at least the first ``graded`` rows, exp(old max - new max), and
+# for exactly those exp(z - new max) * dz/d(softcap's argument), 0 at the target, in the dtype of the products
 Absorb = Callable[[Block, Running, int], tuple[Tensor, Tensor]]
 # from a block, a factor per row, p - 1 of the target and the normalisation:
 # factor * (p - onehot) * dz/d(softcap's argument), same dtype
 Residual = Callable[[Block, Tensor, Tensor, Tensor, Tensor], Tensor]
+# multiplies the rows of a matrix by a factor each, in place
+Rescale = Callable[[Tensor, Tensor], object]
 
 
 def blocks(hidden_TD: Tensor, weight_VD: Tensor) -> tuple[int, int]:
@@ -102,12 +105,37 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Total + A @ b, in place."""
-    return total.addmm_(a, b) if a.dtype == total.dtype else total.add_(product(a, b))
+    if a.dtype == total.dtype:
+        return total.addmm_(a, b)
+    if adds_products(total.device, a.dtype):
+        return torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    return total.add_(product(a, b))
 
 
-def forward(problem: Problem, slope_rows: int, absorb: Absorb) -> tuple[Normalized, Tensor]:
+@functools.cache
+def adds_products(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch adds products of ``dtype`` to an fp32 matrix without a temporary and without rounding.
+
+    The answer comes from one small product on the device, whose exact sums need more bits than ``dtype`` has.
+    """
+    a, b = (torch.arange(256, device=device).view(16, 16).remainder(top).to(dtype) for top in (97, 89))
+    sums = torch.full((16, 16), 2.0**-4, device=device)
+    exact = sums.double() + a.double() @ b.double()
+    try:
+        torch.addmm(sums, a, b, out_dtype=torch.float32, out=sums)
+    except (RuntimeError, TypeError):  # NotImplementedError is a RuntimeError
+        return False
+    return bool(torch.equal(sums.double(), exact))
+
+
+def rescale(sums_GD: Tensor, decay_G: Tensor) -> None:
+    """A ``Rescale`` step in plain torch."""
+    sums_GD.mul_(decay_G[:, None])
+
+
+def forward(problem: Problem, slope_rows: int, absorb: Absorb, rescale: Rescale = rescale) -> tuple[Normalized, Tensor]:
     """One pass over the head: 2TDV operations, and another 2GDV for the slopes of G rows."""
-    running, pull_GD = accumulate(problem, slope_rows, absorb)
+    running, pull_GD = accumulate(problem, slope_rows, absorb, rescale)
     normalized = normalize(running, problem.target_T)
     if not slope_rows:
         return normalized, pull_GD
@@ -121,7 +149,7 @@ def forward(problem: Problem, slope_rows: int, absorb: Absorb) -> tuple[Normaliz
     return normalized, slope_GD.masked_fill_((target_T == IGNORE)[:, None], 0)
 
 
-def accumulate(problem: Problem, slope_rows: int, absorb: Absorb) -> tuple[Running, Tensor]:
+def accumulate(problem: Problem, slope_rows: int, absorb: Absorb, rescale: Rescale = rescale) -> tuple[Running, Tensor]:
     """The running sums after all slabs, and sum over v != y of exp(z_v - max) W_v for the first ``slope_rows`` rows."""
     hidden_TD, weight_VD = problem.hidden_TD, problem.weight_VD
     operand, precise = operand_dtype(hidden_TD), torch.promote_types(hidden_TD.dtype, torch.float32)
@@ -138,7 +166,8 @@ def accumulate(problem: Problem, slope_rows: int, absorb: Absorb) -> tuple[Runni
             decay_R, exp_GS = absorb(block, Running(*(state_T[rows_R] for state_T in running)), graded)
             if graded:
                 own_GD = pull_GD[rows_R.start : rows_R.start + graded]
-                add_product(own_GD.mul_(decay_R[:graded, None]), exp_GS, weight_SD)
+                rescale(own_GD, decay_R[:graded])
+                add_product(own_GD, exp_GS, weight_SD)
     return running, pull_GD
 
 

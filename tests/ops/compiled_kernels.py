@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ops.sequence_logratio import fused, kernels
+from ops.sequence_logratio import fused, kernels, merge_kernels
 
 FORMS = {
     "bare": {"SCALE": 1.0, "SOFTCAP": None, "HAS_BIAS": False},
@@ -30,7 +30,9 @@ ALIGNED = [["tt.divisibility", 16]]  # what a launch says of an argument that 16
 def built(kernel, types, constants, arch, aligned, warps, stages=3):
     signature = types | dict.fromkeys(constants, "constexpr")
     signature = {name: signature[name] for name in kernel.arg_names}
-    known = [place for place, name in enumerate(signature) if types.get(name, "")[:1] == "*" or name in ("S", "stride")]
+    known = [
+        place for place, name in enumerate(signature) if types.get(name, "")[:1] == "*" or name in ("S", "D", "stride")
+    ]
     source = ASTSource(kernel, signature, constants, dict.fromkeys([(place,) for place in known if aligned], ALIGNED))
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
     cubin = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options).asm["cubin"]
@@ -65,19 +67,27 @@ def stream(arch, name, dtype, aligned):
 def by_row(kernel, floats, out, arch, name, dtype, aligned):
     types = {
         **dict.fromkeys(("product", *floats), "*fp32"),
-        **dict.fromkeys(("bias", out), f"*{dtype}"),
+        **dict.fromkeys(("bias", *out), f"*{dtype}"),
         "target": "*i32",
         **dict.fromkeys(("S", "stride"), "i32"),
     }
     return built(kernel, types, FORMS[name] | {"BLOCK_S": fused.ROW_COLUMNS}, arch, aligned, fused.ROW_WARPS)
 
 
+def rescale(arch, aligned):
+    types = {"sums": "*fp32", "decay": "*fp32", "D": "i32", "stride": "i32"}
+    return built(merge_kernels.rescale_kernel, types, {"BLOCK_D": fused.ROW_COLUMNS}, arch, aligned, 4)
+
+
 def compiled(*case):
-    states = ("max_state", "sum_state", "target_state", "decay_out")
+    sums = ("max_state", "sum_state", "target_state")
+    states = (*sums, "decay_out")
     return {
         "stream": stream(*case),
-        "absorb": by_row(kernels.absorb_kernel, states, "exp_out", *case),
-        "residual": by_row(kernels.residual_kernel, ("factor", "miss", "shift", "log_sum"), "residual_out", *case),
+        "absorb": by_row(kernels.absorb_kernel, states, ["exp_out"], *case),
+        "merge": by_row(merge_kernels.merge_kernel, sums, [], *case),
+        "rescale": rescale(case[0], case[-1]),
+        "residual": by_row(kernels.residual_kernel, ("factor", "miss", "shift", "log_sum"), ["residual_out"], *case),
     }
 
 

@@ -30,11 +30,13 @@ def test_only_an_old_interpreter_beside_a_new_numpy_is_passed_over():
 @pytest.mark.skipif(
     too_old_for(np.__version__, TRITON), reason=f"the interpreter of Triton {TRITON} fails with numpy {np.__version__}"
 )
-def test_the_kernels_agree_with_the_definition_under_the_interpreter():
-    tests = Path(__file__).with_name("interpreted_kernels.py")
+@pytest.mark.parametrize("file", ["interpreted_kernels.py", "interpreted_rows.py"])
+def test_the_kernels_agree_with_the_definition_under_the_interpreter(file):
+    tests = Path(__file__).with_name(file)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         encoding="utf-8",
         check=False,

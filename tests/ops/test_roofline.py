@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from ops.sequence_logratio import slabs
 from ops.sequence_logratio.bench_cases import FLOOR, SHAPES
 from ops.sequence_logratio.cards import CARDS, Card, card_of
-from ops.sequence_logratio.roofline import PARTS, main, predict, streamed, streamed_bytes
+from ops.sequence_logratio.roofline import PARTS, ROUTES, main, predict, streamed, streamed_bytes
+from ops.sequence_logratio.routes import MERGED_FROM, by_table
 from ops.sequence_logratio.schedule import TILINGS, Schedule, Tiling, cdiv, schedule
 
 # 4 multiprocessors at 1 GHz of 1000 operations a cycle each; 1 TB/s
-ROUND = Card((9, 0), 4, 1000, 4e12, 1.0, 1e12, 1.0, 10**6)
+ROUND = Card("round", (9, 0), 4, 1000, 4e12, 1.0, 1e12, 1.0, 10**6)
 TILE = Tiling(100, 200, 64, 8, 3)
 LLAMA = 4096, 128256  # D, V
 H200 = CARDS["H200"]
@@ -114,6 +115,30 @@ def test_a_slab_has_4096_columns_however_many_rows_there_are():
     assert slabs.block_shape("cuda", 32768, 4096, 128256) == (16384, 4096)
     few = [predict(H200, "backward", tokens, *LLAMA).share for tokens in (16384, 32768, 65536)]
     assert min(few) > 0.9
+
+
+@pytest.mark.parametrize("name", MERGED_FROM)
+def test_the_table_of_routes_is_what_is_predicted_where_the_two_differ(name):
+    """By card, T, D and V: the table's route takes at most 5 % longer than the other one would."""
+    routes = set()
+    for tokens, width, vocabulary in itertools.product(
+        (2048, 8192, 32768), (512, 1280, 2560, 4096, 8192), (32000, 152000)
+    ):
+        taken = {r: sum(work(CARDS[name], tokens, width, vocabulary).values()) for r, work in ROUTES.items()}
+        chosen = by_table(CARDS[name], tokens, width)
+        assert taken[chosen] <= 1.05 * min(taken.values())
+        routes.add(chosen)
+    assert routes == {"stream", "merge"}
+
+
+@pytest.mark.parametrize("mode", ["cached", "full", "frozen", "frozen cached"])
+@pytest.mark.parametrize("shape", ["A", "B", "C"])
+def test_steps_are_predicted_at_85_percent_of_what_a_large_product_allows(shape, mode):
+    assert predict(H200, mode, *SHAPES[shape][:3]).share >= 0.85
+
+
+def test_an_unknown_card_streams():
+    assert by_table(None, 16384, 4096) == by_table(CARDS["A100"], 16384, 4096) == "stream"
 
 
 def test_a_card_is_known_by_its_name_and_its_multiprocessors():
