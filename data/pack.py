@@ -12,7 +12,7 @@ import torch
 from data.tokens import Ids, Int64s, Ragged, TokenisedPairs, TokenisedRows
 from lit_safe.hashing import uniform
 from lit_safe.sequences import pack_sequences
-from lit_safe.types import Annotation, PackedBatch, Pair, SequenceBatch
+from lit_safe.types import Annotation, PackedBatch, PackedSequences, Pair, SequenceBatch
 
 FILLER: tuple[Ids, Ids, Ids] = (np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros(0, np.int32))
 
@@ -56,8 +56,15 @@ def pack_rows(rows: TokenisedRows, index: Int64s, fillers: int, tokens_in_step: 
     """Pack the single sequences at ``index``, followed by ``fillers`` filler rows. N is the sum of both."""
     lists = rows.prompt, rows.response, rows.response_unscored
     parts = [(lists[0].at(i), lists[1].at(i), lists[2].at(i)) for i in map(int, index)] + [FILLER] * fillers
+    return batch_of(rows, index, fillers, pack_sequences(*zip(*parts, strict=True)), tokens_in_step)
+
+
+def batch_of(
+    rows: TokenisedRows, index: Int64s, fillers: int, sequences: PackedSequences, tokens_in_step: int
+) -> SequenceBatch:
+    """The batch of ``sequences``: those of the rows at ``index``, followed by ``fillers`` filler rows."""
     return SequenceBatch(
-        sequences=pack_sequences(*zip(*parts, strict=True)),
+        sequences=sequences,
         row_id=_filled(rows.row_id[index], fillers),
         prompt_id=_filled(rows.prompt_id[index], fillers),
         present=torch.arange(len(index) + fillers) < len(index),

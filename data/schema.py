@@ -128,6 +128,13 @@ class SftRow:
     turns: tuple[Message, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class HarmfulRow(SftRow):
+    """A prompt with a safe response to imitate, and a harmful response beside it."""
+
+    harmful: str = ""
+
+
 @runtime_checkable
 class Source(Protocol):
     """A dataset of pairs. The constructor does no I/O. Iterating reads and validates, with the same rows each time."""

@@ -13,12 +13,12 @@ from data.micro_batches import MicroBatch, MicroBatchLimit, MicroBatchSize
 from data.pack import pack_rows, scored_sizes
 from data.render import TODAY
 from data.schema import BadRow, SftRow, SftSource
-from data.split import assign, text_id
+from data.split import Split, assign, text_id
 from data.steps import EvalLoader, StepLoader, ordered
 from data.tokenised import TokenisedData, check_sizes, evaluation_only
 from data.tokeniser import OnBadRow, Tokeniser
 from data.tokens import Int64s, TokenisedRows
-from lit_safe.types import SequenceBatch
+from lit_safe.types import ResponseIds, SequenceBatch
 
 
 class SftData(TokenisedData[TokenisedRows, SftSource]):
@@ -89,8 +89,7 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
 
     def val_dataloader(self) -> EvalLoader[SequenceBatch]:
         """Batches of the val split."""
-        index = self.rows_of("val")
-        index = index[np.sort(ordered(self.tokenised.row_id[index], "evaluation")[: self.max_eval_rows])]
+        index = self._evaluated(self.rows_of("val"))
         ids, lengths = self.tokenised.row_id[index], self._tokens_of(index)
         return EvalLoader(ids, self._packer(index), self.eval_batch_rows, self.rank, lengths)
 
@@ -118,6 +117,29 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
             self._tokens_of(np.arange(len(rows.row_id))), rows.response.sizes, self.rows_per_step
         )
 
+    def responses(self, split: Split, fit: tuple[int, int] | None = None) -> Iterator[ResponseIds]:
+        """The responses of a split's rows that training or evaluation reads, with the texts of their prompts.
+
+        Args:
+            split: ``train`` or ``val``. An empty split gives none.
+            fit: Optimizer steps of the run, and those of an epoch; gives only the rows of these steps.
+        """
+        rows = self.tokenised
+        index = self._members(rows.split, split)
+        if fit is not None and len(index):
+            index = index[self.train_dataloader().rows_used(*fit)[0]]
+        elif split == "val":
+            index = self._evaluated(index)
+        text = dict(zip(rows.prompts.prompt_id.tolist(), rows.prompts.text, strict=True))
+        for i in map(int, index):
+            yield ResponseIds(
+                int(rows.row_id[i]), rows.name[i], text[int(rows.prompt_id[i])], tuple(rows.response.at(i).tolist())
+            )
+
+    def _evaluated(self, index: Int64s) -> Int64s:
+        """At most ``max_eval_rows`` of the rows at ``index``, chosen by hash, in their order."""
+        return index[np.sort(ordered(self.tokenised.row_id[index], "evaluation")[: self.max_eval_rows])]
+
     def _tokens_of(self, index: Int64s) -> Int64s:
         """Tokens of each row at ``index``."""
         return (self.tokenised.prompt.sizes + self.tokenised.response.sizes)[index]
@@ -138,7 +160,10 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
         licences = sorted({source.licence for source in self.sources})
         report = {"kept": len(kept), "dropped": dict(dropped), "licences": licences}
         lines = [f"{len(kept):,} rows read"] + [f"{n:,} rows dropped: {reason}" for reason, n in dropped.items()]
-        return tokeniser.rows(kept, splits, progress=progress), report, lines
+        return self._ids(tokeniser, kept, splits, progress=progress), report, lines
+
+    def _ids(self, tokeniser: Tokeniser, rows: Any, splits: Any, *, progress: bool) -> TokenisedRows:
+        return tokeniser.rows(rows, splits, progress=progress)
 
     def _first_reading(self, places: list[array[int]], dropped: Counter[str]) -> Iterator[SftRow]:
         """The rows to keep. Fills ``places`` with their numbers in each source, from 0, and counts the others."""
@@ -150,13 +175,17 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
                         raise row
                     dropped[f"column {row.column!r} {row.reason}"] += 1
                     continue
-                key = text_id(row.prompt, row.response)
+                key = self._key(row)
                 if self.duplicates == "drop" and key in seen:
                     dropped["the same prompt and response again"] += 1
                     continue
                 seen.add(key)
                 mine.append(place)
                 yield row
+
+    def _key(self, row: SftRow) -> int:
+        """A hash of all texts of a row, which tells whether it is a duplicate."""
+        return text_id(row.prompt, row.response)
 
     def _options(self) -> dict[str, object]:
         return {"duplicates": self.duplicates}

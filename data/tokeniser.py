@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
@@ -16,10 +16,21 @@ from data.batch import BatchRenderer, Item, OneByOne
 from data.completion import Completion
 from data.conversation import Conversation, plain_text
 from data.render import Renderer
-from data.schema import BadRow, Message, PreferenceRow, SftRow
+from data.schema import BadRow, HarmfulRow, Message, PreferenceRow, SftRow
 from data.split import Split, prompt_id, split_key, text_id
 from data.token_report import TokenReport
-from data.tokens import AUTHORS, SPLITS, Growing, Prompts, TokenisedPairs, TokenisedRows
+from data.tokens import (
+    AUTHORS,
+    PLAIN,
+    PREFIX,
+    SPLITS,
+    TRANSITION,
+    Growing,
+    Prompts,
+    TokenisedPairs,
+    TokenisedRefusals,
+    TokenisedRows,
+)
 from lit_safe.hashing import hash64
 
 OnBadRow = Literal["error", "skip"]
@@ -139,6 +150,47 @@ class Tokeniser:
             prompts=self._prompts.table(),
         )
 
+    def refusals(
+        self, rows: Rows[SftRow], splits_by_key: Mapping[int, Split], parts: Collection[int], *, progress: bool = False
+    ) -> TokenisedRefusals:
+        """Tokenise single responses, and each ``HarmfulRow`` as one row for each of ``parts``.
+
+        A PREFIX row has the safe response, a TRANSITION row the harmful one. Other rows are PLAIN.
+        """
+        prompts, responses, unscored, harmful = (Growing() for _ in range(4))
+        entries, part_of = _Entries(self._prompts, splits_by_key), array("b")
+        tracked = _tracked(rows, "Tokenising rows", progress)
+        for row, ids in self._tokenised(tracked, _both_responses):
+            sides = [(PLAIN, ids.responses[0], (), (row.response,))]
+            if isinstance(row, HarmfulRow):
+                safe, unsafe = ids.responses
+                stops = unsafe.ids[-1:] == [self.renderer.stop_of(row.prompt)]  # a response that was cut has none
+                whole = unsafe.ids[:-1] if stops else unsafe.ids
+                texts = row.response, row.harmful
+                sides = [(PREFIX, safe, whole, (*texts, "prefix")), (TRANSITION, unsafe, [], (*texts, "transition"))]
+            for part, response, before, texts in sides:
+                if part != PLAIN and part not in parts:
+                    continue
+                entries.append(row.id, row.prompt, texts, self._on_its_own(ids))
+                prompts.append(ids.prompt)
+                responses.append(response.ids)
+                unscored.append(response.unscored)
+                harmful.append(before)
+                part_of.append(part)
+        self.report.kept = len(entries.name)
+        return TokenisedRefusals(
+            name=tuple(entries.name),
+            prompt=prompts.ragged(),
+            response=responses.ragged(),
+            response_unscored=unscored.ragged(),
+            row_id=np.array(entries.text_id, np.int64),
+            prompt_id=np.array(entries.prompt_id, np.int64),
+            split=np.array(entries.split, np.int8),
+            prompts=self._prompts.table(),
+            harmful=harmful.ragged(),
+            part=np.array(part_of, np.int8),
+        )
+
     def _tokenised(
         self, rows: Iterable[AnyRow], responses: Callable[[AnyRow], Responses]
     ) -> Iterator[tuple[AnyRow, _Ids]]:
@@ -232,6 +284,12 @@ class _Entries:
         again = self._seen[text]
         self._seen[text] += 1
         self.text_id.append(hash64("again", text, again) if again else text)
+
+
+def _both_responses(row: SftRow) -> Responses:
+    """The response of a row, and its harmful one if it has one."""
+    own = ("response", row.response, row.turns)
+    return (own, ("harmful", row.harmful, ())) if isinstance(row, HarmfulRow) else (own,)
 
 
 def _tracked(rows: Rows[AnyRow], what: str, progress: bool) -> Iterator[AnyRow]:

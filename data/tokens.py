@@ -108,6 +108,16 @@ class TokenisedRows:
     prompts: Prompts
 
 
+@dataclass(frozen=True)
+class TokenisedRefusals(TokenisedRows):
+    """R sequences of DeRTa. ``harmful`` is what may stand before the response of a PREFIX row, without a stop token."""
+
+    harmful: Ragged
+    part: npt.NDArray[np.int8]  # PLAIN, PREFIX or TRANSITION
+
+
+PLAIN, PREFIX, TRANSITION = range(3)
+
 Tokenised = TypeVar("Tokenised", bound="TokenisedPairs | TokenisedRows")
 
 

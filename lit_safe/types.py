@@ -106,6 +106,7 @@ class SequenceBatch(NamedTuple):
     prompt_id: Tensor  # [N] int64
     present: Tensor  # [N] bool
     tokens_in_step: Tensor  # [] int64: scored tokens in this optimizer step, over all micro-batches and ranks
+    token_weight: Tensor | None = None  # [T] fp32, read at scored positions; a ``TokenObjective`` gives it its meaning
 
 
 class Scored(NamedTuple):
@@ -135,6 +136,13 @@ class SequenceLogp(NamedTuple):
     reference: Tensor
 
 
+class TokenScores(NamedTuple):
+    """The R scored positions, in the order of the sequences: [R] each, in nats, with gradient where enabled."""
+
+    logp: Tensor  # of the target under the policy
+    kl: Tensor  # KL(policy || reference) over the full vocabulary; 0 without gradient where it was not asked for
+
+
 class SequenceStats(NamedTuple):
     """Sums over response positions from a forward pass of both models: [N] each, in nats, without gradient."""
 
@@ -150,6 +158,15 @@ class Prompt(NamedTuple):
     prompt_id: int
     ids: tuple[int, ...]
     text: str
+
+
+class ResponseIds(NamedTuple):
+    """A response of fine-tuning data: its row's id and name, its prompt as plain text, and its token ids."""
+
+    row_id: int
+    name: str
+    prompt: str
+    ids: tuple[int, ...]
 
 
 class ScoredResponse(NamedTuple):
@@ -214,6 +231,20 @@ class Objective(Protocol):
 
     def __call__(self, logratio: Pair, label: Annotation, multiplier: Tensor) -> Scored:
         """Score B pairs by their log-ratios [B] in nats. ``multiplier`` is [] for one constraint, [C] for C > 1."""
+
+
+@runtime_checkable
+class TokenObjective(Protocol):
+    """A loss of single tokens: a function of the target's NLL, plus a factor on KL(policy || reference).
+
+    It is pure, like ``Objective``. A step's loss is the sum over its scored positions / their number.
+    """
+
+    def loss(self, nll: Tensor, weight: Tensor) -> Tensor:
+        """[R] losses in nats from the targets' NLLs [R] in nats and the positions' weights [R] (1 without any)."""
+
+    def kl_factor(self, weight: Tensor) -> Tensor | None:
+        """[R] factors >= 0 on each position's KL. The KL is computed where the factor is not 0; None reads none."""
 
 
 @runtime_checkable

@@ -21,6 +21,7 @@ from lit_safe.types import (
     PackedSequences,
     SequenceLogp,
     SequenceStats,
+    TokenScores,
     TrunkStorage,
 )
 from models.adaptation import Adaptation, Full
@@ -35,6 +36,7 @@ from models.reference import FrozenCopy, NoReference, OpenReference, Reference
 from models.response_tree import tree_logp
 from models.sampling import generate
 from models.sources import ModelSource
+from models.token_scores import token_scores
 from models.trainable_state import keep_trainable
 from models.trunk_check import find_trunk
 from ops.sequence_logratio import token_stats
@@ -210,6 +212,10 @@ class PolicyReference(nn.Module):
             theirs_RD, _, _ = reference.response_hidden(sequences)
             stats = token_stats(policy.at_head(mine_RD), reference.at_head(theirs_RD), target_R)
         return SequenceStats(*(_sums(value_R, bounds_N1) for value_R in stats))
+
+    def token_scores(self, sequences: PackedSequences, kl_at: Tensor | None) -> TokenScores:
+        """Log-probs of the targets and KL where ``kl_at`` is true: see ``models.token_scores``."""
+        return token_scores(*self._both(), sequences, kl_at)
 
     def support_logratio(self, sequences: PackedSequences, floor: float) -> Tensor:
         """[N] sums over response positions of min(0, log of policy / reference) of the mass of plausible tokens.

@@ -13,6 +13,8 @@ HERE = ["--trainer.accelerator", "cpu", "--trainer.strategy", "auto", "--trainer
 HERE += ["--trainer.precision", "32-true"]
 DATA = ["--data", str(CONFIGS / "data" / "trl.yaml")]
 
+SFT = ["-c", str(CONFIGS / "experiment" / "sft_7b.yaml")]
+TOKENS = [*SFT, "--model.token_objective", str(CONFIGS / "token_objective" / "star_dss.yaml")]
 STAGES = [str(CONFIGS / "oracle" / name) for name in ("sft.yaml", "preference.yaml")]
 
 GROUPS = {
@@ -32,6 +34,8 @@ GROUPS = {
     "anchor": lambda path: ["--model.anchor", path, *DATA],
     "oracle": lambda path: ["-c", *([path] if path in STAGES else [STAGES[1], "-c", path])],
     "baseline": lambda path: [*DATA, "-c", path],
+    "token_objective": lambda path: [*SFT, "--model.token_objective", path],
+    "token_weights": lambda path: [*TOKENS, "--model.token_weights", path],
     "experiment": lambda path: ["-c", path],
 }
 SHIPPED = [path for group in GROUPS for path in sorted(CONFIGS.glob(f"**/{group}/*.yaml"))]

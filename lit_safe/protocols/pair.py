@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from lit_safe.types import MemoryEstimate, ModelFacts, PackedSequences, SequenceLogp, SequenceStats, TrunkStorage
+from lit_safe.types import (
+    MemoryEstimate,
+    ModelFacts,
+    PackedSequences,
+    SequenceLogp,
+    SequenceStats,
+    TokenScores,
+    TrunkStorage,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,6 +125,17 @@ class MayLackReference(Protocol):
 def has_reference(pair: object) -> bool:
     """Whether the pair has a reference, as it does unless it says otherwise."""
     return bool(getattr(pair, "has_reference", True))
+
+
+@runtime_checkable
+class ScoresTokens(Protocol):
+    """A pair that gives a number for each scored token. Token objectives ask for it."""
+
+    def token_scores(self, sequences: PackedSequences, kl_at: Tensor | None) -> TokenScores:
+        """Log-probs of the R targets, and KL(policy || reference) at the positions ``kl_at`` [R] bool; None: nowhere.
+
+        Both have gradients to the policy where enabled. The reference runs only if some position is asked for.
+        """
 
 
 @runtime_checkable

@@ -4,6 +4,7 @@ Letters: T scored positions, N sequences, D hidden width, V vocabulary.
 """
 
 from ops.sequence_logratio.api import Head, both_sequence_logp, sequence_logp, sequence_logratio, token_logp
+from ops.sequence_logratio.kl import token_kl
 from ops.sequence_logratio.logits import logits_token_logp, logits_token_stats
 from ops.sequence_logratio.stats import TokenStats, token_stats
 from ops.sequence_logratio.vocab_parallel import vocab_parallel_token_logp
@@ -16,6 +17,7 @@ __all__ = [
     "logits_token_stats",
     "sequence_logp",
     "sequence_logratio",
+    "token_kl",
     "token_logp",
     "token_stats",
     "vocab_parallel_token_logp",

@@ -1,0 +1,1 @@
+"""Losses of single tokens for fine-tuning. One file per method."""
