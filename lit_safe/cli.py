@@ -54,6 +54,7 @@ COMMANDS: tuple[str, ...] = (
     "report",
     "stages",
     "merge",
+    "safe_patch",
     "configs",
 )
 """Names of our commands: the function ``<name>`` is defined in ``lit_safe/commands/<name>.py``."""

@@ -66,10 +66,10 @@ class ResponsesOf:
 
     Args:
         source: Source of the pairs.
-        which: The better response, the safer one, or every response flagged safe.
+        which: The better response, the safer one, every response flagged safe, or every one flagged unsafe.
     """
 
-    def __init__(self, source: Source, which: Literal["better", "safer", "safe"] = "safe") -> None:
+    def __init__(self, source: Source, which: Literal["better", "safer", "safe", "unsafe"] = "safe") -> None:
         self.source, self.which = source, which
 
     @property
@@ -91,7 +91,10 @@ class ResponsesOf:
                 yield row
                 continue
             for k, response in enumerate(row.responses):
-                wanted = response.safe is True if self.which == "safe" else k == getattr(row, self.which)
+                if self.which in ("safe", "unsafe"):
+                    wanted = response.safe is (self.which == "safe")
+                else:
+                    wanted = k == getattr(row, self.which)
                 if wanted and (row.prompt, response.text) not in seen:
                     seen.add((row.prompt, response.text))
                     yield SftRow(row.id, row.prompt, response.text, row.split_group, response.turns)

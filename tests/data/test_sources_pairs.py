@@ -390,7 +390,9 @@ def test_alpaca_rows_join_instruction_and_input(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("which", "text"), [("better", "patience"), ("safer", "flour"), ("safe", "flour")])
+@pytest.mark.parametrize(
+    ("which", "text"), [("better", "patience"), ("safer", "flour"), ("safe", "flour"), ("unsafe", "patience")]
+)
 def test_one_side_of_pairs_can_be_imitated_once_each(tmp_path: Path, which: Any, text: str) -> None:
     (row,) = ResponsesOf(PKUSafeRLHF(jsonl(tmp_path / "a.jsonl", PKU, PKU)), which)
     assert not isinstance(row, BadRow)
