@@ -50,7 +50,7 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
             the val split measures no generalisation, and the report says so.
     """
 
-    kind = TokenisedRows
+    kind: type[TokenisedRows] = TokenisedRows
 
     def __init__(
         self,

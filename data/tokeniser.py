@@ -161,13 +161,15 @@ class Tokeniser:
         entries, part_of = _Entries(self._prompts, splits_by_key), array("b")
         tracked = _tracked(rows, "Tokenising rows", progress)
         for row, ids in self._tokenised(tracked, _both_responses):
-            sides = [(PLAIN, ids.responses[0], (), (row.response,))]
+            sides: list[tuple[int, Completion, Sequence[int], tuple[str, ...]]] = [
+                (PLAIN, ids.responses[0], (), (row.response,))
+            ]
             if isinstance(row, HarmfulRow):
                 safe, unsafe = ids.responses
                 stops = unsafe.ids[-1:] == [self.renderer.stop_of(row.prompt)]  # a response that was cut has none
                 whole = unsafe.ids[:-1] if stops else unsafe.ids
-                texts = row.response, row.harmful
-                sides = [(PREFIX, safe, whole, (*texts, "prefix")), (TRANSITION, unsafe, [], (*texts, "transition"))]
+                both = row.response, row.harmful
+                sides = [(PREFIX, safe, whole, (*both, "prefix")), (TRANSITION, unsafe, (), (*both, "transition"))]
             for part, response, before, texts in sides:
                 if part != PLAIN and part not in parts:
                     continue
