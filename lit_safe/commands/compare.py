@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from lit_safe.report.tables import (
     with_error,
     with_interval,
 )
+from lit_safe.report.two_axes import axes_markdown, plot_axes, read_axes, write_axes
 from lit_safe.runs.loggers.metrics_csv import FILE as CURVES
 from lit_safe.runs.move_aside import CONFIG, MARKS
 from lit_safe.statistics.clustered import Estimate
@@ -57,7 +59,9 @@ def compare(runs: list[str], out: str = "runs/compare", baseline: str | None = N
     """Compare runs: differences paired by pair with errors clustered by prompt, and curves of training.
 
     Writes ``compare.md``, ``compare.csv``, ``compare.png`` and a TensorBoard hparams entry for each run with a report
-    into ``out``, and ``curves.png`` and ``curves.csv`` of every run with a ``metrics.csv``. A run without a report is
+    into ``out``, and ``curves.png`` and ``curves.csv`` of every run with a ``metrics.csv``. Runs with a
+    ``certificate.json`` and a ``refusals.json`` (from ``certify`` and ``refusals``) are set side by side on two axes,
+    unsafe responses and refusals of safe prompts: ``axes.png`` and ``axes.csv``. A run without a report is
     compared by its curves alone. Other folders are skipped with a message, so ``runs/*`` works.
 
     If a run uses another ``order`` than the baseline, the two responses of each pair are brought into the baseline's
@@ -125,6 +129,12 @@ def _compare(runs: list[str], out: str, baseline: str | None, make_reports: bool
         lines += curves_markdown(*of, "curves.png")
         if len(finished) < len(kept):
             _terminal().print(curves_table(*of))
+    axes = [row for folder in kept if (row := read_axes(folder, names[folder])) is not None]
+    if axes:
+        to.mkdir(parents=True, exist_ok=True)
+        plot_axes(axes, to / "axes.png")
+        write_axes(axes, to / "axes.csv")
+        lines += axes_markdown(axes, "axes.png")
     (to / "compare.md").write_text("\n".join(lines), encoding="utf-8")
     log.info("written to %s%s", to, f" (tensorboard --logdir {to / 'tensorboard'})" if len(finished) >= 2 else "")
     return status
@@ -183,9 +193,13 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, or their paths if two names are equal."""
-    short = [folder.resolve().name for folder in folders]
-    return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
+    """The folders' names, or their paths below the folder that holds them all, if two names are equal."""
+    whole = [folder.resolve() for folder in folders]
+    short = [folder.name for folder in whole]
+    if len(set(short)) == len(short):
+        return short
+    shared = Path(os.path.commonpath(whole))
+    return [path.relative_to(shared).as_posix() for path in whole]
 
 
 def _find(baseline: str | None, folders: Sequence[Path], names: Sequence[str]) -> int:

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lightning import Trainer
 from torch import Tensor
@@ -19,13 +19,15 @@ from lit_safe.types import Prompt
 
 log = logging.getLogger(__name__)
 
+Split = Literal["train", "val", "dual", "certify"]
+
 
 def sample(
     module: StepModule,
     data: Any,
     *,
     out: str,
-    split: Literal["train", "val", "dual", "certify"] = "train",
+    split: Split | Literal["all"] = "train",
     ckpt_path: str | None = None,
     samples_per_prompt: int = 8,
     max_new_tokens: int = 64,
@@ -37,14 +39,14 @@ def sample(
 ) -> int:
     """Answer every prompt of a split and write JSONL: ``prompt``, ``response``, ``sample`` (its number), ``complete``.
 
-    Lines are ordered by prompt. Each response depends on (seed, prompt, its number) and the policy, and not on the
-    batch size. ``complete`` is false if a response was cut at ``max_new_tokens`` before its stop token.
+    Lines of a split are ordered by prompt. Each response depends on (seed, prompt, its number) and the policy, and not
+    on the batch size. ``complete`` is false if a response was cut at ``max_new_tokens`` before its stop token.
 
     Args:
         module: From ``--model``.
         data: From ``--data``. The policy answers its prompts.
         out: The file to write. An older file is replaced only once the new one is complete.
-        split: The split whose prompts are answered.
+        split: The split whose prompts are answered; ``all`` answers those of the four splits, one split after another.
         ckpt_path: Checkpoint of the policy. With null, the untrained model answers.
         samples_per_prompt: Number of responses to each prompt.
         max_new_tokens: Maximum length of a response in tokens.
@@ -64,8 +66,10 @@ def sample(
     make_ready(module, data, device, trainer)
     if ckpt_path is not None:
         load_checkpoint(module, ckpt_path)
-    prompts: list[Prompt] = data.prompts(split)
-    log.info("%d prompts of the %s split, %d responses each", len(prompts), split, samples_per_prompt)
+    splits = get_args(Split) if split == "all" else (split,)
+    prompts: list[Prompt] = [prompt for name in splits for prompt in data.prompts(name)]
+    of = "all splits" if split == "all" else f"the {split} split"
+    log.info("%d prompts of %s, %d responses each", len(prompts), of, samples_per_prompt)
     jobs = [(prompt, number) for prompt in prompts for number in range(samples_per_prompt)]
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from lit_safe.report.outcome import log_hparams
 from lit_safe.report.tensorboard import add_picture
 from lit_safe.runs.checkpoints import FOLDER, LAST
 from lit_safe.training.module import PreferenceAlignment
-from lit_safe.types import CostFunction, PackedBatch
+from lit_safe.types import CostFunction, PackedBatch, ScoredResponse
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ class BeforeAfter(Callback):
         samples_per_prompt: Responses to each.
         max_new_tokens: Longest response.
         batch_size: Responses generated at once.
-        show_samples: How many responses ``report.md`` shows after training; safety data makes offensive ones likely.
+        show_samples: How many prompts ``report.md`` shows with the responses before and after training; safety data
+            makes offensive ones likely.
         notes: Sentences for the report on what the data cannot show.
         seed: Of the responses; null takes the run's.
 
@@ -150,12 +151,14 @@ class BeforeAfter(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The evaluation before training and what training took so far, as tensors and plain values."""
         before = None if self._before is None else self._before.state_dict()
-        return {"before": before, "start": dict(self._start), "work": dict(self._work)}
+        samples = [] if self._before is None else [tuple(sample) for sample in self._before.samples]
+        return {"before": before, "samples": samples, "start": dict(self._start), "work": dict(self._work)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from ``state_dict()``."""
         if state_dict["before"] is not None:
-            self._before = Evaluation.from_state_dict(state_dict["before"])
+            samples = tuple(ScoredResponse(*sample) for sample in state_dict.get("samples", ()))
+            self._before = Evaluation.from_state_dict(state_dict["before"])._replace(samples=samples)
         self._start = dict(state_dict["start"])
         self._work.update(state_dict["work"])
 

@@ -103,8 +103,24 @@ def contents(
             if name in difference and name in was
         },
         "notes": [*notes, *([] if dual is None else dual.notes())],
-        "samples": [{**sample._asdict(), "cost": max(sample.cost)} for sample in after.samples],
+        "samples": _side_by_side(before, after),
     }
+
+
+def _side_by_side(before: Evaluation, after: Evaluation) -> list[dict[str, Any]]:
+    """The kept responses, each with the one before training to the same prompt (None in a run resumed without it)."""
+    rows = []
+    for number, sample in enumerate(after.samples):  # both answer the same prompts, in the same order
+        was = before.samples[number] if number < len(before.samples) else None
+        rows.append(
+            {
+                **sample._asdict(),
+                "cost": max(sample.cost),
+                "response_before": None if was is None else was.response,
+                "cost_before": None if was is None else max(was.cost),
+            }
+        )
+    return rows
 
 
 def limit_of(trainer: Trainer, dual: DualAscent | None) -> dict[str, Any]:

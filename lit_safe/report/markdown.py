@@ -84,7 +84,7 @@ def _auc_interval(held_out: Mapping[str, Any]) -> str:
 
 def _summary(report: Mapping[str, Any]) -> str:
     lines = []
-    for name in (RANKING, "logps/accuracies/safer", "logratios/margins", "rollouts/unsafe"):
+    for name in ("rollouts/unsafe", RANKING, "logps/accuracies/safer", "logratios/margins"):
         if name not in report["metrics"]:
             continue
         entry, quantity = report["metrics"][name], QUANTITIES[name]
@@ -169,7 +169,10 @@ def _training(report: Mapping[str, Any]) -> list[str]:
 def _samples(report: Mapping[str, Any]) -> list[str]:
     lines = ["**Content warning:** prompts and responses of safety data; they may be offensive or harmful.", ""]
     for sample in report["samples"]:
-        for name in ("prompt", "response"):
-            lines += [f"{name}:", "", *(f"    {line}" for line in sample[name].splitlines()), ""]
-        lines += [f"cost {sample['cost']:.2f}", ""]
+        texts = {"prompt": sample["prompt"]}
+        if sample.get("response_before") is not None:  # reports of earlier versions have none
+            texts[f"before training, cost {sample['cost_before']:.2f}"] = sample["response_before"]
+        texts[f"after training, cost {sample['cost']:.2f}"] = sample["response"]
+        for name, text in texts.items():
+            lines += [f"{name}:", "", *(f"    {line}" for line in text.splitlines()), ""]
     return lines

@@ -49,7 +49,9 @@ def plot_run(report: Mapping[str, Any], metrics_csv: Path, out: Path) -> None:
             axes[3].plot(*curves[name], "o-", color=colours[k % 3], markersize=3, label=label)
             cost = name.replace("multiplier", "cost")
             if cost in curves:
-                axes[3].plot(*curves[cost], "s--", color=colours[(k + 1) % 3], markersize=3, label=cost.split("/")[1])
+                colour = colours[(k + 1) % 3]
+                axes[3].plot(*curves[cost], "s--", color=colour, markersize=3, label=cost.split("/")[1])
+                _limit(axes[3], report, cost, colour)
         axes[3].axhline(0, color=GREY, linewidth=0.5)
         axes[3].set_title("multiplier and estimated cost", fontsize=SIZE)
     for ax in axes[1:]:
@@ -142,6 +144,14 @@ def _curves(
         smooth = np.convolve(values, np.ones(window) / window, "valid")
         ax.plot(steps[window - 1 :], smooth, color=colour, linewidth=1.6, label=label)
     ax.axhline(0, color=GREY, linewidth=0.5)
+
+
+def _limit(ax: Axes, report: Mapping[str, Any], cost: str, colour: str) -> None:
+    """The limit of one constraint as a line. The name of its cost ends in its own, if there are several."""
+    rows = report.get("limit", {}).get("constraints", [])
+    own = [row for row in rows if len(rows) == 1 or cost.endswith(f"_{row['constraint']}")]
+    if own:
+        ax.axhline(own[0]["limit"], color=colour, linestyle=":", linewidth=1, label="limit")
 
 
 def clean(ax: Axes) -> None:

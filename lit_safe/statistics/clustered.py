@@ -57,7 +57,7 @@ class Estimate(NamedTuple):
         low, high = self.interval
         if self.clusters < 2 or math.isnan(self.stderr):
             return TOO_FEW
-        if self.stderr <= 1e-12 * abs(self.mean):
+        if self.stderr <= 1e-12 * abs(self.mean) and not (low > 0 or high < 0):  # an exact interval needs no variation
             return "cannot be told"
         if not high > low:
             return TOO_FEW if self.clusters < FEWEST else "cannot be told"

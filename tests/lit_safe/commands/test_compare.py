@@ -1,5 +1,7 @@
 import csv
+import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -270,10 +272,21 @@ def test_a_report_that_cannot_be_read_is_refused_in_one_line(runs, tmp_path, nam
     assert "\n" not in said
 
 
-def test_runs_called_alike_keep_their_paths(tmp_path):
+def test_runs_called_alike_keep_their_paths_below_the_folder_that_holds_them_all(tmp_path):
     twins = [finish(tmp_path / part / "dpo", evaluation(), "DPO") for part in ("a", "b")]
     compare(twins, out=str(tmp_path / "compared"))
-    assert {run for run, _ in rows(tmp_path / "compared")} == set(twins)
+    assert {run for run, _ in rows(tmp_path / "compared")} == {"a/dpo", "b/dpo"}
+
+
+def test_runs_with_a_certificate_and_refusals_stand_on_two_axes(runs, tmp_path):
+    share = {"mean": 0.2, "lower": 0.1, "upper": 0.3, "low": 0.1, "high": 0.3, "count": 50}
+    findings = {"verdict": "HOLDS", "unsafe": None, "unsafe_share": share}
+    certificate = {"findings": findings, "responses": {"count": 50}}
+    (Path(runs[0]) / "certificate.json").write_text(json.dumps(certificate), encoding="utf-8")
+    (Path(runs[0]) / "refusals.json").write_text(json.dumps({"after": share}), encoding="utf-8")
+    compare(runs, out=str(tmp_path / "compared"))
+    assert "## Two axes" in (tmp_path / "compared" / "compare.md").read_text(encoding="utf-8")
+    assert (tmp_path / "compared" / "axes.png").is_file()
 
 
 def test_the_command_line_takes_folders_as_a_shell_gives_them(runs, tmp_path, monkeypatch):
