@@ -170,11 +170,11 @@ def test_a_share_of_none_or_all_has_an_interval_with_width():
     assert repeated[1] > 0.9 * high
 
 
-@pytest.mark.parametrize("change", [0.0, 1.0])
-def test_nothing_is_claimed_of_differences_that_do_not_vary(change):
+@pytest.mark.parametrize(("change", "verdict"), [(0.0, "cannot be told"), (1.0, "higher")])
+def test_of_differences_that_do_not_vary_only_an_exact_interval_claims_a_sign(change, verdict):
     shares = paired_difference(np.full(48, change), np.zeros(48), np.arange(48), share=True)
     assert shares.interval[0] < shares.interval[1]
-    assert shares.verdict == "cannot be told"
+    assert shares.verdict == verdict
     assert paired_difference(np.full(48, change), np.zeros(48), np.arange(48)).verdict == "cannot be told"
 
 
