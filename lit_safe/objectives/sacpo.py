@@ -69,7 +69,6 @@ class SACPO:
         scale = multiplier.clamp(min=SMALLEST)
         # P(chosen is safer) under the Bradley-Terry model of g = -c
         prefer = (-label.cost.margin).sigmoid() if self.labels == "soft" else 1.0
-        loss_B = scale * nll(
-            self.beta / scale * logratio.margin, prefer
-        )  # DPO, Rafailov et al. eq. 7, with beta / lambda
+        logit_B = self.beta / scale * logratio.margin  # DPO, Rafailov et al. eq. 7, with beta / lambda
+        loss_B = scale * nll(logit_B, prefer)
         return Scored(loss_B, torch.ones_like(loss_B))

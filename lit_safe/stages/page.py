@@ -9,7 +9,7 @@ from typing import Any
 from lit_safe.report.contents import PAGE
 from lit_safe.report.tables import QUANTITIES, REPORT, estimate_from_json, with_error, with_interval, write_json
 from lit_safe.runs.checkpoints import FOLDER, LAST, CheckpointError, glance
-from lit_safe.stages.pipeline import Stage, output
+from lit_safe.stages.pipeline import OUTPUT, Stage, output
 from lit_safe.stages.record import Record
 from lit_safe.words import duration
 
@@ -43,6 +43,8 @@ def row(stage: Stage, record: Record, settings: Mapping[str, Any]) -> dict[str, 
     }
     if stage.merge is not None:
         return found | {"what": f"{stage.merge.method} merge of {', '.join(stage.merge.of)}", "model": None}
+    if not stage.gives_model:
+        return found | {"what": stage.command, "output": str(folder)}
     report = _report(folder)
     if report is None:
         return found | {"what": _what(settings["model"]), "steps": _steps(folder)}
@@ -67,8 +69,9 @@ def page(rows: Sequence[Mapping[str, Any]], count: int, folder: Path) -> str:
     unmeasured = [str(one["name"]) for one in rows if not one["metrics"]]
     if unmeasured:
         lines += ["", f"Nothing was measured of {', '.join(unmeasured)}: no `BeforeAfter` in `trainer.callbacks`."]
-    if rows:
-        lines += ["", f"The last model is in `{Path(rows[-1]['output']).relative_to(folder)}`."]
+    models = [Path(one["output"]) for one in rows if Path(one["output"]).name == OUTPUT]
+    if models:
+        lines += ["", f"The last model is in `{models[-1].relative_to(folder)}`."]
     return "\n".join([*lines, ""])
 
 

@@ -18,7 +18,9 @@ RESERVED = ("settings", "compare")
 Plain = str | int | float | bool | dict | list | None
 """A value of YAML. With ``Any``, the parser would build the classes that an option names."""
 MARK = "stage:"
-"""A setting ``stage:NAME`` is replaced by the folder of that stage's model."""
+"""``stage:NAME`` is replaced by the folder of that stage's model, ``stage:NAME/FILE`` by a file of its folder."""
+COMMANDS = ("fit", "annotate", "fit_scorer", "reach", "sample", "refusals", "certify", "doctor")
+"""Commands that a stage can run."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,17 @@ class Merge:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: an ordinary ``fit``, or a merge of earlier stages.
+    """One stage: an ordinary ``fit``, another command, or a merge of earlier stages.
 
     Args:
         name: Its name. It is also the name of its folder in the pipeline's folder.
-        config: YAML files of ``fit``, as after ``-c``.
-        options: Options of ``fit``: ``{model.optimizer.lr: 1.0e-4}`` is ``--model.optimizer.lr 1.0e-4``.
+        config: YAML files of the command, as after ``-c``.
+        options: Options of the command: ``{model.optimizer.lr: 1.0e-4}`` is ``--model.optimizer.lr 1.0e-4``.
         model: Stage whose model the policy starts from. With null it is the one that the YAML files name.
         reference: Stage whose model is the reference. With null it is the one that the YAML files name; by default, the
             policy as it starts.
         merge: Merge earlier stages. Such a stage has none of the other settings.
+        command: The command: ``fit``, or for example ``annotate``. Only ``fit`` gives a model.
     """
 
     name: str
@@ -62,6 +65,12 @@ class Stage:
     model: str | None = None
     reference: str | None = None
     merge: Merge | None = None
+    command: str = "fit"
+
+    @property
+    def gives_model(self) -> bool:
+        """Whether later stages can start from its model."""
+        return self.command == "fit" or self.merge is not None
 
     @property
     def needs(self) -> list[str]:
@@ -71,9 +80,9 @@ class Stage:
 
     @property
     def words(self) -> list[str]:
-        """The words of ``fit`` for this stage, before earlier stages are put in."""
+        """The words of the command, before earlier stages are put in."""
         files = [word for file in self.config for word in ("-c", file)]
-        return [*files, *(f"--{key}={_as_word(value)}" for key, value in self.options.items())]
+        return [self.command, *files, *(f"--{key}={_as_word(value)}" for key, value in self.options.items())]
 
 
 def check(stages: Sequence[Stage]) -> None:
@@ -85,6 +94,7 @@ def check(stages: Sequence[Stage]) -> None:
     if not stages:
         raise SettingError("stages is empty: name at least one stage, with name and config")
     earlier: list[str] = []
+    models: list[str] = []
     for stage in stages:
         if not NAME.fullmatch(stage.name) or stage.name in RESERVED:
             raise SettingError(
@@ -96,11 +106,18 @@ def check(stages: Sequence[Stage]) -> None:
         for name in stage.needs:
             if name not in earlier:
                 raise SettingError(f"stage {stage.name}: {_no_stage(name, earlier)}")
+            if name not in models:
+                raise SettingError(f"stage {stage.name}: stage {name} trains no model, but only writes files")
+        if stage.command not in COMMANDS:
+            raise SettingError(
+                f"stage {stage.name}: a stage cannot run {stage.command!r}: name one of {', '.join(COMMANDS)}"
+            )
         if stage.merge is not None:
             _check_merge(stage, stage.merge)
         elif not stage.config:
-            raise SettingError(f"stage {stage.name}: it has neither config (YAML files of fit) nor merge")
+            raise SettingError(f"stage {stage.name}: it has neither config (YAML files of its command) nor merge")
         earlier.append(stage.name)
+        models += [stage.name] if stage.gives_model else []
 
 
 def output(folder: Path, name: str) -> Path:
@@ -108,22 +125,28 @@ def output(folder: Path, name: str) -> Path:
     return folder / name / OUTPUT
 
 
-def put_in(value: Any, folder: Path, earlier: Sequence[str]) -> Any:
-    """Settings with each ``stage:NAME`` replaced by the folder of that stage's model.
+def put_in(value: Any, folder: Path, earlier: Sequence[str], own: str = "") -> Any:
+    """Settings with each ``stage:NAME`` and ``stage:NAME/FILE`` replaced by a path.
+
+    Args:
+        value: Settings.
+        folder: The pipeline's folder.
+        earlier: Names of earlier stages.
+        own: Name of the stage itself, which writes files into its folder.
 
     Raises:
         ValueError: If there is no earlier stage of this name.
     """
     if isinstance(value, dict):
-        return {key: put_in(part, folder, earlier) for key, part in value.items()}
+        return {key: put_in(part, folder, earlier, own) for key, part in value.items()}
     if isinstance(value, list):
-        return [put_in(part, folder, earlier) for part in value]
+        return [put_in(part, folder, earlier, own) for part in value]
     if not isinstance(value, str) or not value.startswith(MARK):
         return value
-    name = value.removeprefix(MARK)
-    if name not in earlier:
+    name, _, file = value.removeprefix(MARK).partition("/")
+    if name not in earlier and not (file and name == own):
         raise ValueError(_no_stage(name, earlier))
-    return str(output(folder, name))
+    return str(folder / name / file if file else output(folder, name))
 
 
 def _check_merge(stage: Stage, merge: Merge) -> None:

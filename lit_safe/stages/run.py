@@ -18,7 +18,7 @@ Command = Callable[[Sequence[str]], int]
 """Runs the words of one of our commands, and returns its exit status."""
 
 TRAINED, MODEL = "trained", "model"
-"""Steps of a stage in ``stages.json``: the fit has ended, and its model is a folder."""
+"""Steps of a stage in ``stages.json``: the fit has ended, and what the stage gives is complete."""
 SCORE_MODEL = "score_model"  # the folder that a fit of a score model writes itself
 
 
@@ -51,6 +51,8 @@ def run_stages(stages: Sequence[Stage], record: Record, settings: Mapping[str, M
 
 def _run_stage(stage: Stage, record: Record, settings: Mapping[str, Any], run: Command) -> int:
     out = output(record.folder, stage.name)
+    if not stage.gives_model:
+        return _step(stage, record, MODEL, run, [stage.command, "-c", str(record.settings(stage.name))])
     if stage.merge is None and not record.is_done(stage.name, TRAINED):
         status = _step(stage, record, TRAINED, run, fit_words(stage.name, record))
         if status:

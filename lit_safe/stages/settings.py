@@ -38,9 +38,10 @@ def resolved(stages: Sequence[Stage], folder: Path) -> dict[str, Settings]:
             found[stage.name] = asdict(stage.merge)
             continue
         settings = _parsed(parser, stage)
-        settings["trainer"]["default_root_dir"] = str(folder / stage.name)
+        if "trainer" in settings:
+            settings["trainer"]["default_root_dir"] = str(folder / stage.name)
         try:
-            settings = put_in(settings, folder, list(found))
+            settings = put_in(settings, folder, list(found), stage.name)
         except ValueError as error:
             raise SettingError(f"stage {stage.name}: {error}") from None
         _connect(settings, stage, folder)
@@ -50,11 +51,11 @@ def resolved(stages: Sequence[Stage], folder: Path) -> dict[str, Settings]:
 
 def _parsed(parser: SafeParser, stage: Stage) -> Settings:
     try:
-        config = parser.parse_args(with_shipped_files(["fit", *stage.words]))
+        config = parser.parse_args(with_shipped_files(stage.words))
     except SystemExit as stop:  # the parser has printed the mistake
         raise UsageExit(f"stage {stage.name}: its settings cannot be used; the message above says why") from stop
-    settings: Settings = json.loads(parser.dump(config, skip_unset=False, format="json"))["fit"]
-    for name in OF_FIT:
+    settings: Settings = json.loads(parser.dump(config, skip_unset=False, format="json"))[stage.command]
+    for name in OF_FIT if stage.command == "fit" else ():
         settings.pop(name, None)
     return settings
 
@@ -63,11 +64,11 @@ def _connect(settings: Settings, stage: Stage, folder: Path) -> None:
     """Make the stage's policy and reference those of earlier stages."""
     if stage.model is None and stage.reference is None:
         return
-    pair = settings["model"].get("init_args", {}).get("pair")
+    pair = settings.get("model", {}).get("init_args", {}).get("pair")
     if not isinstance(pair, dict) or "source" not in pair.get("init_args", {}):
         raise SettingError(
-            f"stage {stage.name}: {settings['model']['class_path']} has no policy with a source, which model and "
-            f"reference would set: write stage:{stage.model or stage.reference} where its settings name a folder"
+            f"stage {stage.name}: its settings have no policy with a source, which model and reference would set: "
+            f"write stage:{stage.model or stage.reference} where they name a folder"
         )
     arguments = pair["init_args"]
     if stage.model is not None:

@@ -50,6 +50,15 @@ class ScoreText:
         Raises:
             ValueError: If the template refuses the prompt.
         """
+        prompt_ids, response_ids = self.parts(prompt, response)
+        return [*prompt_ids, *response_ids]
+
+    def parts(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
+        """The ids of the prompt and of the response with its stop token.
+
+        Raises:
+            ValueError: If the template refuses the prompt.
+        """
         quoted = self._quoted(response)
         if self.template is None:
             start, body, head = self._quoted(prompt), quoted, self._own_head()
@@ -69,7 +78,7 @@ class ScoreText:
         answer = joint[len(prompt_ids) :] if whole_prompt else self._encode(body)
         answer = [*answer, self.stop_id][: self.max_length - 1]
         room = self.max_length - len(answer)
-        return [*self._cut(prompt_ids, room), *answer]
+        return self._cut(prompt_ids, room), answer
 
     def _cut(self, ids: list[int], size: int) -> list[int]:
         """The last ``size`` tokens of a prompt, with its BOS if there is one."""

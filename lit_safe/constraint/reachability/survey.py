@@ -100,6 +100,7 @@ def survey(
         "seed": seed,
         "margin": dual.margin.values.tolist(),
         "cost": name_of(cost),
+        "cost_of_reference": drawn.samples.cost_PKC.mean((0, 1)).tolist(),
         "reward": "none (r = 0)" if reward is None else name_of(reward),
         "truncated": drawn.truncated,
         "empty": drawn.empty,

@@ -118,6 +118,19 @@ def test_a_score_models_own_folder_is_its_output(tmp_path: Path) -> None:
     assert (tmp_path / "sft/export").resolve() == tmp_path / "sft/score_model"
 
 
+def test_another_command_runs_once_with_its_own_settings(tmp_path: Path) -> None:
+    run: list[Sequence[str]] = []
+    labels = [Stage("sft", BASE, TRL, command="annotate")]
+
+    def fails_once(words: Sequence[str]) -> int:
+        run.append(words)
+        return 3 if len(run) == 1 else 0
+
+    for status in (3, 0, 0):
+        assert started(tmp_path, fails_once, labels) == status  # type: ignore[arg-type]
+    assert run == [["annotate", "-c", str(tmp_path / "settings/sft.yaml")]] * 2
+
+
 def test_a_changed_pipeline_is_refused_and_a_longer_one_continues(tmp_path: Path) -> None:
     Record(tmp_path).open(SETTINGS)
     Record(tmp_path).open(SETTINGS)
@@ -151,6 +164,8 @@ def test_the_folder_of_a_run_is_refused(tmp_path: Path) -> None:
         ([Stage("first", BASE), Stage("b", BASE, model="frist")], r"no earlier stage 'frist' \(first\)"),
         ([Stage("a")], "stage a: it has neither config"),
         ([Stage("a", BASE), Stage("b", BASE, merge=Merge(["a", "a"]))], "so config has no effect"),
+        ([Stage("a", BASE, command="annotate"), Stage("b", BASE, model="a")], "stage a trains no model"),
+        ([Stage("a", BASE, command="predict")], "cannot run 'predict': name one of fit, annotate"),
         ([Stage("a", BASE), Stage("b", merge=Merge(["a"]))], "merge.of must name at least two stages"),
     ],
 )
@@ -162,6 +177,10 @@ def test_a_wrong_stage_is_named_with_what_is_wrong(stages: list[Stage], words: s
 def test_the_model_of_a_stage_is_put_where_a_setting_names_it() -> None:
     settings = {"a": [{"folder": "stage:sft"}], "b": "stage", "c": 1}
     assert put_in(settings, Path("runs/p"), ["sft"]) == {"a": [{"folder": "runs/p/sft/export"}], "b": "stage", "c": 1}
+    assert put_in("stage:sft/a/b.jsonl", Path("p"), ["sft"]) == "p/sft/a/b.jsonl"
+    assert put_in("stage:own/b.jsonl", Path("p"), [], own="own") == "p/own/b.jsonl"
+    with pytest.raises(ValueError, match="no earlier stage 'own'"):
+        put_in("stage:own", Path("p"), [], own="own")
     with pytest.raises(ValueError, match="no earlier stage 'dpo'"):
         put_in("stage:dpo", Path("runs/p"), ["sft"])
 
