@@ -6,6 +6,7 @@ Letters: R rows, L tokens of a harmful response.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -19,7 +20,7 @@ from data.render import TODAY
 from data.schema import HarmfulRow, Message, SftRow, SftSource
 from data.sft import SftData
 from data.split import Split, text_id
-from data.steps import EvalLoader, StepLoader
+from data.steps import StepLoader
 from data.tokeniser import OnBadRow, Tokeniser
 from data.tokens import PREFIX, TRANSITION, Int64s, TokenisedRefusals, TokenisedRows
 from lit_safe.hashing import hash64, uniform, uniforms
@@ -147,10 +148,6 @@ class DertaData(SftData):
         ids, options = plain.row_ids, (plain.rows_per_step, plain.divide, plain.seed, plain.rank, plain.start)
         return _EpochLoader(ids, plain.pack, *options, of_epoch=lambda epoch: self._of_epoch(index, epoch))
 
-    def val_dataloader(self) -> EvalLoader[SequenceBatch]:
-        """Batches of the val split, with the same draws at every evaluation."""
-        return super().val_dataloader()
-
     def responses(self, split: Split, fit: tuple[int, int] | None = None) -> Iterator[ResponseIds]:
         """Refuse: the targets of transition rows are no responses.
 
@@ -216,16 +213,19 @@ class DertaData(SftData):
         draws = self.draws(index, epoch)
         rows = self.tokenised
         tokens_R = (rows.prompt.sizes + rows.response.sizes)[index] + draws.prefix_R
-        return self._pack_with(index, draws, epoch), self.micro_batch.divide(tokens_R)
+        return self._pack_with(index, lambda: draws, epoch), self.micro_batch.divide(tokens_R)
 
     def _packer(self, index: Int64s) -> Any:
-        return self._pack_with(index, self.draws(index, "evaluation"), "evaluation")
+        # drawn for the first batch: a loader is also made where only its length or its rows are asked for
+        return self._pack_with(index, cache(lambda: self.draws(index, "evaluation")), "evaluation")
 
-    def _pack_with(self, index: Int64s, draws: Draws, epoch: object) -> Callable[[MicroBatch, Int64s], SequenceBatch]:
+    def _pack_with(
+        self, index: Int64s, drawn: Callable[[], Draws], epoch: object
+    ) -> Callable[[MicroBatch, Int64s], SequenceBatch]:
         rows, refusal_id = self.tokenised, self.refusal_id
 
         def pack(micro: MicroBatch, step: Int64s) -> SequenceBatch:
-            parts = []
+            parts, draws = [], drawn()
             for place in map(int, micro.rows):
                 i = int(index[place])
                 before = np.concatenate([rows.prompt.at(i), rows.harmful.at(i)[: draws.prefix_R[place]]])

@@ -124,6 +124,16 @@ def test_rounding_to_16_bits_stays_near_the_definition():
     torch.testing.assert_close(token_kl(policy, reference).double(), exact, rtol=1e-4, atol=1e-5)
 
 
+def test_autocast_rounds_no_divergence_on_a_cpu():
+    policy, reference = heads(5, 40, torch.float32, bias=True)
+    plain = token_kl(policy, reference)
+    slopes = gradients(plain.sum(), policy)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = token_kl(policy, reference)
+    assert torch.equal(found, plain)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(found.sum(), policy), slopes, strict=True))
+
+
 def test_models_of_different_vocabularies_are_refused():
     policy, _ = heads(4, 9)
     with pytest.raises(ValueError, match="positions and vocabulary of the policy"):

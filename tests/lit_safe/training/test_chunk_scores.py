@@ -1,6 +1,8 @@
 """Token weights from a guardrail: which texts it reads, once each, and which tokens get which score."""
 
 import itertools
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from models.pair import PolicyReference
 from models.sources import TinyLlama
 from tests.lit_safe.pair_world import FruitTalk, talk, trainer
 from tests.lit_safe.token_world import LongIsUnsafe, fruit_batch
+from tests.ranks import run_on_two_ranks
 
 EURO = "ab€d€".encode()  # 3 bytes each: tokens of a byte tokenizer
 
@@ -63,6 +66,21 @@ def test_each_response_token_gets_the_score_of_its_chunk_and_nothing_else_does()
             min(len(text), 5 * (t // 5 + 1)) for t in range(len(found))
         ]  # a byte is a token; the stop token is none
         assert found == pytest.approx([v(end - 6.0) for end in ends], rel=1e-6), row_id
+
+
+def test_static_shaping_gives_a_whole_response_one_weight():
+    batch = fruit_batch()
+    data = talk(rows_per_step=4, micro_batch_rows=4)
+    data.setup()
+    guardrail = LongIsUnsafe()
+    scores = ChunkScores(guardrail, chunk=None)
+    scores.fill(list(data.responses("train")), data.decode, None)
+    weight_T = scores.attach(batch).token_weight
+    for start, end in itertools.pairwise(batch.sequences.cu_seqlens.tolist()):
+        scored = batch.sequences.target[start:end] != IGNORE
+        text = data.decode(batch.sequences.target[start:end][scored].tolist())
+        assert weight_T[start:end][scored].tolist() == pytest.approx([v(len(text) - 6.0)] * int(scored.sum()), rel=1e-6)
+    assert len(guardrail.read) == 26  # one text a response
 
 
 def test_a_filler_row_needs_no_score_and_an_unknown_row_is_named():
@@ -165,3 +183,21 @@ def test_a_run_scores_the_rows_that_it_uses_and_a_longer_one_the_others(tmp_path
 def test_a_guardrail_without_a_measured_quality_stops_the_run_before_its_first_step(tmp_path):
     with pytest.raises(ValueError, match="no AUC on its card"):
         fit(tmp_path, Bad(), max_epochs=1)
+
+
+def scored_on_a_rank(folder: Path, rank: int) -> None:
+    guardrail = LongIsUnsafe()
+    scores = ChunkScores(guardrail, chunk=2)
+    scores.fill(rows(*(bytes([65 + n]) * (n + 1) for n in range(5))), decode, folder / "kept")
+    assert {n: len(v_K) for n, v_K in scores._known.items()} == {1: 1, 2: 1, 3: 2, 4: 2, 5: 3}
+    assert scores._known[5].tolist() == pytest.approx([v(-4), v(-2), v(-1)], rel=1e-6)
+    (folder / f"{rank}").write_text(" ".join(guardrail.read), encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_responses_and_both_know_all_scores(tmp_path):
+    run_on_two_ranks(partial(scored_on_a_rank, tmp_path), tmp_path)
+    read = [(tmp_path / name).read_text(encoding="utf-8").split() for name in ("0", "1")]
+    assert all(read)
+    assert len(read[0]) + len(read[1]) == 9  # each text once
+    assert not {*read[0]} & {*read[1]}
