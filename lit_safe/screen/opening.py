@@ -12,6 +12,7 @@ from lit_safe.constraint.dual_curves import constraints
 from lit_safe.protocols.trainer import connected
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.training.score_model import ScoreModel
+from lit_safe.training.sft import SupervisedFineTuning
 from lit_safe.training.stepping import StepModule
 from lit_safe.words import gib, large, rows
 
@@ -54,6 +55,8 @@ def objective_in_words(module: StepModule) -> str:
         return settings_of(module.objective)
     if isinstance(module, ScoreModel):
         return "; ".join(settings_of(loss) for loss in (module.reward, module.cost) if loss is not None)
+    if isinstance(module, SupervisedFineTuning) and module.token_objective is not None:
+        return f"{settings_of(module.token_objective)}, on single tokens"
     return "imitation of the responses (fine-tuning)"
 
 

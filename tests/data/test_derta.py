@@ -17,7 +17,7 @@ from lit_safe.training.sft import SupervisedFineTuning
 from lit_safe.types import IGNORE
 from models.pair import PolicyReference
 from models.sources import TinyLlama
-from tests.lit_safe.pair_world import FruitTalk, trainer
+from tests.lit_safe.pair_world import FruitTalk, trainer, weights
 
 SAFE, HARMFUL = "Sorry, no.", "Take {} picks and a wrench."
 
@@ -222,3 +222,17 @@ def test_training_teaches_to_refuse_after_a_harmful_beginning(tmp_path):
     with torch.no_grad():
         logp = module.pair.policy.causal_lm(input_ids=ids[None]).logits[0, -1].log_softmax(-1)
     assert logp[data.refusal_id].exp() > 0.3  # 1/259 at first
+
+
+def test_a_run_that_is_resumed_within_an_epoch_ends_as_if_it_had_not_stopped(tmp_path):
+    def run(steps, resume=None):
+        module = SupervisedFineTuning(PolicyReference(TinyLlama()), lambda p: torch.optim.SGD(p, lr=0.1))
+        fit = trainer(tmp_path, max_steps=steps, max_epochs=-1)
+        data = derta(keep=0.3)  # 12 rows: three steps an epoch
+        fit.fit(module, data, ckpt_path=resume)
+        fit.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        return weights(module)
+
+    straight = run(6)
+    run(4)
+    assert torch.equal(run(6, str(tmp_path / "4.ckpt")), straight)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lit_safe.screen.opening import objective_in_words
 from lit_safe.token_objectives.clipped_ascent import ClippedAscent
 from lit_safe.training.sft import SupervisedFineTuning
 from models.pair import PolicyReference
@@ -31,6 +32,10 @@ def test_tokens_beyond_the_bound_have_no_gradient():
     loss = module._loss_share(batch)
     assert loss.item() == pytest.approx(-1e-3)
     assert not gradient(module, loss).any()
+
+
+def test_a_run_names_its_loss():
+    assert objective_in_words(tuned(ClippedAscent(clip=4.0))) == "ClippedAscent: clip 4.0, on single tokens"
 
 
 def test_ascent_makes_its_responses_unlikely_and_stops_near_the_bound(tmp_path):
