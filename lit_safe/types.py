@@ -21,7 +21,7 @@ IGNORE = -100  # target of a position that is not scored
 LabelNeed = Literal["reward", "cost", "flags"]
 """A label that an objective requires: the value of ``reward`` or ``cost``, or only the cost's sign (``flags``)."""
 
-ExtraNeed = Literal["policy_logp", "length"]
+ExtraNeed = Literal["policy_logp", "length", "mismatched_logratio"]
 """A quantity besides log-ratios and labels that an objective requires: a key of ``Extra``."""
 
 Need: TypeAlias = LabelNeed | ExtraNeed
@@ -64,6 +64,7 @@ class Extra(TypedDict, total=False):
 
     policy_logp: Pair  # [B] nats: sums over a response, with gradient
     length: Pair  # [B] int64: scored tokens of each response, the stop token included
+    mismatched_logratio: Tensor  # [] nats, without gradient: mean log-ratio of the step's responses to other prompts
 
 
 NO_EXTRA = Extra()

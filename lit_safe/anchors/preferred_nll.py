@@ -46,7 +46,7 @@ def prefers_chosen(module: Anchored, batch: PackedBatch) -> Tensor:
         margin_B = torch.zeros_like(batch.pair_id, dtype=torch.float32).requires_grad_()
         base = Pair(*(-length_B.to(margin_B) for length_B in batch.response_length))  # 1 nat per token
         ratio, logp = (Pair(at.chosen + margin_B, at.rejected) for at in (Pair(*map(torch.zeros_like, base)), base))
-        extra = Extra(policy_logp=logp, length=batch.response_length)
+        extra = Extra(policy_logp=logp, length=batch.response_length, mismatched_logratio=margin_B.new_zeros(()))
         scored = score(module.objective, logp, ratio, batch.label, module.multiplier, extra)
         (slope_B,) = torch.autograd.grad(scored.loss.nansum(), margin_B)
     return slope_B <= 0

@@ -92,12 +92,13 @@ def gradient(module: PreferenceAlignment, batches: Sequence[PackedBatch]) -> Ten
     """The gradient of a step over ``batches``, flattened, on the CPU. The module's own gradients remain empty."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     total = [torch.zeros_like(p, device="cpu", dtype=torch.float32) for p in parameters]
-    for batch in batches:
-        with torch.enable_grad():
-            share = module.loss_share(batch)
-        with torch.autocast(module.device.type, enabled=False):
-            grads = torch.autograd.grad(share, parameters, allow_unused=True)
-        for sum_, grad in zip(total, grads, strict=True):
-            if grad is not None:
-                sum_ += grad.detach().float().cpu()
+    with module.step_quantities(batches):
+        for batch in batches:
+            with torch.enable_grad():
+                share = module.loss_share(batch)
+            with torch.autocast(module.device.type, enabled=False):
+                grads = torch.autograd.grad(share, parameters, allow_unused=True)
+            for sum_, grad in zip(total, grads, strict=True):
+                if grad is not None:
+                    sum_ += grad.detach().float().cpu()
     return torch.cat([g.flatten() for g in total])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_safe.objectives.bradley_terry import nll
+from lit_safe.objectives.safety_order import keeps, reordered
 from lit_safe.types import Annotation, Need, Pair, Scored
 
 Labels = Literal["ordered", "soft"]
@@ -62,18 +63,15 @@ class SafeDPO:
 
     def keeps(self, label: Annotation) -> Tensor:
         """[B] bool: False for pairs of two unsafe responses. The paper's transform T drops these pairs (eq. 11)."""
-        return ~(label.unsafe.chosen & label.unsafe.rejected)
+        return keeps(label)
 
     def __call__(self, logratio: Pair, label: Annotation, multiplier: Tensor) -> Scored:
-        unsafe = label.unsafe
-        swap_B = unsafe.chosen & ~unsafe.rejected  # the transform T: the safe response is preferred
-        margin_B = torch.where(swap_B, -logratio.margin, logratio.margin)
-        differ_B = (unsafe.chosen ^ unsafe.rejected).to(margin_B)  # h~_l - h~_w after T
+        margin_B, differ_B = reordered(logratio, label)
         logit_B = self.beta * margin_B - self.offset * differ_B
         if self.labels == "ordered":
             loss_B = nll(logit_B)  # eq. 12
         else:
-            both_safe_B = ~(unsafe.chosen | unsafe.rejected)
+            both_safe_B = ~(label.unsafe.chosen | label.unsafe.rejected)
             certain_B = torch.ones_like(logit_B)
             # expectation of eq. 12 over the order, with P(chosen is more helpful) = sigma(r_chosen - r_rejected)
             loss_B = nll(logit_B, torch.where(both_safe_B, label.reward.margin.sigmoid().to(logit_B), certain_B))

@@ -4,6 +4,7 @@ Letters: B pairs, N = 2B sequences.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -15,13 +16,15 @@ from torch import Tensor
 from lit_safe.anchors import Anchor
 from lit_safe.errors.message import SettingError
 from lit_safe.protocols.data import PreferenceRunData, missing_members
-from lit_safe.protocols.objective import is_reference_free, label_needs, score
+from lit_safe.protocols.objective import extra_needs, is_reference_free, label_needs, score
 from lit_safe.protocols.pair import HasTrunk, MayLackReference, PairModel
 from lit_safe.protocols.run import StartsMultiplier
 from lit_safe.protocols.trainer import connected
 from lit_safe.runs.end_of_run import nothing_to_train
 from lit_safe.training.label_draws import LabelDraws
 from lit_safe.training.metrics import ANCHOR_LOSS, OBJECTIVE_LOSS, PAIR_NAMES, Means, pair_quantities
+from lit_safe.training.mismatch import Mismatch
+from lit_safe.training.multiplier import check_shape
 from lit_safe.training.optimizers import gentle_adamw
 from lit_safe.training.predictions import pair_columns
 from lit_safe.training.reference_cache import ReferenceCache
@@ -86,6 +89,7 @@ class PreferenceAlignment(StepModule):
             )
         self.objective = objective
         self.reference_free = is_reference_free(objective)
+        self.mismatch = Mismatch() if "mismatched_logratio" in extra_needs(objective) else None
         self.anchor = anchor or Anchor()
         self.anchor_means = None if anchor is None else Means((ANCHOR_LOSS, *anchor.names))
         self._anchor_loss: list[Tensor] = []  # this rank's parts of the step's anchor loss
@@ -127,7 +131,13 @@ class PreferenceAlignment(StepModule):
     def score(self, batch: PackedBatch, policy: Pair, logratio: Pair) -> Scored:
         """The objective's losses and weights for these log-probs and log-ratios, each a Pair of [B] in nats."""
         extra = Extra(policy_logp=policy, length=batch.response_length)
+        if self.mismatch is not None:
+            extra["mismatched_logratio"] = self.mismatch.of(self.pair, batch)
         return score(self.objective, policy, logratio, batch.label, self.multiplier, extra)
+
+    def step_quantities(self, micro_batches: Sequence[PackedBatch]) -> AbstractContextManager[None]:
+        """Within this context, ``loss_share`` uses what the objective asks for of all these micro-batches together."""
+        return nullcontext() if self.mismatch is None else self.mismatch.of_step(self.pair, micro_batches)
 
     def configure_model(self) -> None:
         """Load the policy, and the reference unless neither the objective nor the anchor reads it."""
@@ -156,7 +166,7 @@ class PreferenceAlignment(StepModule):
                     "give a number"
                 )
         if self.objective.reads_multiplier:
-            self._check_multiplier(data.constraints)
+            check_shape(self.multiplier, data.constraints)
         if stage == "fit" and isinstance(self.objective, Selective):
             data.select(self.objective.keeps)  # before steps are counted
         super().setup(stage)
@@ -166,15 +176,6 @@ class PreferenceAlignment(StepModule):
         shape = [] if len(constraints) == 1 else [len(constraints)]
         if self.multiplier_auto and list(self.multiplier.shape) != shape:
             self.multiplier = self.multiplier.new_zeros(shape)
-
-    def _check_multiplier(self, constraints: Sequence[str]) -> None:
-        shape = [] if len(constraints) == 1 else [len(constraints)]
-        if list(self.multiplier.shape) != shape:
-            raise ValueError(
-                f"model.multiplier has shape {list(self.multiplier.shape)}, but the data have {len(constraints)} "
-                f"constraints ({', '.join(constraints)}): give {'a list of numbers' if shape else 'one number'}"
-                f"{f', {shape[0]} of them' if shape else ''}"
-            )
 
     def on_train_start(self) -> None:
         """Store the states of frozen layers, score the reference, prepare the anchor, then start timing."""
@@ -251,7 +252,8 @@ class PreferenceAlignment(StepModule):
             micro_batches = self.complete(micro_batches)  # the data module did not call it
         shares = [partial(self.loss_share, batch) for batch in micro_batches]
         terms = [partial(self._anchored, term) for term in self.anchor.on_step(self, self.global_step)]
-        norm = self.optimizer_step_over([*shares, *terms])
+        with self.step_quantities(micro_batches):
+            norm = self.optimizer_step_over([*shares, *terms])
         if self.anchor_means is not None:
             self.anchor_means.update({ANCHOR_LOSS: self._anchor_mean(), **self._measured_by_anchor()})
         self.log_training(norm, self._multipliers())

@@ -22,6 +22,7 @@ def test_every_objective_is_measured_and_names_where_it_aims():
     assert aims["dpo"] == "tilt"
     assert aims["c_dpo_rectified"] == "rectified_at_limit"
     assert aims["c_dpo_dual"] == aims["c_dpo"] == "tilt_at_limit"
+    assert {aims[name] for name in ("ipo", "bfpo", "modpo", "safe_daa_square", "robust_dpo_flipped")} == {"population"}
     assert aims["safe_dpo"] == aims["safe_dpo_soft"] == "masked"
 
 

@@ -13,6 +13,7 @@ from scipy.special import log_softmax  # type: ignore[import-untyped]
 from torch import Tensor
 
 from data.oracle.truth.optimum import Bools, Floats
+from lit_safe.protocols.objective import extra_needs, is_reference_free
 from lit_safe.types import Annotation, Objective, Pair
 
 SETTLED = 1e-10  # tolerance of a step: change of beta * log-ratio differences; its square is that of the loss
@@ -57,6 +58,9 @@ class PopulationLoss:
             as many equal parts of [0, 1). A probability then has an error of at most half a part. 0 passes no draw.
         imitation_K: Weight of the anchor ``PreferredNLL``, divided by the response's tokens: nats of loss per nat of
             negative log-prob of a preferred response. None adds nothing.
+
+    Raises:
+        ValueError: If the objective reads more than log-ratios and labels.
     """
 
     def __init__(
@@ -70,6 +74,12 @@ class PopulationLoss:
         draws: int,
         imitation_K: Floats | None = None,
     ) -> None:
+        reads = "the policy's log-probs" if is_reference_free(objective) else ", ".join(extra_needs(objective))
+        if reads:
+            raise ValueError(
+                f"optimum: population is for objectives of log-ratios and labels, and {type(objective).__name__} also "
+                f"reads {reads}"
+            )
         self.objective, self.multiplier, self.draws, self.cells = objective, multiplier, draws, len(reward_K)
         self.reference_K = torch.from_numpy(reference_K)
         self.reward, self.cost = self._pairs(torch.from_numpy(reward_K)), self._pairs(torch.from_numpy(cost_KC))
