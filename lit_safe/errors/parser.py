@@ -149,6 +149,7 @@ def _required(keys: list[str], parser: SafeParser) -> Message:
     commands = parser._commands()
     flags = [k if k not in commands and k.partition(".")[0] not in commands else k.partition(".")[2] for k in keys]
     known = {"data": "--data configs/data/<name>.yaml", "model": "-c configs/base.yaml"}
+    known["stages"] = "-c configs/pipeline/sacpo.yaml"
     advice = [known.get(flag, f"--{flag} VALUE") for flag in flags]
     missing = ", ".join(f"--{flag}" for flag in flags)
     return Message(

@@ -15,8 +15,11 @@ from lit_safe.stages.pipeline import Stage, output, put_in
 Settings = dict[str, Any]
 
 SOURCE = "models.sources.HuggingFace"
-KEPT = ("dtype", "attn_implementation")
-"""Settings of a ``HuggingFace`` source that stay when an earlier stage's model takes its place."""
+KEPT = ("attn_implementation",)
+"""Settings of a ``HuggingFace`` source that stay when an earlier stage's model takes its place.
+
+``dtype`` does not stay: a model that trained in fp32 is exported in fp32, and bf16 would round its update away.
+"""
 OTHER_MODEL = "models.reference.Checkpoint"
 
 

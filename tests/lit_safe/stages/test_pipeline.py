@@ -187,6 +187,7 @@ def test_the_model_of_a_stage_is_put_where_a_setting_names_it() -> None:
 
 def test_policy_and_reference_become_the_models_of_earlier_stages(tmp_path: Path) -> None:
     hf = {**TRL, "model.pair": "configs/model/hf.yaml", "model.pair.source.dtype": "bfloat16"}
+    hf["model.pair.source.attn_implementation"] = "eager"
     other = Stage("other", BASE, hf, model="dpo", reference="sft")
     same = Stage("same", BASE, hf, model="dpo", reference="dpo")
     found = resolved([Stage("sft", BASE, TRL), Stage("dpo", BASE, TRL, model="sft"), other, same], tmp_path)
@@ -194,7 +195,8 @@ def test_policy_and_reference_become_the_models_of_earlier_stages(tmp_path: Path
     assert pairs["sft"]["source"]["class_path"].endswith("TinyLlama")
     assert pairs["dpo"]["source"]["init_args"] == {"name_or_path": str(tmp_path / "sft/export")}
     kept = pairs["other"]["source"]["init_args"]
-    assert kept == {"name_or_path": str(tmp_path / "dpo/export"), "dtype": "bfloat16"}
+    # in the type in which it was exported: bf16 would round the first stage's update away
+    assert kept == {"name_or_path": str(tmp_path / "dpo/export"), "attn_implementation": "eager"}
     reference = pairs["other"]["reference"]
     assert reference["class_path"] == "models.reference.Checkpoint"
     assert reference["init_args"]["source"]["init_args"]["name_or_path"] == str(tmp_path / "sft/export")

@@ -14,7 +14,7 @@ from lit_safe.cli import main
 from lit_safe.commands import stages
 from tests.lit_safe.typed_world import CONFIGS, record, write
 
-pytestmark = pytest.mark.slow  # three fits and exports
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # three fits and exports, 40 s of CPU time
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
