@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lit_safe.errors import names
 from lit_safe.errors.message import Message, shows_tracebacks
 from lit_safe.errors.places import Words
-from lit_safe.errors.tree import Problem, read
+from lit_safe.errors.tree import Problem, read, without_retries
 from lit_safe.errors.values import class_path_message, value_message
 
 OF_FIT = {"ckpt_path", "weights_only"}
@@ -56,7 +56,7 @@ class SafeParser(LightningArgumentParser):
         """Print the mistake and exit with status 2."""
         if not self.exit_on_error:
             super().error(message, ex)
-        self._end(condense(message, self), ex)
+        self._end(condense(without_retries(message, ex), self), ex)
 
     def _end(self, message: Message, cause: Exception | None) -> NoReturn:
         if shows_tracebacks() and cause is not None:

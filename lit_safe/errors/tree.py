@@ -1,6 +1,8 @@
 """Parses jsonargparse's nested error texts: finds the key and class of the innermost problem."""
 
 import re
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 _KEY = re.compile(r"""Parser key "([^"]+)"(?: element \d+)?:\s*(.*)""")
@@ -13,6 +15,7 @@ _CALLABLE = re.compile(
 )
 _NOT_CALLABLE = re.compile(r"Expected '([^']+)' to be a class that instantiates into")
 _NULL = "Expected a <class 'NoneType'>"
+_LOOP = "Config file loop detected: "
 _PATH = re.compile(r"Expected a path but (.*) either not accessible or invalid")
 
 
@@ -76,6 +79,36 @@ def read(message: str) -> Problem | None:
     classes = [name for _, kind, name in where if kind == "class"]
     texts = tuple(dict.fromkeys(_without_value(text) for _, text in chosen))
     return Problem(keys, classes[-1] if classes else None, texts, _value(message, chosen), path)
+
+
+def without_retries(message: str, error: BaseException | None) -> str:
+    """The message of ``error`` with the mistake in a YAML file in place of jsonargparse's second reading of the file.
+
+    If a value in a YAML file is wrong, jsonargparse reads the file again while it is still reading it. It then reports
+    a loop of files, and the mistake is only the context of that exception.
+
+    Args:
+        message: jsonargparse's message.
+        error: Its exception, if it is known.
+    """
+    for retry in _causes(error):
+        mistake = retry.__context__
+        if not (str(retry).startswith(_LOOP) and isinstance(mistake, ValueError)):
+            continue
+        lines = []
+        for line in message.splitlines():
+            before, found, _ = line.partition(str(retry))
+            indent = " " * (len(before) - len(before.lstrip()) + 2)
+            lines += [before, textwrap.indent(str(mistake), indent)] if found else [line]
+        message = "\n".join(lines)
+    return message
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception, and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _value(message: str, leaves: list[tuple[list[tuple[int, str, str]], str]]) -> str | None:

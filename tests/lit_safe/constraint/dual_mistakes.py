@@ -19,6 +19,24 @@ DUAL: dict[str, Mistake] = {
         (*FIT, *C_DPO, *COST, "--dual.lr", "1", "--dual.controller", "configs/controller/pid.yaml"),
         ("controller PIDLagrangian and dual.lr are both given: leave dual.lr out", "where: --dual.controller"),
     ),
+    "unknown key in the YAML of a scorer": Mistake(
+        (*FIT, *C_DPO, *COST, "--dual.estimator.cost", "mine.yaml"),
+        ("models.scorers.refusal.RefusalJudge has no argument 'openin'", "mine.yaml, line 2", "try: opening"),
+        {"mine.yaml": "class_path: models.scorers.refusal.RefusalJudge\ninit_args: {openin: 9}\n"},
+    ),
+    "value in a YAML that a YAML names": Mistake(
+        (*FIT, *C_DPO, "--dual.estimator", "mine.yaml"),
+        ("'two' is not a value of dual.estimator.cost.opening", "judge.yaml, line 2", "a whole number"),
+        {
+            "mine.yaml": "class_path: lit_safe.constraint.costs.rollout.RolloutCost\ninit_args: {cost: judge.yaml}\n",
+            "judge.yaml": "class_path: models.scorers.refusal.RefusalJudge\ninit_args: {opening: two}\n",
+        },
+    ),
+    "YAML that names itself": Mistake(
+        (*FIT, *C_DPO, *COST, "--dual.estimator.cost", "mine.yaml"),
+        ("dual.estimator.cost.cost: Config file loop detected: mine.yaml -> mine.yaml", "mine.yaml, line 2"),
+        {"mine.yaml": "class_path: lit_safe.rollouts.rectified.Rectified\ninit_args: {cost: mine.yaml}\n"},
+    ),
     "bare name of a controller": Mistake(
         (*FIT, *C_DPO, *COST, "--dual.controller", "pid"),
         ("'pid' is neither a YAML file nor a class", "try: configs/controller/pid.yaml"),
