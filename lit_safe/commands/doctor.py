@@ -1,4 +1,4 @@
-"""Checks a model and its data before training."""
+"""Checks a model and its data before training: a policy, or a score model."""
 
 import logging
 from typing import Any
@@ -10,12 +10,15 @@ from rich.table import Table
 
 from lit_safe.commands.loading import make_ready
 from lit_safe.commands.sizes import check_sizes
-from lit_safe.doctor.checks import examine
+from lit_safe.doctor import checks, score_checks
 from lit_safe.doctor.patient import Patient, take_pairs
+from lit_safe.errors.message import SettingError
 from lit_safe.execution.process_memory import available_bytes
 from lit_safe.precision import compute_dtype, run_precision
 from lit_safe.training.micro_batch import choose_micro_batch
 from lit_safe.training.module import PreferenceAlignment
+from lit_safe.training.score_model import ScoreModel
+from lit_safe.training.stepping import StepModule
 from lit_safe.types import PackedBatch
 
 log = logging.getLogger(__name__)
@@ -25,7 +28,7 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 1.0, torc
 
 
 def doctor(
-    module: PreferenceAlignment,
+    module: StepModule,
     data: Any,
     *,
     trainer: Trainer | None = None,
@@ -35,7 +38,8 @@ def doctor(
 ) -> int:
     """Check your model and data before a run: step-0 loss, padding, packing, accumulation, stop tokens, reference.
 
-    All checks run in the precision of ``--trainer``. The settings of the ``dual`` group are checked as ``fit`` does.
+    A score model (configs/score/) has checks of its own: labels of each output, hidden states, what trains. All checks
+    run in the precision of ``--trainer``. The settings of the ``dual`` group are checked as ``fit`` does.
 
     Args:
         module: From ``--model``.
@@ -48,8 +52,16 @@ def doctor(
 
     Returns:
         The exit status: 0 if every check passed, 1 otherwise.
+
+    Raises:
+        SettingError: If the module trains neither on preferences nor scores.
     """
     check_sizes(pairs=pairs)
+    if not isinstance(module, PreferenceAlignment | ScoreModel):
+        raise SettingError(
+            f"doctor checks preference training and score models, not {type(module).__name__}: check the model with "
+            "configs/base.yaml and a data set of pairs"
+        )
     place = make_ready(module, data, device, trainer, stage="fit")
     module.train()
     with run_precision(module, place):
@@ -57,7 +69,7 @@ def doctor(
 
 
 def _examine(
-    module: PreferenceAlignment,
+    module: PreferenceAlignment | ScoreModel,
     data: Any,
     trainer: Trainer | None,
     device: torch.device,
@@ -76,8 +88,7 @@ def _examine(
     needed = module.pair.memory_estimate(*data.largest_micro_batch)
     if trainer is not None and trainer.world_size > 1:  # the doctor runs in one process
         needed = needed._replace(buckets=needed.gradients)
-    patient = Patient(
-        module,
+    facts_of = (
         batch if trainer is None else trainer.precision_plugin.convert_input(batch),
         data.stop_ids,
         TOLERANCE.get(dtype, 1e-3) if tolerance is None else tolerance,
@@ -86,9 +97,13 @@ def _examine(
         data,
         trainer,
     )
+    if isinstance(module, ScoreModel):
+        findings = score_checks.examine(Patient(module, *facts_of))
+    else:
+        findings = checks.examine(Patient(module, *facts_of))
     table = Table("check", "", "seen", title="doctor")
     failed = 0
-    for finding in examine(patient):
+    for finding in findings:
         failed += not finding.passed
         table.add_row(finding.check, "ok" if finding.passed else "[bold red]FAILED[/]", finding.seen)
     Console(width=160).print(table)

@@ -6,12 +6,13 @@ Letters: B pairs, N = 2B sequences.
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_safe.constraint.dual_ascent import DualAscent
-from lit_safe.doctor.patient import Finding, Patient, gradient, take, take_ends, take_pairs
+from lit_safe.doctor.patient import Finding, Patient, Preference, beside_longer, gradient, take, take_ends, take_pairs
 from lit_safe.objectives import DPO
 from lit_safe.protocols.pair import has_reference
 from lit_safe.protocols.trainer import connected
@@ -21,7 +22,7 @@ MOVED = 0.5  # share of weights that a step must change; in bf16, a step with ra
 STEP_ZERO = 1e-3  # nats: rounding does not explain a larger margin of an untrained policy
 
 
-def labels(patient: Patient) -> Finding:
+def labels(patient: Preference) -> Finding:
     """Check that these pairs have all labels that the objective needs."""
     needs, label = patient.module.objective.needs, patient.batch.label
     missing = [
@@ -32,7 +33,7 @@ def labels(patient: Patient) -> Finding:
     return Finding("labels", not missing, f"needs {list(needs) or 'none'}, missing {missing or 'none'}")
 
 
-def log_probs(patient: Patient) -> Finding:
+def log_probs(patient: Preference) -> Finding:
     """Check that log-probabilities are finite, at most 0, and the same when computed twice."""
     first, second = _policy(patient, patient.batch.sequences), _policy(patient, patient.batch.sequences)
     good = bool(torch.isfinite(first).all() and (first <= 0).all() and torch.equal(first, second))
@@ -41,7 +42,7 @@ def log_probs(patient: Patient) -> Finding:
     )
 
 
-def step_zero_margin(patient: Patient) -> Finding:
+def step_zero_margin(patient: Preference) -> Finding:
     """Check that all margins of an untrained policy are 0; with another model as reference, that they are finite."""
     facts = patient.module.pair.facts()
     if patient.module.reference_free:
@@ -55,7 +56,7 @@ def step_zero_margin(patient: Patient) -> Finding:
     )
 
 
-def step_zero_loss(patient: Patient) -> Finding:
+def step_zero_loss(patient: Preference) -> Finding:
     """Check that plain DPO's loss is log 2 and the objective's loss is its value at margin 0.
 
     If the reference is another model, plain DPO is evaluated at margin 0, and the objective's loss must be finite. If
@@ -83,7 +84,7 @@ def step_zero_loss(patient: Patient) -> Finding:
     return Finding("loss at step 0", off_plain <= bound and good, seen)
 
 
-def batch_invariance(patient: Patient) -> Finding:
+def batch_invariance(patient: Preference) -> Finding:
     """Check that a sequence has the same score alone, in the batch, and in the reversed batch."""
     sequences = patient.batch.sequences
     count = len(sequences.cu_seqlens) - 1
@@ -93,23 +94,16 @@ def batch_invariance(patient: Patient) -> Finding:
     return _within("batch invariance", patient, max(_gap(together, alone), _gap(together, turned)))
 
 
-def padding_invariance(patient: Patient) -> Finding:
+def padding_invariance(patient: Preference) -> Finding:
     """Check that the sequences' ends have the same scores with and without a sequence of twice their length."""
     sequences = patient.batch.sequences
     length_N = sequences.cu_seqlens.diff()
     ends = take_ends(sequences, max(2, int(length_N.max()) // 2))
-    # the neighbour is from the batch, because a longer one might exceed the model's maximum length
-    neighbour = take(sequences, [int(length_N.argmax())])
-    beside = PackedSequences(
-        torch.cat([ends.input_ids, neighbour.input_ids]),
-        torch.cat([ends.target, neighbour.target]),
-        torch.cat([ends.position, neighbour.position]),
-        torch.cat([ends.cu_seqlens, ends.cu_seqlens[-1:] + neighbour.cu_seqlens[-1:]]),
-    )
+    beside = beside_longer(sequences, ends)
     return _within("padding", patient, _gap(_policy(patient, ends), _policy(patient, beside)[:-1]))
 
 
-def packing_invariance(patient: Patient) -> Finding:
+def packing_invariance(patient: Preference) -> Finding:
     """Check that the padded and the packed layout give the same log-probs, if the model supports both."""
     pair = patient.module.pair
     layout = getattr(pair, "layout", None)
@@ -126,7 +120,7 @@ def packing_invariance(patient: Patient) -> Finding:
     return _within("packing", patient, _gap(scores["padded"], scores["packed"]))
 
 
-def stop_token(patient: Patient) -> Finding:
+def stop_token(patient: Patient[Any]) -> Finding:
     """Check that each scored turn ends with exactly one scored stop token. A response has one turn or several."""
     sequences = patient.batch.sequences
     wrong, cut = [], 0
@@ -145,7 +139,7 @@ def stop_token(patient: Patient) -> Finding:
     return Finding("stop token", not wrong and cut < total, seen + (f": sequences {wrong[:8]}" if wrong else ""))
 
 
-def accumulation(patient: Patient) -> Finding:
+def accumulation(patient: Patient[Any]) -> Finding:
     """Check that one micro-batch of B pairs and B micro-batches of one pair give the same gradient."""
     batch = patient.batch
     whole = gradient(patient.module, [batch])
@@ -156,7 +150,7 @@ def accumulation(patient: Patient) -> Finding:
     return Finding("accumulation", off <= bound, f"gradients differ by {off:.1e} of their norm (at most {bound:.0e})")
 
 
-def reference_identity(patient: Patient) -> Finding:
+def reference_identity(patient: Preference) -> Finding:
     """Check that the reference has no gradient and does not change when the policy changes."""
     module, sequences = patient.module, patient.batch.sequences
     if not has_reference(module.pair):
@@ -182,7 +176,7 @@ def reference_identity(patient: Patient) -> Finding:
     return Finding("reference", good, seen + ("" if not before.requires_grad else ", but it has a gradient"))
 
 
-def step(patient: Patient) -> Finding:
+def step(patient: Patient[Any]) -> Finding:
     """Check that a step of the run's optimizer, at its learning rate, changes the trainable weights."""
     module = patient.module
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -203,7 +197,7 @@ def step(patient: Patient) -> Finding:
     return Finding("step", share >= MOVED or lr == 0, seen)
 
 
-def dual(patient: Patient) -> Finding:
+def dual(patient: Preference) -> Finding:
     """Check that limit, multiplier, constraints and cost function fit together."""
     trainer = patient.trainer
     callbacks = [] if trainer is None else connected(trainer).callbacks
@@ -219,7 +213,7 @@ def dual(patient: Patient) -> Finding:
     return Finding("dual", True, f"multiplier of shape {shape} in {patient.module.multiplier.dtype}, {estimator}")
 
 
-def memory(patient: Patient) -> Finding:
+def memory(patient: Patient[Any]) -> Finding:
     """Check that the largest training step fits into memory."""
     needed, available = patient.needed, patient.available
     largest = max(needed._asdict(), key=needed._asdict().__getitem__)
@@ -227,7 +221,7 @@ def memory(patient: Patient) -> Finding:
     return Finding("memory", needed.total <= available, seen)
 
 
-CHECKS: tuple[Callable[[Patient], Finding], ...] = (
+CHECKS: tuple[Callable[[Preference], Finding], ...] = (
     labels,
     log_probs,
     stop_token,
@@ -244,24 +238,24 @@ CHECKS: tuple[Callable[[Patient], Finding], ...] = (
 )
 
 
-def examine(patient: Patient) -> Iterator[Finding]:
+def examine(patient: Preference) -> Iterator[Finding]:
     """Run all checks in order, the cheap and informative ones first."""
     for check in CHECKS:
         yield check(patient)
 
 
 @torch.no_grad()
-def _policy(patient: Patient, sequences: PackedSequences) -> Tensor:
+def _policy(patient: Preference, sequences: PackedSequences) -> Tensor:
     return patient.module.pair.policy_logp(sequences)
 
 
 @torch.no_grad()
-def _forward(patient: Patient) -> tuple[Pair, Pair, Scored]:
+def _forward(patient: Preference) -> tuple[Pair, Pair, Scored]:
     found: tuple[Pair, Pair, Scored] = patient.module(patient.batch)
     return found
 
 
-def _logratio(patient: Patient) -> Pair:
+def _logratio(patient: Preference) -> Pair:
     return _forward(patient)[1]
 
 
@@ -269,7 +263,7 @@ def _gap(one: Tensor, two: Tensor) -> float:
     return float((one - two).abs().max())
 
 
-def _within(name: str, patient: Patient, gap: float) -> Finding:
+def _within(name: str, patient: Preference, gap: float) -> Finding:
     return Finding(
         name, gap <= patient.tolerance, f"log-probs differ by {gap:.1e} nats (at most {patient.tolerance:.0e})"
     )

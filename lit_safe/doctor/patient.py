@@ -4,17 +4,20 @@ Letters: B pairs, N = 2B sequences, T packed tokens.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from lightning import Trainer
 from torch import Tensor
 
 from lit_safe.training.module import PreferenceAlignment
+from lit_safe.training.score_model import ScoreModel
 from lit_safe.types import Annotation, MemoryEstimate, PackedBatch, PackedSequences, Pair
 
+Module = TypeVar("Module")
 
-class Patient(NamedTuple):
+
+class Patient(NamedTuple, Generic[Module]):
     """The input of the checks: a module with loaded models, one batch without fillers, and facts about the data.
 
     ``stop_ids`` are the tokens that may end a response. ``tolerance`` is the largest difference in nats that counts as
@@ -22,7 +25,7 @@ class Patient(NamedTuple):
     the run's precision and callbacks.
     """
 
-    module: PreferenceAlignment
+    module: Module
     batch: PackedBatch
     stop_ids: frozenset[int]
     tolerance: float
@@ -30,6 +33,13 @@ class Patient(NamedTuple):
     available: int
     data: Any = None
     trainer: Trainer | None = None
+
+
+Preference = Patient[PreferenceAlignment]
+"""A policy and its objective."""
+
+Scores = Patient[ScoreModel]
+"""A score model."""
 
 
 class Finding(NamedTuple):
@@ -47,6 +57,17 @@ def take(sequences: PackedSequences, which: Sequence[int]) -> PackedSequences:
     lengths = [0, *(span.stop - span.start for span in spans)]
     ids, target, position = (torch.cat([tensor[span] for span in spans]) for tensor in sequences[:3])
     return PackedSequences(ids, target, position, torch.tensor(lengths).cumsum(0).to(sequences.cu_seqlens))
+
+
+def beside_longer(sequences: PackedSequences, ends: PackedSequences) -> PackedSequences:
+    """``ends`` and, after them, the longest of ``sequences``. A text of the batch is not too long for the model."""
+    neighbour = take(sequences, [int(sequences.cu_seqlens.diff().argmax())])
+    return PackedSequences(
+        torch.cat([ends.input_ids, neighbour.input_ids]),
+        torch.cat([ends.target, neighbour.target]),
+        torch.cat([ends.position, neighbour.position]),
+        torch.cat([ends.cu_seqlens, ends.cu_seqlens[-1:] + neighbour.cu_seqlens[-1:]]),
+    )
 
 
 def take_ends(sequences: PackedSequences, size: int) -> PackedSequences:
@@ -88,7 +109,7 @@ def take_pairs(batch: PackedBatch, which: Sequence[int]) -> PackedBatch:
     )
 
 
-def gradient(module: PreferenceAlignment, batches: Sequence[PackedBatch]) -> Tensor:
+def gradient(module: PreferenceAlignment | ScoreModel, batches: Sequence[PackedBatch]) -> Tensor:
     """The gradient of a step over ``batches``, flattened, on the CPU. The module's own gradients remain empty."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     total = [torch.zeros_like(p, device="cpu", dtype=torch.float32) for p in parameters]

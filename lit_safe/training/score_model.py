@@ -102,7 +102,7 @@ class ScoreModel(StepModule):
         """
         super().setup(stage)
         if stage == "fit":
-            self._check_labels(connected(self.trainer).datamodule)
+            self.check_labels(connected(self.trainer).datamodule)
 
     def take_stop_tokens(self, data: Any) -> None:
         """Take the data's stop tokens, the names of their constraints and the meaning of their order."""
@@ -228,7 +228,12 @@ class ScoreModel(StepModule):
             found |= {f"{name}/chosen": score_NK[0::2, k], f"{name}/rejected": score_NK[1::2, k]}
         return found
 
-    def _check_labels(self, data: Any) -> None:
+    def check_labels(self, data: Any) -> None:
+        """Check that the train split has labels for every output.
+
+        Raises:
+            ValueError: If it has no two different rewards, or only safe or only unsafe responses for a constraint.
+        """
         rows = [pair.row for pair in data.pairs("train")]
         ordered = any(
             row.chosen_reward < row.rejected_reward or row.chosen_reward > row.rejected_reward for row in rows
