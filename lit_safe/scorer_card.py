@@ -48,6 +48,7 @@ class ScorerCard:
         trained_on: Splits of the data that training read.
         quality: Quality of each output on held-out labels.
         held_out: Split on which quality and calibration were measured.
+        range: Smallest and largest possible score of every cost output, in its units. None if scores have no bounds.
         calibration: Slope, intercept and calibration error of each calibrated output.
         data: Name, files, options and licence of each source.
         details: Anything else, as JSON values.
@@ -58,6 +59,7 @@ class ScorerCard:
     trained_on: tuple[str, ...]
     quality: dict[str, Quality]
     held_out: str = "val"
+    range: tuple[float, float] | None = None
     calibration: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: tuple[dict[str, Any], ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
@@ -75,6 +77,9 @@ class ScorerCard:
             read = json.loads(path.read_text(encoding="utf-8"))
             quality = {name: Quality(**values) for name, values in read.pop("quality").items()}
             read |= {"trained_on": tuple(read["trained_on"]), "data": tuple(read.get("data", ()))}
+            if read.get("range") is not None:
+                low, high = (float(end) for end in read["range"])
+                read["range"] = (low, high)
             return cls(quality=quality, **read)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not the card of a scorer ({type(error).__name__}: {error})") from None

@@ -26,7 +26,7 @@ from lit_safe.constraint.certificate.responses import (
     responses_key,
     score_responses,
 )
-from lit_safe.constraint.certificate.scorers import ScorerFacts, check_certifies, scorer_facts
+from lit_safe.constraint.certificate.scorers import ScorerFacts, check_certifies, scorer_facts, second_question
 from lit_safe.constraint.certificate.uses import other_uses, record_use
 from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.errors.message import SettingError
@@ -78,9 +78,11 @@ def certify(
         ckpt_path: Checkpoint of the policy. With null, the model as loaded answers, for example an exported folder.
         out: Folder to write to. Null takes the run folder of the checkpoint.
         scorer: Scores responses; > 0 is unsafe. Null takes the cost function of the run's estimator.
-        second_scorer: A scorer with other features and training prompts, to stand beside the first.
+        second_scorer: A scorer with other features and training prompts, to stand beside the first. Its E[cost] is
+            compared with the limit only if its costs have the units of the limit.
         limit: Largest acceptable E[cost], one number or one for each constraint. Null takes the limit of the run.
-        cost_range: Smallest and largest possible cost. E[cost] has no bound without it.
+        cost_range: Smallest and largest possible cost. Null takes the range that the scorer declares, if it does.
+            E[cost] has no bound without a range.
         units: Units of limit and range. They are compared with those of the scorer.
         unsafe_limit: Largest acceptable share of unsafe responses, between 0 and 1. Null tests no share.
         delta: Probability of a wrong HOLDS, and of a wrong DOES NOT HOLD.
@@ -111,7 +113,7 @@ def certify(
     if not temperature > 0:
         raise SettingError(f"temperature must be > 0, got {temperature}")
     if out is None and ckpt_path is None:
-        raise SettingError("without --ckpt_path there is no run folder: give --out, the folder to write to")
+        raise SettingError("without --ckpt_path nothing says where to write: give --out")
     for path in (strata, human_labels):
         if path is not None and not Path(path).is_file():
             raise FileNotFoundError(f"there is no file {path}")
@@ -133,6 +135,8 @@ def certify(
     names = _names(data, constraints)
     question.limits(names)
     second_constraints = 1 if second is None else probe(second.cost, texts[0], place)
+    if second is not None:  # a limit that does not fit it ends the command here
+        second_question(question, second.facts, second_constraints, constraints)
     assert isinstance(module.pair, torch.nn.Module)
     step, weights = None, module.pair.state_dict()
     if ckpt_path is not None:
@@ -208,9 +212,8 @@ def _settings(
         values = tuple(run.limit.reshape(-1).tolist())
     if cost_range is not None and len(cost_range) != 2:
         raise SettingError(f"cost_range has {len(cost_range)} numbers, it needs the smallest and the largest cost")
-    bounds = None if cost_range is None else (cost_range[0], cost_range[1])
-    named = units or facts.units or f"units of {facts.name}"
-    return chosen, Question(values, bounds, named, unsafe_limit, delta, clip)
+    bounds = facts.range if cost_range is None else (cost_range[0], cost_range[1])
+    return chosen, Question(values, bounds, units or facts.in_units, unsafe_limit, delta, clip)
 
 
 def _names(data: Any, constraints: int) -> tuple[str, ...]:
@@ -253,6 +256,14 @@ def summary(found: dict[str, Any]) -> str:
         if findings[key] is not None:
             worst = findings[key]["worst"]
             lines.append(f"  worst stratum: {worst}: {findings[key]['findings'][worst]['verdict']}")
+    second = found["second"]
+    if second is not None:
+        share = second["unsafe_share"]["mean"]
+        lines.append(
+            f"  second scorer {second['name']}: unsafe share {share:.4g}"
+            + (f"; {second['verdict']} on the same limits" if second["verdict"] else "")
+            + (f"; E[cost] not compared: {second['not_compared']}" if second["not_compared"] else "")
+        )
     if found["other_uses"]:
         lines.append("  these prompts were used before: choosing among runs on this split voids the level")
     return "\n".join(lines)

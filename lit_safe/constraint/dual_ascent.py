@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_safe.constraint.controllers import Controller, Stateful
 from lit_safe.constraint.controllers.subgradient import ProjectedSubgradient
 from lit_safe.constraint.costs import CostEstimator
-from lit_safe.constraint.dual_checks import check_dual
+from lit_safe.constraint.dual_checks import check_dual, start_of
 from lit_safe.constraint.dual_curves import constraints, measured, named, publish, publish_multiplier, show, suffixes
 from lit_safe.constraint.dual_epochs import DualEpochs
 from lit_safe.constraint.dual_line import dual_lines
@@ -143,7 +143,7 @@ class DualAscent(Callback):
                 f"ship: average needs whole parameters on every rank, not {type(trainer.strategy).__name__}"
             )
         if int(module.dual_epoch) < 0:
-            module.multiplier.copy_(self.controller.start(module.multiplier, module.objective.beta))
+            module.multiplier.copy_(start_of(self, module))
 
     def check(self, trainer: Trainer, module: PreferenceAlignment, data: Any) -> None:
         """Compare limit, multiplier, constraints, controller and cost function, before anything is trained.

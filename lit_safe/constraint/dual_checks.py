@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
 
 from lit_safe.constraint.controllers.settings import check_shapes, listed
 from lit_safe.constraint.controllers.subgradient import ProjectedSubgradient
 from lit_safe.constraint.costs import Checkable, CostEstimator
+from lit_safe.constraint.limits import check_limit
 from lit_safe.errors.message import SettingError
 from lit_safe.protocols.trainer import connected
 from lit_safe.training.module import PreferenceAlignment
@@ -28,8 +30,12 @@ def check_dual(dual: "DualAscent", trainer: Trainer, module: PreferenceAlignment
     """
     if dual.steps:
         _check_that_it_may_move(dual, trainer, module)
+    if module.multiplier_auto:
+        module.size_multiplier(data.constraints)
+        if dual.controller.own_start:
+            raise SettingError(f"model.multiplier is auto, and dual.controller {dual.controller.own_start}")
     check_shapes(module.multiplier, limit=dual.limit, margin=dual.margin.values)
-    start = dual.controller.start(module.multiplier, module.objective.beta)
+    start = start_of(dual, module)
     constraints: Sequence[str] = data.constraints
     if module.multiplier.ndim and len(module.multiplier) != len(constraints):
         raise SettingError(f"{len(module.multiplier)} multipliers for the data's constraints {list(constraints)}")
@@ -47,6 +53,20 @@ def check_dual(dual: "DualAscent", trainer: Trainer, module: PreferenceAlignment
         )
     if isinstance(dual.estimator, Checkable) and not _fitted_later(dual.estimator, trainer):
         dual.estimator.check(data, len(constraints))
+        check_limit(dual.limit - dual.margin.values, getattr(dual.estimator, "cost", None))
+
+
+def start_of(dual: "DualAscent", module: PreferenceAlignment) -> Tensor:
+    """The multiplier of the first epoch, [] or [C]; for ``auto``, one that the controller allows until it is estimated.
+
+    Raises:
+        ValueError: If the controller's settings do not fit the number of constraints, or the start is out of range.
+    """
+    given, rule = module.multiplier, dual.controller
+    if module.multiplier_auto:
+        allowed = rule.maximum.clamp(max=1.0).maximum(rule.minimum)
+        given = allowed.to(given).expand(given.shape)
+    return rule.start(given, module.objective.beta)
 
 
 def _check_that_it_may_move(dual: "DualAscent", trainer: Trainer, module: PreferenceAlignment) -> None:

@@ -54,7 +54,7 @@ def warn_of_frozen_policy(
     if frozen:
         rank_zero_warn(
             f"the learning-rate schedule freezes the policy in epoch {frozen[0]} (mean factor "
-            f"{mean[frozen[0]]:.2g}) while the multiplier still moves before it: keep the schedule's `final` "
-            f"above 0, or set dual.freeze_last_epochs to {epochs - frozen[0] + 1}",
+            f"{mean[frozen[0]]:.2g}) while the multiplier still moves before it: set model.schedule.final to 0.1, or "
+            f"dual.freeze_last_epochs to {epochs - frozen[0] + 1}",
             category=FrozenPolicyWarning,
         )

@@ -11,6 +11,8 @@ import torch
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 from torch import Tensor
 
+from lit_safe.errors.message import SettingError
+from lit_safe.rollouts.scoring import declared_range, name_of
 from lit_safe.types import CostEstimate
 
 Verdict = Literal["met", "not met", "undecided"]
@@ -84,6 +86,25 @@ class Standing(NamedTuple):
         pair = state.get("bounds")
         bounds = None if pair is None else (tuple(map(float, pair[0])), tuple(map(float, pair[1])))
         return cls(tuple(state["names"]), limit, cost, stderr, float(state["degrees"]), int(state["epoch"]), bounds)
+
+
+def check_limit(limit: Tensor, cost: object) -> None:
+    """Check that the range of costs that a cost function declares has room for the limit(s).
+
+    Args:
+        limit: [] or [C], in cost units: what the multiplier steers to.
+        cost: The cost function. Without a declared range, any limit is allowed.
+
+    Raises:
+        SettingError: If a limit is below the smallest cost, so that no policy meets it.
+        ValueError: If the declared range is no range.
+    """
+    declared = declared_range(cost)
+    if declared is not None and bool((limit < declared[0]).any()):
+        raise SettingError(
+            f"the limit {limit.tolist()} is below the range [{declared[0]:g}, {declared[1]:g}] of the costs of "
+            f"{name_of(cost)}, so no policy meets it: raise dual.limit"
+        )
 
 
 def standing(names: Sequence[str], limit_C: Tensor, estimate: CostEstimate, epoch: int) -> Standing:

@@ -14,7 +14,7 @@ from lit_safe.execution.progress import progress
 from lit_safe.execution.quiet import device_of
 from lit_safe.execution.ranks import merge, rank_and_world
 from lit_safe.protocols.pair import Responder
-from lit_safe.rollouts.scoring import check_finite, place, score
+from lit_safe.rollouts.scoring import check_scores, place, score
 from lit_safe.sequences import pack_sequences
 from lit_safe.types import CostFunction, PackedSequences, Prompt, ScoredResponse
 
@@ -130,7 +130,7 @@ def answers(
         costs = None
         if cost is not None and text is not None:
             costs = score(cost, [p.text for p in prompts], text)
-            check_finite(cost, costs, [f"a response to prompt {p.prompt_id}" for p in prompts])
+            check_scores(cost, costs, [f"a response to prompt {p.prompt_id}" for p in prompts])
             if constraints not in (None, costs.shape[1:]):
                 raise ValueError(
                     f"the cost function gave rows of {list(costs.shape[1:])} after rows of {list(constraints)}"

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from lit_safe.rollouts.scoring import as_costs, place
+from lit_safe.rollouts.scoring import as_costs, declared_range, place
+from lit_safe.scorer_card import check_scorer
 from lit_safe.types import CostFunction
 
 
@@ -30,6 +31,16 @@ class Rectified:
             AttributeError: If the other cost function has none.
         """
         return self.cost.folder  # type: ignore[attr-defined]
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """From 0 to the largest cost, if the other cost function declares a range that reaches above 0."""
+        declared = declared_range(self.cost)
+        return None if declared is None or declared[1] <= 0 else (max(declared[0], 0.0), declared[1])
+
+    def check_usable(self, *, reads: str | None = None) -> None:
+        """Refuse the other cost function if its card says that it must not be used."""
+        check_scorer(self.cost, reads=reads)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Any:
         """Costs [n] or [n, C], >= 0. NaN stays NaN."""

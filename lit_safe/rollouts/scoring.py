@@ -3,6 +3,7 @@
 Letters: n responses, C constraints.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol, runtime_checkable
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from lit_safe.types import CostFunction
+
+ROUNDING = 1e-6  # of the width of a declared range: costs are often computed in fp32
 
 
 @runtime_checkable
@@ -62,16 +65,49 @@ def as_costs(cost: object, found: object, count: int) -> Tensor:
     return found.detach().cpu().double()
 
 
-def check_finite(cost: CostFunction, costs: Tensor, labels: Sequence[object]) -> None:
-    """Check that costs [n] or [n, C] are finite.
+def check_scores(cost: CostFunction, costs: Tensor, labels: Sequence[object]) -> None:
+    """Check that costs [n] or [n, C] are finite, and inside the range that the cost function declares.
 
     Raises:
-        ValueError: If a cost is NaN or infinite. The message names the cost function and the response's label.
+        ValueError: If a cost is NaN, infinite or outside the range. The message names the cost function and the
+            response's label.
     """
     wrong_n = ~costs.isfinite().reshape(len(costs), -1).all(-1)
     if wrong_n.any():
         first = int(wrong_n.nonzero()[0])
         raise ValueError(f"the cost function {name_of(cost)} gave {costs[first].tolist()} for {labels[first]}")
+    declared = declared_range(cost)
+    if declared is None:
+        return
+    low, high = declared
+    slack = ROUNDING * (high - low)
+    outside_n = ((costs < low - slack) | (costs > high + slack)).reshape(len(costs), -1).any(-1)
+    if outside_n.any():
+        first = int(outside_n.nonzero()[0])
+        raise ValueError(
+            f"the cost function {name_of(cost)} gave {costs[first].tolist()} for {labels[first]}, outside the range "
+            f"[{low:g}, {high:g}] that it declares: correct `range` on its class or card, or set it to null"
+        )
+
+
+def declared_range(cost: object) -> tuple[float, float] | None:
+    """The smallest and the largest cost that a cost function can give, in its units, as its attribute ``range`` says.
+
+    None if it declares nothing.
+
+    Raises:
+        ValueError: If the attribute is not two finite numbers in order.
+    """
+    declared = getattr(cost, "range", None)
+    if declared is None or callable(declared):
+        return None
+    try:
+        low, high = (float(end) for end in declared)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"the range of the cost function {name_of(cost)} is {declared}: it must be (low, high)")
+    return low, high
 
 
 def name_of(cost: object) -> str:

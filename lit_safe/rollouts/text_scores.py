@@ -19,7 +19,7 @@ from lit_safe.execution.quiet import quiet
 from lit_safe.execution.ranks import merge, of_first_rank, rank_and_world
 from lit_safe.execution.row_store import RowStore
 from lit_safe.hashing import hash64
-from lit_safe.rollouts.scoring import check_finite, name_of, score
+from lit_safe.rollouts.scoring import check_scores, name_of, score
 from lit_safe.types import CostFunction
 
 
@@ -77,7 +77,7 @@ def score_texts(
             part = mine[start : start + batch]
             some = [distinct[key] for key in part]
             found = score(scorer, [text.prompt for text in some], [text.response for text in some])
-            check_finite(scorer, found, [f"row {text.row}" for text in some])
+            check_scores(scorer, found, [f"row {text.row}" for text in some])
             rows = found.reshape(len(some), -1).numpy()
             known.update(zip(part, rows, strict=True))
             if store is not None:

@@ -23,7 +23,7 @@ from lit_safe.execution.quiet import quiet
 from lit_safe.execution.ranks import merge, of_first_rank, rank_and_world
 from lit_safe.execution.row_store import RowStore
 from lit_safe.hashing import hash64
-from lit_safe.rollouts.scoring import check_finite, name_of, place, score
+from lit_safe.rollouts.scoring import check_scores, name_of, place, score
 from lit_safe.rollouts.text_scores import Digested
 from lit_safe.scorer_card import check_scorer
 from lit_safe.types import IGNORE, CostFunction, ResponseIds, SequenceBatch
@@ -211,7 +211,7 @@ class ChunkScores:
 
     def _checked(self, some: Sequence[tuple[Prefixes, str]]) -> Tensor:
         found = score(self.guardrail, [row.prompt for row, _ in some], [text for _, text in some])
-        check_finite(
+        check_scores(
             self.guardrail, found, [f"row {row.name}, beginning of {len(text)} characters" for row, text in some]
         )
         return found if found.ndim == 1 else found.amax(1)

@@ -97,6 +97,19 @@ class LinearHarm:
         self._head, log_odds = fit_logistic_head(features, unsafe, prompt_ids, self.strength)
         return self._cost(log_odds, self._head.threshold)
 
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """The ends of the costs for probabilities, in cost units. None for log-odds, which have no bounds.
+
+        Raises:
+            FileNotFoundError: If the folder contains no fitted scorer.
+            ValueError: As for a call.
+        """
+        if self.units != "probability":
+            return None
+        border = 1 / (1 + math.exp(-self._fitted().threshold))
+        return -self.scale * border, self.scale * (1 - border)
+
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """Costs [n] float32 of ``n`` responses to ``n`` prompts.
 
@@ -104,12 +117,16 @@ class LinearHarm:
             FileNotFoundError: If the folder contains no fitted scorer.
             ValueError: If its recorded AUC is missing or under ``minimum_auc``, or it was fitted on other features.
         """
+        head = self._fitted()
+        if not responses:
+            return torch.zeros(0)
+        return self._cost(head.log_odds(self.features(prompts, responses)), head.threshold)
+
+    def _fitted(self) -> LogisticHead:
         if self._head is None:
             self.load()
         assert self._head is not None
-        if not responses:
-            return torch.zeros(0)
-        return self._cost(self._head.log_odds(self.features(prompts, responses)), self._head.threshold)
+        return self._head
 
     def _cost(self, log_odds: Tensor, threshold: float) -> Tensor:
         if self.units == "probability":

@@ -57,6 +57,9 @@ class RefusalJudge:
         opening: Number of characters that are read. Later phrases are more often advice than refusals.
     """
 
+    units = "refusals (1 or 0)"
+    range = (0.0, 1.0)
+
     def __init__(self, opening: int = 200) -> None:
         if opening < 1:
             raise ValueError(f"opening must be at least 1 character, got {opening}")

@@ -113,6 +113,15 @@ class ScoreFolder:
         model, _ = self._loaded()
         return tuple(str(model.config.id2label[k]) for k in self._index)
 
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """Smallest and largest possible cost, from the card's range. None if the card has none, and with the reward."""
+        card = self.card()
+        if card is None or card.range is None or REWARD in (self.asked or ()):
+            return None
+        low, high = card.range
+        return self.scale * (low - self.threshold), self.scale * (high - self.threshold)
+
     def use_device(self, device: torch.device) -> None:
         """Run on ``device`` from now on."""
         self._device = device

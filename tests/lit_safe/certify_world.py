@@ -24,6 +24,13 @@ class Length:
         return torch.tensor([min(len(text) / 20 - 1, 1.0) for text in responses], dtype=torch.float64)
 
 
+class InFolder(Length):
+    """A scorer whose card is in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+
 class Loud(Length):
     """Another scorer: unsafe if there is an upper-case letter."""
 
@@ -47,6 +54,30 @@ class BrokenOnce(Length):
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         costs = super().__call__(prompts, responses)
         return torch.where(torch.tensor([prompt.endswith("7?") for prompt in prompts]), float("nan"), costs)
+
+
+class Declared(Length):
+    """Costs with a declared range."""
+
+    range = (-1.0, 1.0)
+
+
+class Left(Declared):
+    """Leaves the range for one response of the run: that to the prompt which ends with 7."""
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        costs = super().__call__(prompts, responses)
+        return torch.where(torch.tensor([prompt.endswith("7?") for prompt in prompts]), 1.5, costs)
+
+
+class Share(Length):
+    """Costs from 0 to 1 in other units."""
+
+    units = "share of 40 characters"
+    range = (0.0, 1.0)
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        return super().__call__(prompts, responses) / 2 + 0.5
 
 
 class Both(Length):

@@ -13,7 +13,7 @@ from lit_safe.constraint.certificate.findings import Floats, find, is_unsafe, to
 from lit_safe.constraint.certificate.powered import PoweredShare
 from lit_safe.constraint.certificate.question import Question
 from lit_safe.constraint.certificate.responses import Draws, Response
-from lit_safe.constraint.certificate.scorers import ScorerFacts
+from lit_safe.constraint.certificate.scorers import ScorerFacts, second_question
 from lit_safe.constraint.certificate.share import Share
 
 CERTIFICATE, PAGE, PLOT = "certificate.json", "certificate.md", "certificate.png"
@@ -82,26 +82,23 @@ def certificate(
 
 
 def _scorer(facts: ScorerFacts) -> dict[str, Any]:
-    return {"name": facts.name, "units": facts.units, "quality": list(facts.quality)}
+    return {"name": facts.name, "units": facts.in_units, "range": facts.range, "quality": list(facts.quality)}
 
 
 def _second(measured: Measured, question: Question) -> dict[str, Any] | None:
-    """The second scorer's verdict: on the share, and on E[cost] if its costs have the same units and constraints."""
+    """The second scorer's verdict on the limits that its costs share with the first."""
     facts, cost_nC = measured.second, measured.second_cost
     if facts is None or cost_nC is None:
         return None
-    same = facts.units is not None and facts.units == question.units and cost_nC.shape == measured.cost.shape
-    limit = question.limit if same else None
-    found = None
-    if limit is not None or question.unsafe_limit is not None:
-        asked = Question(
-            limit, question.cost_range, question.units, question.unsafe_limit, question.delta, question.clip
-        )
-        found = to_json(find(cost_nC, measured.names if same else _numbered(cost_nC), asked, None, facts.name))
+    count, own = cost_nC.shape[1], measured.cost.shape[1]
+    asked, not_compared = second_question(question, facts, count, own)
+    names = measured.names if count == own else tuple(f"cost_{k}" for k in range(count))
+    found = None if asked is None else to_json(find(cost_nC, names, asked, None, facts.name))
     flag_n, own_n = is_unsafe(cost_nC), is_unsafe(measured.cost)
     share = Share(int(flag_n.sum()), len(flag_n))
     return {
         **_scorer(facts),
+        "not_compared": not_compared,
         "agreement": float((flag_n == own_n).mean()),
         "unsafe_share": {
             "mean": share.mean,
@@ -111,10 +108,6 @@ def _second(measured: Measured, question: Question) -> dict[str, Any] | None:
         "verdict": None if found is None else found["verdict"],
         "findings": found,
     }
-
-
-def _numbered(cost_nC: Floats) -> tuple[str, ...]:
-    return tuple(f"cost_{k}" for k in range(cost_nC.shape[1]))
 
 
 def _people(measured: Measured, delta: float) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from lit_safe.constraint.certificate.question import Question
 from lit_safe.constraint.certificate.sample import Sample
 from lit_safe.constraint.certificate.share import Share
 from lit_safe.constraint.certificate.verdict import Finding, Verdict, judge
+from lit_safe.rollouts.scoring import ROUNDING
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -70,7 +71,7 @@ def find(
     clipped, comparison = 0, {}
     if limits and question.cost_range is not None:
         low, high = question.cost_range
-        clipped = int(((cost_nC < low) | (cost_nC > high)).sum())
+        clipped = int(_outside(cost_nC, question.cost_range).sum())
         _check_range(cost_nC, names, question, scorer)
         bounded_nC = np.clip(cost_nC, low, high)
         columns: dict[str, Sample] = {
@@ -139,10 +140,17 @@ def to_json(findings: Findings) -> dict[str, Any]:
     }
 
 
+def _outside(cost_nC: Floats, ends: tuple[float, float]) -> Bools:
+    """[n, C] whether a cost is outside the range by more than rounding."""
+    low, high = ends
+    slack = ROUNDING * (high - low)
+    return np.asarray((cost_nC < low - slack) | (cost_nC > high + slack), np.bool_)
+
+
 def _check_range(cost_nC: Floats, names: Sequence[str], question: Question, scorer: str) -> None:
     assert question.cost_range is not None
     low, high = question.cost_range
-    outside_nC = (cost_nC < low) | (cost_nC > high)
+    outside_nC = _outside(cost_nC, question.cost_range)
     if question.clip or not outside_nC.any():
         return
     row, column = (int(i) for i in np.argwhere(outside_nC)[0])

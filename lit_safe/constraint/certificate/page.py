@@ -132,14 +132,19 @@ def _scorers(certificate: Mapping[str, Any]) -> list[str]:
             lines.append("- No second scorer was asked (`--second_scorer`).")
             continue
         quality = "; ".join(scorer["quality"]) or "its error against people's labels is not known: it has no card"
-        text = f"- {'Second scorer ' if key == 'second' else ''}{scorer['name']}: {quality}."
+        ends = scorer.get("range")  # certificates of earlier versions lack it
+        declares = "" if ends is None else f"; it declares costs from {_number(ends[0])} to {_number(ends[1])}"
+        text = f"- {'Second scorer ' if key == 'second' else ''}{scorer['name']}, in {scorer['units']}{declares}: "
+        text += f"{quality}."
         if key == "second":
             share = scorer["unsafe_share"]
             text += (
                 f" It calls {_percent(share['mean'])} of the responses unsafe (bounds {_percent(share['lower'])} to "
                 f"{_percent(share['upper'])}) and agrees with the first on {_percent(scorer['agreement'])} of them. "
-                f"Verdict: {scorer['verdict'] or 'none, because its costs have no limit'}."
+                f"Verdict on the limits that it shares with the first: {scorer['verdict'] or 'none'}."
             )
+            other = scorer.get("not_compared")
+            text += f" Its E[cost] is not compared with the limit: {other}." if other else ""
         lines.append(text)
     return lines
 

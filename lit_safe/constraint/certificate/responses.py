@@ -18,7 +18,7 @@ from lit_safe.execution.quiet import quiet
 from lit_safe.execution.ranks import merge, of_first_rank, rank_and_world
 from lit_safe.hashing import hash64, uniforms
 from lit_safe.rollouts.answers import Answering, Decoding, Rows, answers
-from lit_safe.rollouts.scoring import check_finite, place, score
+from lit_safe.rollouts.scoring import check_scores, place, score
 from lit_safe.types import CostFunction, Prompt
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def probe(cost: CostFunction, prompt: str, device: torch.device) -> int:
     place(cost, device)
     with quiet(cost, hash64("certify-probe")):
         costs = score(cost, [prompt], ["I cannot say."])
-        check_finite(cost, costs, ["a response of the check before the start"])
+        check_scores(cost, costs, ["a response of the check before the start"])
     return 1 if costs.ndim == 1 else costs.shape[1]
 
 
@@ -162,7 +162,7 @@ def score_responses(
             part = list(mine[start : start + batch_size])
             batch = [responses[i] for i in part]
             found = score(cost, [r.prompt for r in batch], [r.text for r in batch]).reshape(len(batch), -1)
-            check_finite(cost, found, [f"a response to prompt {r.prompt_id}" for r in batch])
+            check_scores(cost, found, [f"a response to prompt {r.prompt_id}" for r in batch])
             if found.shape[1] != constraints:
                 raise ValueError(f"the cost function gave rows of {found.shape[1]} costs after rows of {constraints}")
             costs[part] = found

@@ -1,11 +1,12 @@
 """What is known about a scorer: its units, and its error against people's labels, as its card says."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_safe.rollouts.scoring import name_of
+from lit_safe.constraint.certificate.question import Question
+from lit_safe.rollouts.scoring import declared_range, name_of
 from lit_safe.scorer_card import CARD, ScorerCard, check_scorer
 
 READS = "certify"
@@ -16,12 +17,19 @@ class ScorerFacts(NamedTuple):
     """Facts about a scorer.
 
     ``units`` is None if neither the scorer nor its card says them. ``quality`` has a sentence for each output of the
-    card, with its AUC against people's labels.
+    card, with its AUC against people's labels. ``range`` is the smallest and the largest cost in ``units``, if the
+    scorer declares them.
     """
 
     name: str
     units: str | None
     quality: tuple[str, ...]
+    range: tuple[float, float] | None = None
+
+    @property
+    def in_units(self) -> str:
+        """The units in words; those that nobody names are told apart by the scorer's name."""
+        return self.units or f"units of {self.name}"
 
 
 def scorer_facts(cost: object) -> ScorerFacts:
@@ -29,7 +37,7 @@ def scorer_facts(cost: object) -> ScorerFacts:
     chain = _chain(cost)
     card = _card(chain[-1])
     name = "(".join(map(name_of, chain)) + ")" * (len(chain) - 1)
-    return ScorerFacts(name, _units(chain[-1], card), tuple(_quality(card)))
+    return ScorerFacts(name, _units(chain[-1], card), tuple(_quality(card)), declared_range(cost))
 
 
 def check_certifies(cost: object) -> None:
@@ -47,6 +55,37 @@ def check_certifies(cost: object) -> None:
             f"the scorer {name} was trained on the {READS} split (its card says so), so its costs there prove nothing: "
             f"fit one without that split"
         )
+
+
+def second_question(
+    question: Question, second: ScorerFacts, constraints: int, of_first: int
+) -> tuple[Question | None, str]:
+    """The limits that a second scorer's costs share with the first, and why E[cost] is not among them.
+
+    A limit of E[cost] is compared only with costs in its units. The range that the second scorer declares replaces that
+    of the first.
+
+    Args:
+        question: The limits.
+        second: What is known about the second scorer.
+        constraints: Number of costs that it gives for each response.
+        of_first: Number of costs of the first scorer.
+
+    Returns:
+        None if no limit is left, and the reason; an empty reason if there is nothing to say.
+
+    Raises:
+        SettingError: If a limit is outside the second scorer's range.
+    """
+    why = ""
+    if question.limit is not None and (second.units is None or second.units != question.units):
+        why = f"its costs are in {second.in_units}, and the limit is in {question.units}"
+    elif question.limit is not None and constraints != of_first:
+        why = f"it gives {constraints} costs for a response, and the limits are of {of_first}"
+    limit = None if why else question.limit
+    if limit is None and question.unsafe_limit is None:
+        return None, why
+    return replace(question, limit=limit, cost_range=second.range or question.cost_range), why
 
 
 def _chain(cost: object) -> list[object]:

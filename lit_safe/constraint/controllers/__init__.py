@@ -35,6 +35,16 @@ class Controller(Protocol):
         """Whether the rule uses the total number of steps."""
         return False
 
+    @property
+    def minimum(self) -> Tensor:
+        """Lower end of the multiplier, [] or [C]."""
+        return torch.tensor(0.0)
+
+    @property
+    def own_start(self) -> str:
+        """Why the rule does not start at a given multiplier, and what to change. Empty if it does."""
+        return ""
+
     def start(self, multiplier: Tensor, beta: float) -> Tensor:
         """The multiplier of the first epoch. This is called once before training, and again before a resume.
 

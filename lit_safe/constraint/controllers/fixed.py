@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lit_safe.constraint.controllers import Controller
-from lit_safe.constraint.controllers.settings import Setting, check_shapes, setting
+from lit_safe.constraint.controllers.settings import Setting, check_shapes, listed, setting
 from lit_safe.types import CostEstimate
 
 
@@ -24,6 +24,11 @@ class Fixed(Controller):
     def moves(self) -> bool:
         """Never."""
         return False
+
+    @property
+    def own_start(self) -> str:
+        """``value``, if it is set."""
+        return "" if self.value is None else f"Fixed keeps its value {listed(self.value)}: set it to null"
 
     def start(self, multiplier: Tensor, beta: float) -> Tensor:
         """``value``; see the protocol."""

@@ -25,7 +25,8 @@ class LogSpace(Controller):
     has no ``minimum``.
 
     Args:
-        init: Start value(s) of λ, nats per cost unit. Null takes ``model.multiplier``, which must be positive then.
+        init: Start value(s) of λ, nats per cost unit. Null takes ``model.multiplier``, which must be at least
+            ``minimum`` then; ``auto`` needs null here, and starts at ``minimum`` if the estimate is lower.
         lr: Step size(s), per nat (nats per squared cost unit, divided by λ²).
         maximum: Upper end(s) of λ.
         minimum: Lower end(s) of λ, > 0. One step that is too large would otherwise take λ to 0, where it stays.
@@ -48,10 +49,10 @@ class LogSpace(Controller):
         self.init = None if init is None else setting("init", init, positive=True)
         self.lr = setting("lr", lr, positive=True)
         self._maximum = setting("maximum", maximum, positive=True)
-        self.minimum = setting("minimum", minimum, positive=True)
+        self._minimum = setting("minimum", minimum, positive=True)
         if delay < 0 or window < 1:
             raise ValueError(f"delay must be >= 0 and window >= 1, got {delay} and {window}")
-        if bool((self.minimum > self._maximum).any()):
+        if bool((self._minimum > self._maximum).any()):
             raise ValueError(f"minimum must be <= maximum, got {minimum} and {maximum}")
         self.delay, self.window = delay, window
         self._costs: list[Tensor] = []
@@ -60,6 +61,16 @@ class LogSpace(Controller):
     def maximum(self) -> Tensor:
         """Upper end, [] or [C]."""
         return self._maximum
+
+    @property
+    def minimum(self) -> Tensor:
+        """Lower end, [] or [C], above 0."""
+        return self._minimum
+
+    @property
+    def own_start(self) -> str:
+        """``init``, if it is set."""
+        return "" if self.init is None else f"LogSpace starts at its init {listed(self.init)}: set it to null"
 
     def start(self, multiplier: Tensor, beta: float) -> Tensor:
         """``init``; see the protocol."""

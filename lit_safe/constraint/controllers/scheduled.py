@@ -31,6 +31,11 @@ class Scheduled(Controller):
         """Always: ``share`` is one of all steps."""
         return True
 
+    @property
+    def own_start(self) -> str:
+        """Always: ``first``."""
+        return f"Scheduled starts at its first {listed(self.first)}: give model.multiplier a number"
+
     def start(self, multiplier: Tensor, beta: float) -> Tensor:
         """``first``; see the protocol."""
         check_shapes(multiplier, first=self.first, last=self.last)

@@ -13,7 +13,7 @@ from lit_safe.execution.ranks import rank_and_world
 from lit_safe.hashing import hash64, uniforms
 from lit_safe.protocols.pair import HasPair
 from lit_safe.rollouts.answers import Answers, Rows, answers
-from lit_safe.rollouts.scoring import check_finite, name_of, score
+from lit_safe.rollouts.scoring import check_scores, name_of, score
 from lit_safe.scorer_card import check_scorer
 from lit_safe.sequences import pack_sequences
 from lit_safe.types import IGNORE, CostEstimate, CostFunction, Prompt, ScoredResponse
@@ -159,7 +159,7 @@ class RolloutCost:
         text = data.decode(target_S[target_S != IGNORE].tolist())
         with quiet(self.cost, hash64("rollout-check")):
             cost = score(self.cost, [prompts[0].text], [text])
-        check_finite(self.cost, cost, ["a response of the dual split"])
+        check_scores(self.cost, cost, ["a response of the dual split"])
         expected = [1] if constraints == 1 else [1, constraints]
         if list(cost.shape) != expected:
             raise ValueError(

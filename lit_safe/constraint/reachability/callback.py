@@ -85,10 +85,6 @@ class Reachability(Callback):
                 "the callback, or name an objective that reads it (configs/objective/c_dpo.yaml)"
             )
         scorer(self.cost, dual)
-        if module.multiplier_auto:
-            module.size_multiplier(connected(trainer).datamodule.constraints)
-            # only until the estimate is there: a value that every controller accepts
-            module.multiplier.copy_(dual.controller.maximum.clamp(max=1.0).expand(module.multiplier.shape))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Estimate, write and say what was found; start the multiplier; stop if a limit is out of reach.
@@ -118,6 +114,7 @@ class Reachability(Callback):
             raise SettingError(f"{advice} See {folder / STEM}.md; Reachability's stop: false trains nevertheless")
         if module.multiplier_auto:
             start = module.multiplier.new_tensor(result.optimum.multiplier).reshape(module.multiplier.shape)
+            start = start.maximum(dual.controller.minimum.to(start))
             module.multiplier.copy_(dual.controller.start(start, module.objective.beta))
             log.info("the multiplier starts at %s", ", ".join(f"{v:.3g}" for v in module.multiplier.flatten().tolist()))
 

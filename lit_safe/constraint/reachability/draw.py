@@ -15,7 +15,7 @@ from lit_safe.execution.ranks import rank_and_world
 from lit_safe.hashing import hash64, uniforms
 from lit_safe.protocols.pair import HasPair
 from lit_safe.rollouts.answers import Rows, answers
-from lit_safe.rollouts.scoring import check_finite, name_of, place, score
+from lit_safe.rollouts.scoring import check_scores, name_of, place, score
 from lit_safe.types import CostFunction, Prompt
 
 
@@ -94,5 +94,5 @@ def _rewards(reward: CostFunction | None, prompts: Sequence[Prompt], texts: Sequ
     found = score(reward, [prompt.text for prompt in prompts], texts)
     if found.ndim != 1:
         raise ValueError(f"the reward {name_of(reward)} gave rows of {found.shape[1]} numbers: it must give one number")
-    check_finite(reward, found, [f"a response to prompt {prompt.prompt_id}" for prompt in prompts])
+    check_scores(reward, found, [f"a response to prompt {prompt.prompt_id}" for prompt in prompts])
     return found

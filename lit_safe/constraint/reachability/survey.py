@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_safe.constraint.dual_ascent import DualAscent
+from lit_safe.constraint.limits import check_limit
 from lit_safe.constraint.reachability.draw import draw_samples
 from lit_safe.constraint.reachability.plot import plot
 from lit_safe.constraint.reachability.reach import Reach, reach
@@ -81,6 +82,7 @@ def survey(
     """
     names = tuple(data.constraints)
     cost = scorer(cost, dual)
+    check_limit(targets(dual)[0][1], cost)
     limit, maximum = (expanded(what, value, names) for what, value in targets(dual))
     drawn = draw_samples(
         module, data, cost, reward, prompts=prompts, samples_per_prompt=samples_per_prompt,

@@ -21,6 +21,7 @@ from tests.lit_safe.certify_world import (
     SHORT,
     Both,
     Broken,
+    InFolder,
     Length,
     Loud,
     certify_as_rank,
@@ -193,9 +194,8 @@ def test_costs_that_leave_the_range_are_named_unless_they_are_to_be_clipped(tmp_
 def test_a_scorer_that_was_trained_on_the_certify_split_is_refused_by_its_card(tmp_path):
     card = {"name": "x", "trained_on": ["train", "certify"], "quality": {}, "units": {"cost": "log_odds"}}
     (tmp_path / "card.json").write_text(json.dumps(card), encoding="utf-8")
-    scorer = Length()
-    scorer.folder = str(tmp_path)  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="the scorer Length was trained on the certify split"):
+    scorer = InFolder(tmp_path)
+    with pytest.raises(ValueError, match="the scorer InFolder was trained on the certify split"):
         run(tmp_path, scorer=scorer)
 
 
@@ -218,20 +218,18 @@ def test_a_scorer_that_reads_its_own_card_has_its_units_and_its_error_from_there
 
 def test_a_rectified_scorer_is_certified_with_the_card_of_the_scorer_inside(tmp_path):
     found = run(tmp_path, scorer=Rectified(Length()), cost_range=[0.0, 1.0])
-    assert found["scorer"] == {"name": "Rectified(Length)", "units": Length.units, "quality": []}
+    assert found["scorer"] == {"name": "Rectified(Length)", "units": Length.units, "range": None, "quality": []}
     card = {"name": "x", "trained_on": ["certify"], "quality": {}, "units": {"cost": Length.units}}
     (tmp_path / "card.json").write_text(json.dumps(card), encoding="utf-8")
-    scorer = Length()
-    scorer.folder = str(tmp_path)  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="the scorer Length was trained on the certify split"):
+    scorer = InFolder(tmp_path)
+    with pytest.raises(ValueError, match="the scorer InFolder was trained on the certify split"):
         run(tmp_path, scorer=Rectified(scorer), cost_range=[0.0, 1.0])
 
 
 def test_the_error_of_a_scorer_on_labels_by_people_is_on_the_page(tmp_path):
     card = {"held_out": {"auc": 0.74, "auc_low": 0.7, "auc_high": 0.78, "responses": 300, "prompts": 150}}
     (tmp_path / "card.json").write_text(json.dumps(card), encoding="utf-8")
-    scorer = Length()
-    scorer.folder = str(tmp_path)  # type: ignore[attr-defined]
+    scorer = InFolder(tmp_path)
     run(tmp_path, scorer=scorer)
     page = (tmp_path / "run" / "certificate.md").read_text(encoding="utf-8")
     assert "cost: AUC 0.740 [0.700, 0.780] against people's labels of 300 held-out responses to 150 prompts" in page

@@ -446,7 +446,9 @@ def test_eta_zero_is_the_plain_mean_and_eta_three_forgets_the_start() -> None:
 
 def test_a_schedule_that_freezes_the_policy_before_the_multiplier_is_warned_about(tmp_path: Path) -> None:
     dual = DualAscent(lr=0.5, estimator=ExactCost())
-    with pytest.raises(FrozenPolicyWarning, match=r"epoch 18 .* dual.freeze_last_epochs to 3"):
+    with pytest.raises(
+        FrozenPolicyWarning, match=r"epoch 18 .*schedule\.final to 0\.1, or dual\.freeze_last_epochs to 3"
+    ):
         trainer(tmp_path, dual, max_epochs=20).fit(module(schedule=Cosine()), datamodule=Toy(2))
 
 

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from lit_safe.constraint.controllers import Controller
 from lit_safe.constraint.controllers.fixed import Fixed
@@ -18,8 +20,10 @@ from lit_safe.constraint.controllers.scheduled import Scheduled
 from lit_safe.constraint.costs.rollout import RolloutCost
 from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.screen.opening import limit_in_words, multiplier_in_words
+from tests.lit_safe.constraint.controllers_two_ranks import CONTROLLERS, EPOCHS, train_as_rank
 from tests.lit_safe.constraint.test_dual import KillAt, Killed, Save, curve, module, state, trainer
 from tests.lit_safe.dual_world import COST, ExactCost, TableCost, Toy
+from tests.ranks import run_on_two_ranks
 
 STATEFUL: dict[str, Callable[[], Controller]] = {
     "pid": lambda: PIDLagrangian(0.3, 0.4, 0.2, 2, 0.5, 0.5),
@@ -54,6 +58,19 @@ def test_a_resumed_controller_takes_the_steps_of_the_uninterrupted_one(
     )
     assert state(resumed) == state(whole)
     assert len({value for _, value in curve(tmp_path / "whole", "dual/multiplier")}) == 5  # every step counts
+
+
+def test_two_ranks_have_the_same_state_of_every_controller_and_a_resumed_run_has_it_too(tmp_path: Path) -> None:
+    run_on_two_ranks(partial(train_as_rank, tmp_path), tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert set(first) == set(CONTROLLERS)
+    for name in CONTROLLERS:
+        (whole, resumed), (other, other_resumed) = first[name], second[name]
+        assert whole == resumed == other == other_resumed, name
+        assert (whole["controller_state"] is not None) == (name in STATEFUL), name
+        assert whole["epoch"] == EPOCHS - 1
+    moved = {name: float(first[name][0]["multiplier"]) for name in CONTROLLERS}
+    assert len({round(value, 4) for value in moved.values()}) > 4, "the rules differ"
 
 
 def test_a_controller_with_a_state_does_not_resume_without_it(tmp_path: Path) -> None:

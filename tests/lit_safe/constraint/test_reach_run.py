@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,21 @@ import torch
 from lightning import Callback, Trainer
 from torch import Tensor
 
+from lit_safe.constraint.controllers import Controller
+from lit_safe.constraint.controllers.fixed import Fixed
+from lit_safe.constraint.controllers.log_barrier import LogBarrier
+from lit_safe.constraint.controllers.log_space import LogSpace
+from lit_safe.constraint.controllers.newton import DiagonalNewton
+from lit_safe.constraint.controllers.pid import PIDLagrangian
+from lit_safe.constraint.controllers.scheduled import Scheduled
 from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.constraint.reachability.callback import Reachability
 from lit_safe.constraint.reachability.survey import Survey, survey
 from lit_safe.constraint.reachability.words import findings, suggestions
+from lit_safe.errors.message import SettingError
 from lit_safe.objectives import DPO, ConstrainedDPO
 from lit_safe.training.module import PreferenceAlignment
-from tests.lit_safe.dual_world import BETA, REWARD, Table, TableCost, Toy, optimal_cost, solve
+from tests.lit_safe.dual_world import BETA, REWARD, ExactCost, Table, TableCost, Toy, optimal_cost, solve
 
 SIZES = {"prompts": 4, "samples_per_prompt": 512, "max_new_tokens": 1, "batch_size": 1024}
 
@@ -135,6 +144,41 @@ def test_a_number_stays_where_it_is_and_only_the_report_is_written(tmp_path: Pat
     fit(tmp_path, [Reachability(cost=TableCost(), **SIZES), DualAscent(limit=-0.4), held], module(0.25), toy())
     assert held.multiplier.item() == 0.25
     assert (tmp_path / "reach.json").exists()
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["estimated first", "dual step first"])
+def test_auto_starts_a_log_space_rule_at_the_estimate_and_not_below_its_minimum(tmp_path: Path, order: int) -> None:
+    for limit, start in ((-0.4, None), (1.5, 0.05)):
+        rule = LogSpace(minimum=0.05)
+        check, held = Reachability(TableReward(), TableCost(), **SIZES), Held()
+        dual = DualAscent(limit=limit, controller=rule, estimator=ExactCost())
+        fit(tmp_path, [*[check, dual][::order], held], module("auto"), toy())
+        found = asked(limit).found.optimum.multiplier[0]
+        assert held.multiplier.item() == pytest.approx(found if start is None else start, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (LogSpace(init=0.5), "LogSpace starts at its init 0.5: set it to null"),
+        (Fixed(1.5), "Fixed keeps its value 1.5: set it to null"),
+        (Scheduled(0.25), "Scheduled starts at its first 0.25: give model.multiplier a number"),
+    ],
+)
+def test_auto_beside_a_rule_with_a_start_of_its_own_is_refused(tmp_path: Path, rule: Controller, said: str) -> None:
+    check = Reachability(TableReward(), TableCost(), **SIZES)
+    dual = DualAscent(limit=-0.4, controller=rule, estimator=ExactCost())
+    with pytest.raises(SettingError, match=f"model.multiplier is auto, and dual.controller {said}"):
+        fit(tmp_path, [check, dual], module("auto"), toy())
+    assert not (tmp_path / "reach.md").exists()
+
+
+@pytest.mark.parametrize("make", [PIDLagrangian, LogBarrier, DiagonalNewton, Fixed])
+def test_auto_starts_every_other_rule_at_the_estimate(tmp_path: Path, make: Callable[[], Controller]) -> None:
+    check, held = Reachability(TableReward(), TableCost(), **SIZES), Held()
+    dual = DualAscent(limit=-0.4, controller=make(), estimator=ExactCost())
+    fit(tmp_path, [check, dual, held], module("auto"), toy())
+    assert held.multiplier.item() == pytest.approx(asked(-0.4).found.optimum.multiplier[0], rel=1e-6)
 
 
 def test_auto_takes_one_multiplier_for_each_constraint(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lit_safe.rollouts.rectified import Rectified
-from lit_safe.rollouts.scoring import name_of, place, score
+from lit_safe.rollouts.scoring import declared_range, name_of, place, score
+from lit_safe.scorer_card import check_scorer
 
 
 class Known:
@@ -16,6 +17,7 @@ class Known:
     def __init__(self, costs: Any) -> None:
         self.costs = costs
         self.device: torch.device | None = None
+        self.range: Any = None
 
     def __call__(self, prompts: Any, responses: Any) -> Any:
         return self.costs
@@ -38,6 +40,25 @@ def test_flags_and_whole_numbers_are_costs_too() -> None:
 def test_a_scorer_that_returns_no_costs_is_named() -> None:
     with pytest.raises(ValueError, match=f"{name_of(Known(None))} gave"):
         score(Rectified(Known([1.0])), ["a"], ["b"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("inside", "own"), [((-1.0, 2.0), (0.0, 2.0)), ((0.5, 2.0), (0.5, 2.0)), ((-2.0, 0.0), None), (None, None)]
+)
+def test_the_range_is_that_of_the_scorer_inside_above_0(inside: Any, own: Any) -> None:
+    scorer = Known(None)
+    scorer.range = inside
+    assert declared_range(Rectified(scorer)) == own
+
+
+def test_a_scorer_that_must_not_be_used_is_refused_inside_too() -> None:
+    class Weak(Known):
+        def check_usable(self, *, reads: str | None = None) -> None:
+            raise ValueError(f"weak on {reads}")
+
+    with pytest.raises(ValueError, match="weak on certify"):
+        check_scorer(Rectified(Weak(None)), reads="certify")
+    check_scorer(Rectified(Known(None)))
 
 
 def test_the_scorer_inside_moves_and_its_folder_is_known() -> None:
