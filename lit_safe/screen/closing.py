@@ -14,6 +14,7 @@ from lit_safe.protocols.trainer import connected
 from lit_safe.report.contents import FIGURE, PAGE, limit_of
 from lit_safe.report.outcome import MEASURES, found
 from lit_safe.report.tables import QUANTITIES, REPORT, estimate_from_json, number, with_error
+from lit_safe.rollouts.scoring import declared_range
 from lit_safe.runs.checkpoints import BEST, FOLDER, LAST
 from lit_safe.runs.end_of_run import failures
 from lit_safe.runs.run_folder import CONFIG
@@ -52,7 +53,7 @@ def closing(
         ("took", _took(trainer, report, seconds)),
         ("lies in", f"{folder}: {', '.join(_there(folder))}"),
         ("failed", "; ".join(one.partition(". ")[0] for one in failures(connected(trainer).callbacks))),
-        ("next", _next(module, folder, failed=bool(failures(connected(trainer).callbacks)))),
+        ("next", _next(trainer, module, folder)),
     ]
     return rows("what came out", entries)
 
@@ -63,10 +64,29 @@ def _accuracy(trainer: Trainer, module: StepModule, report: Mapping[str, Any] | 
     return _change("accuracy", trainer, report) or "not measured: no validation and no report"
 
 
-def _next(module: StepModule, folder: Path, failed: bool) -> str:
+def _next(trainer: Trainer, module: StepModule, folder: Path) -> str:
+    failed = bool(failures(connected(trainer).callbacks))
     if isinstance(module, ScoreModel) and not failed:
         return f"score texts with the folder {folder / 'score_model'} (docs/scorers.md)"
-    return next_command(folder, failed=failed)
+    return next_command(folder, failed=failed, certify=certify_options(trainer))
+
+
+def certify_options(trainer: Trainer) -> list[str] | None:
+    """Options of ``certify`` for a run with a limit. None if the run estimated no cost of texts, or holds nothing out.
+
+    The range of costs is that of ``dual.margin_for``. Without one, the command takes the range that the scorer
+    declares; if it declares none, the options have a placeholder.
+    """
+    dual = dual_of(trainer)
+    cost = None if dual is None else getattr(dual.estimator, "cost", None)
+    if dual is None or dual.standing is None or cost is None:
+        return None
+    if not getattr(connected(trainer).datamodule, "held_out", True):
+        return None
+    ends = dual.margin.certificate.cost_range
+    if ends is not None:
+        return ["--cost_range", f"[{ends[0]:g}, {ends[1]:g}]"]
+    return [] if declared_range(cost) is not None else ["--cost_range", "[LOW, HIGH]"]
 
 
 def _limits(trainer: Trainer) -> list[tuple[str, str]]:
@@ -125,12 +145,15 @@ def _there(folder: Path) -> list[str]:
     return [name for name in names if (folder / name).exists()]
 
 
-def next_command(folder: Path, *, failed: bool) -> str:
-    """The command that fits a run folder: the missing report, else a comparison with the latest other run, the export.
+def next_command(folder: Path, *, failed: bool, certify: Sequence[str] | None = None) -> str:
+    """The command that fits a run folder: the missing report, else a certificate of its limit, the export.
+
+    Without a limit, a comparison with the latest other run is first.
 
     Args:
         folder: Of the run; without ``config.yaml`` or a checkpoint there is no command.
         failed: Whether something after training went wrong.
+        certify: Options of ``certify``, if the run has a limit.
     """
     config, checkpoint = folder / CONFIG, folder / FOLDER / LAST
     if not (config.exists() and checkpoint.exists()):
@@ -138,8 +161,10 @@ def next_command(folder: Path, *, failed: bool) -> str:
     if failed:
         return _command("report", folder)
     best = checkpoint.with_name(BEST)
-    export = _command("export", "-c", config, "--ckpt_path", best if best.exists() else checkpoint,
-                      "--out", f"{folder}-export")  # fmt: skip
+    policy = ("-c", config, "--ckpt_path", best if best.exists() else checkpoint)
+    export = _command("export", *policy, "--out", f"{folder}-export")
+    if certify is not None:
+        return f"{_command('certify', *policy, *certify)}, or {export}"
     others = [path.parent for path in folder.resolve().parent.glob(f"*/{REPORT}") if path.parent != folder.resolve()]
     if not others or not (folder / REPORT).exists():
         return export

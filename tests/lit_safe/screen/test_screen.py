@@ -3,7 +3,6 @@
 import logging
 import math
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,6 @@ from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO
 from lit_safe.runs.loggers.tensorboard import TensorBoardRun
 from lit_safe.runs.run_folder import RunFolder
 from lit_safe.screen.announce import Announce
-from lit_safe.screen.closing import next_command
 from lit_safe.training.sft import SupervisedFineTuning
 from lit_safe.types import CostEstimate
 from lit_safe.words import duration, interval, large, told_apart
@@ -149,10 +147,13 @@ def test_a_run_of_c_dpo_says_what_will_run_and_what_came_out_and_tensorboard_kee
     assert any("hparams" in tag for tag in events.summary_metadata)
 
     caplog.clear()
-    words = shlex.split(then["next"])
-    assert words[:3] == ["python", "train.py", "export"]
-    words = [word for word in words[3:] if word not in ("-c", "runs/x/config.yaml")]
-    typed("export", "-c", "runs/x/config.yaml", *words)
+    certify, export = (shlex.split(command) for command in then["next"].split(", or "))
+    for words, name in ((certify, "certify"), (export, "export")):
+        assert words[:5] == ["python", "train.py", name, "-c", "runs/x/config.yaml"]
+    assert certify[-2:] == ["--cost_range", "[LOW, HIGH]"], "this scorer declares no range"
+    typed(*certify[2:-1], "[-2, 3]", "--max_new_tokens", "4")
+    assert "| E[cost] | 0.1 | " in Path("runs/x/certificate.md").read_text(encoding="utf-8")
+    typed(*export[2:])
     assert Path("runs/x-export/model.safetensors").exists()
 
 
@@ -263,45 +264,6 @@ def test_other_ranks_say_nothing(caplog: pytest.LogCaptureFixture) -> None:
     announce.on_train_start(other, aligned())
     announce.on_fit_end(other, aligned())
     assert caplog.messages == []
-
-
-def test_the_next_command_is_the_one_that_fits_the_run_folder(tmp_path: Path) -> None:
-    here, other = tmp_path / "here", tmp_path / "other"
-    for folder in (here, other):
-        (folder / "checkpoints").mkdir(parents=True)
-        (folder / "report.json").write_text("{}", encoding="utf-8")
-    assert next_command(here, failed=False) == "", "a run from Python has no configuration to export by"
-    (here / "config.yaml").write_text("", encoding="utf-8")
-    (here / "checkpoints" / "last.ckpt").write_text("", encoding="utf-8")
-    assert next_command(here, failed=True) == f"python train.py report {here}"
-    compare, export = next_command(here, failed=False).split(", or ")
-    assert compare == f"python train.py compare {other} {here}"
-    assert export == (
-        f"python train.py export -c {here}/config.yaml --ckpt_path {here}/checkpoints/last.ckpt --out {here}-export"
-    )
-    (other / "report.json").unlink()
-    assert next_command(here, failed=False) == export
-    (here / "checkpoints" / "best.ckpt").write_text("", encoding="utf-8")
-    assert "checkpoints/best.ckpt" in next_command(here, failed=False)
-
-
-@pytest.mark.parametrize(
-    ("program", "start"),
-    [
-        ("train.py", "python train.py "),
-        ("/opt/bin/lit-safe", "lit-safe "),
-        ("/opt/lib/lit_safe/__main__.py", "python -m lit_safe "),
-        ("mine.py", "python train.py "),
-    ],
-)
-def test_the_next_command_begins_as_the_run_was_begun(
-    program: str, start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", [program])
-    (tmp_path / "checkpoints").mkdir()
-    for name in ("config.yaml", "checkpoints/last.ckpt"):
-        (tmp_path / name).write_text("", encoding="utf-8")
-    assert next_command(tmp_path, failed=True).startswith(f"{start}report ")
 
 
 def test_numbers_have_the_decimals_that_tell_them_apart() -> None:
