@@ -36,6 +36,7 @@ def scores(patient: Scores) -> Finding:
     return Finding("scores", good, seen)
 
 
+@torch.no_grad()
 def loss_at_step_zero(patient: Scores) -> Finding:
     """Check that an untrained model scores 0 everywhere, so that its loss is that of no information.
 
