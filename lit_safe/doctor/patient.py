@@ -4,6 +4,7 @@ Letters: B pairs, N = 2B sequences, T packed tokens.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -113,7 +114,7 @@ def gradient(module: PreferenceAlignment | ScoreModel, batches: Sequence[PackedB
     """The gradient of a step over ``batches``, flattened, on the CPU. The module's own gradients remain empty."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     total = [torch.zeros_like(p, device="cpu", dtype=torch.float32) for p in parameters]
-    with module.step_quantities(batches):
+    with module.step_quantities(batches) if isinstance(module, PreferenceAlignment) else nullcontext():
         for batch in batches:
             with torch.enable_grad():
                 share = module.loss_share(batch)
