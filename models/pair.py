@@ -31,7 +31,6 @@ from models.digest import digest, fingerprint, trunk_digest
 from models.export import eos_ids, save_pretrained
 from models.load_checks import check_tokens, say_router_loss, verify_layout
 from models.memory import memory_estimate
-from models.plausible import lost_support
 from models.reference import FrozenCopy, NoReference, OpenReference, Reference
 from models.response_tree import tree_logp
 from models.sampling import generate
@@ -39,7 +38,7 @@ from models.sources import ModelSource
 from models.token_scores import token_scores
 from models.trainable_state import keep_trainable
 from models.trunk_check import find_trunk
-from ops.sequence_logratio import token_stats
+from ops.sequence_logratio import support_logratio, token_stats
 
 
 class PolicyReference(nn.Module):
@@ -205,12 +204,13 @@ class PolicyReference(nn.Module):
         mine_RD, target_R, bounds_N1 = policy.response_hidden(sequences)
         if not self.has_reference:
             head = policy.at_head(mine_RD)
-            logp_N, _, _, entropy_N = (_sums(value_R, bounds_N1) for value_R in token_stats(head, head, target_R))
+            stats = token_stats(head, head, target_R, backend=self.backend)
+            logp_N, _, _, entropy_N = (_sums(value_R, bounds_N1) for value_R in stats)
             unknown_N = torch.full_like(logp_N, torch.nan)
             return SequenceStats(logp_N, unknown_N, unknown_N, entropy_N)
         with open_reference() as reference:
             theirs_RD, _, _ = reference.response_hidden(sequences)
-            stats = token_stats(policy.at_head(mine_RD), reference.at_head(theirs_RD), target_R)
+            stats = token_stats(policy.at_head(mine_RD), reference.at_head(theirs_RD), target_R, backend=self.backend)
         return SequenceStats(*(_sums(value_R, bounds_N1) for value_R in stats))
 
     def token_scores(self, sequences: PackedSequences, kl_at: Tensor | None) -> TokenScores:
@@ -229,7 +229,8 @@ class PolicyReference(nn.Module):
         with open_reference() as reference:
             with torch.no_grad():
                 theirs_RD, _, _ = reference.response_hidden(sequences)
-            return _sums(lost_support(policy, reference, mine_RD, theirs_RD, floor), bounds_N1)
+            kept_R = support_logratio(policy.at_head(mine_RD), reference.at_head(theirs_RD), floor)
+        return _sums(kept_R, bounds_N1)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], uniforms: Tensor, temperature: float = 1.0, reference: bool = False

@@ -48,7 +48,7 @@ def check(device: str, small: bool, seed: int, problems: int) -> Iterator[Row]:
             for head_learns in (True, False):
                 yield from _compared(problem, device, head_learns)
             yield _shared_head(problem)
-            yield _statistics(problem)
+            yield from _statistics(problem)
     if not small:
         yield _far_offsets(device)
 
@@ -146,14 +146,34 @@ def _shared_head(problem: Problem) -> Row:
     return _row("auto", "both_sequence_logp", problem, both_2.double() - exact_2, _allowed(exact_2.abs().sum()))
 
 
-def _statistics(problem: Problem) -> Row:
-    """The KL of a policy to itself is 0, and log-probs are those of ``token_logp``."""
-    head = _head(problem, problem.hidden_TD)
-    with poisoned():
-        stats = token_stats(head, head, problem.target_T)
-    exact_T = _exact(head, problem.target_T)
-    apart = torch.cat([stats.policy_logp_T.double() - exact_T, stats.kl_T.double()])
-    return _row("slabs", "token_stats", problem, apart, _allowed(exact_T.abs().max()))
+def _statistics(problem: Problem) -> Iterator[Row]:
+    """Log-probs, KL and entropy of two models, and the KL of a model to itself, which is 0."""
+    rows = slice(0, 64)  # float64 holds all logits of these
+    heads = _head(problem, problem.hidden_TD[rows]), _head(problem, problem.hidden_TD.flip(0)[rows])
+    target_T = problem.target_T[rows]
+    exact = torch.stack(_exact_statistics(heads, target_T))
+    for backend in ("chunked", "fused"):
+        if api.BACKENDS[backend].unsupported(problem.hidden_TD, problem.weight_VD):
+            continue
+        with poisoned():
+            found = torch.stack(token_stats(*heads, target_T, backend=backend)).double()
+            own_T = token_stats(heads[0], heads[0], target_T, backend=backend).kl_T.double()
+        yield _row(backend, "token_stats", problem, found - exact, _allowed(exact.abs().max()))
+        yield _row(backend, "KL to itself", problem, own_T, 1e-6)
+
+
+def _exact_statistics(heads: tuple[Head, Head], target_T: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four numbers of ``token_stats`` in float64, from whole distributions."""
+    logps = []
+    for hidden_TD, weight_VD, bias_V, scale, softcap in heads:
+        bias_V = None if bias_V is None else bias_V.double()
+        logit_TV = torch.nn.functional.linear(hidden_TD.double(), weight_VD.double(), bias_V) * scale
+        logit_TV = logit_TV if softcap is None else softcap * torch.tanh(logit_TV / softcap)
+        logps.append(logit_TV.log_softmax(-1))
+    mine_TV, theirs_TV = logps
+    p_TV, at_T1 = mine_TV.exp(), target_T.clamp(min=0)[:, None]
+    both = (logp_TV.gather(1, at_T1)[:, 0].where(target_T >= 0, 0) for logp_TV in logps)
+    return *both, (p_TV * (mine_TV - theirs_TV)).sum(-1), -(p_TV * mine_TV).sum(-1)  # type: ignore[return-value]
 
 
 def _far_offsets(device: str) -> Row:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from models.gpu.timing import seconds
-from ops.sequence_logratio import fused, slabs, token_logp
+from ops.sequence_logratio import fused, routes, slabs, token_logp
 from ops.sequence_logratio.bench_cases import make_case
 from ops.sequence_logratio.fused import Tiling
 
@@ -61,6 +61,7 @@ def candidates(device: str, small: bool) -> Iterator[Row]:
         tilings = (fused.INTERPRETED_TILING,) if small else TILINGS
         before, programs, rows = dict(fused.TILINGS), fused.PROGRAMS, (fused.ROW_COLUMNS, fused.ROW_WARPS)
         try:
+            routes.ALWAYS = "stream"
             for tile, group in itertools.product(tilings, GROUPS[:2] if small else GROUPS):
                 fused.TILINGS["bare"] = tile._replace(group=group)
                 yield _timed("stream", f"{tile._replace(group=group)}", forward, device, small)
@@ -68,10 +69,13 @@ def candidates(device: str, small: bool) -> Iterator[Row]:
             for fused.PROGRAMS in PROGRAMS:
                 yield _timed("stream", f"PROGRAMS {fused.PROGRAMS}", forward, device, small)
             fused.PROGRAMS = programs
+            routes.ALWAYS = "merge"
+            yield _timed("merge", "slabs of the library", forward, device, small)
             for fused.ROW_COLUMNS, fused.ROW_WARPS in ROWS:
                 name = f"ROW_COLUMNS {fused.ROW_COLUMNS}, ROW_WARPS {fused.ROW_WARPS}"
                 yield _timed("rows", name, step("fused"), device, small)
         finally:
+            routes.ALWAYS = None
             fused.TILINGS.update(before)
             fused.PROGRAMS, (fused.ROW_COLUMNS, fused.ROW_WARPS) = programs, rows
     block = slabs.BLOCK_BYTES[device]

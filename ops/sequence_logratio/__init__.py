@@ -7,6 +7,7 @@ from ops.sequence_logratio.api import Head, both_sequence_logp, sequence_logp, s
 from ops.sequence_logratio.kl import token_kl
 from ops.sequence_logratio.logits import logits_token_logp, logits_token_stats
 from ops.sequence_logratio.stats import TokenStats, token_stats
+from ops.sequence_logratio.support import support_logratio
 from ops.sequence_logratio.vocab_parallel import vocab_parallel_token_logp
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "logits_token_stats",
     "sequence_logp",
     "sequence_logratio",
+    "support_logratio",
     "token_kl",
     "token_logp",
     "token_stats",

@@ -217,7 +217,7 @@ def checked(head: Head, target_T: Tensor) -> Head:
 
 def _token_logp(head: Head, target_T: Tensor, backend: str, grad_rows: int | None) -> Tensor:
     hidden_TD, weight_VD, bias_V, scale, softcap = checked(head, target_T)
-    chosen = _backend(backend, hidden_TD, weight_VD)
+    chosen = choose(backend, hidden_TD, weight_VD)
     logp_T: Tensor = chosen.token_logp(hidden_TD, weight_VD, target_T, bias_V, float(scale), softcap, grad_rows)
     return logp_T
 
@@ -238,7 +238,12 @@ def _reduce(value_T: Tensor, target_T: Tensor, cu_seqlens_N1: Tensor, reduction:
     return sum_N / scored_N.clamp(min=1)
 
 
-def _backend(name: str, hidden_TD: Tensor, weight_VD: Tensor) -> ModuleType:
+def choose(name: str, hidden_TD: Tensor, weight_VD: Tensor) -> ModuleType:
+    """The backend of this name, or the one that ``auto`` takes for these inputs.
+
+    Raises:
+        ValueError: On an unknown name, or a named backend that cannot run here.
+    """
     if name != "auto":
         if name not in BACKENDS:
             raise ValueError(f"backend must be one of {['auto', *BACKENDS]}, got {name!r}")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ops.sequence_logratio import api, token_logp
+from ops.sequence_logratio import Head, api, both_sequence_logp, token_logp
 
 F = torch.nn.functional
 SHAPES = {  # T, D, V, tokens of a sequence, dtype
@@ -51,6 +51,7 @@ class Provider(NamedTuple):
     prompted: bool = False
     loss: Callable[[Case, Tensor, bool], Tensor] | None = None  # of a whole step, for providers that also fuse the loss
     missing: str | None = None
+    backend: str | None = None  # of ours, which take policy and reference in one call where both are computed
 
 
 def make_case(name: str, device: str, seed: int = 0) -> Case:
@@ -85,7 +86,7 @@ def plain(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
 
 def providers(names: list[str] | None) -> dict[str, Provider]:
     """All providers. One that is not installed holds a message instead."""
-    known = {name: Provider(partial(token_logp, backend=name)) for name in api.BACKENDS}
+    known = {name: Provider(partial(token_logp, backend=name), backend=name) for name in api.BACKENDS}
     known[PLAIN] = Provider(plain)
     known[PROMPTED] = Provider(plain, prompted=True)
     known["F.linear_cross_entropy"] = _linear_cross_entropy()
@@ -135,7 +136,10 @@ def _liger() -> Provider:
 
 def dpo_loss(logp_T: Tensor, reference_T: Tensor, sequences: int) -> Tensor:
     """-log sigmoid(0.1 * margin), averaged over pairs."""
-    logratio_N = (logp_T - reference_T)[: len(logp_T)].view(sequences, -1).sum(1)
+    return _pair_loss((logp_T - reference_T)[: len(logp_T)].view(sequences, -1).sum(1))
+
+
+def _pair_loss(logratio_N: Tensor) -> Tensor:
     chosen, rejected = logratio_N.chunk(2)
     return -F.logsigmoid(0.1 * (chosen - rejected)).mean()
 
@@ -150,12 +154,17 @@ def step(case: Case, provider: Provider, mode: str) -> Callable[[], dict[str, fl
     hidden = hidden.detach().requires_grad_(mode != "nograd")
     case = case._replace(weight_VD=weight)
     cached_T = torch.zeros(tokens, device=hidden.device)
+    bounds_N1 = torch.arange(0, tokens + 1, tokens // case.sequences, device=hidden.device, dtype=torch.int32)
+    heads = Head(hidden, weight), Head(reference, weight if "frozen" in mode else weight.detach())
 
     def run() -> dict[str, float]:
         hidden.grad = weight.grad = None
         start, cpu = now(hidden), time.process_time()
         if provider.loss is not None:
             loss = provider.loss(case, hidden, "cached" not in mode)
+        elif provider.backend is not None and mode in ("full", "frozen"):  # the call that training makes
+            both = both_sequence_logp(*heads, target, cu_seqlens_N1=bounds_N1, backend=provider.backend)
+            loss = _pair_loss(both[0] - both[1])
         else:
             assert provider.logp is not None
             if mode in ("full", "frozen"):

@@ -41,6 +41,7 @@ INTERPRETED_PROGRAMS = 4
 # untuned: columns of a row per program; ROW_WARPS warps spill at 4096 if a bias is not aligned
 ROW_COLUMNS = 2048
 ROW_WARPS = 8
+STATS_COLUMNS = 1024  # the same of two models; a bias that is not aligned spills at 2048
 
 
 def unsupported(hidden_TD: Tensor, weight_VD: Tensor) -> str | None:
@@ -164,6 +165,33 @@ def _absorb(block: Block, running: Running, graded: int) -> tuple[Tensor, Tensor
     return decay_R, exp_RS[:graded]
 
 
+def absorb_stats(
+    blocks: tuple[Block, Block],
+    running: tuple[Running, Running],
+    moments: tuple[Tensor, Tensor],
+    space: Tensor | None,
+) -> None:
+    """Adds one slab of some rows of both models to the sums of ``token_stats`` (``stats.Absorb``)."""
+    mine, theirs = blocks
+    product_RS, other_RS = (slabs.product(b.hidden_RD, b.weight_SD.T, b.space_RS) for b in blocks)
+    with _device(product_RS):
+        merge_kernels.stats_kernel[(len(product_RS),)](
+            product_RS,
+            other_RS,
+            mine.bias_S,
+            theirs.bias_S,
+            mine.column_R.to(torch.int32),
+            *running[0],
+            *running[1],
+            *moments,
+            other_stride=other_RS.stride(0),
+            OTHER_SCALE=theirs.scale,
+            OTHER_SOFTCAP=theirs.softcap,
+            OTHER_HAS_BIAS=theirs.bias_S is not None,
+            **_row_arguments(mine, product_RS, STATS_COLUMNS),
+        )
+
+
 def _rescale(sums_GD: Tensor, decay_G: Tensor) -> None:
     rows, width = sums_GD.shape
     columns = min(ROW_COLUMNS, triton.next_power_of_2(width))
@@ -191,8 +219,8 @@ def _residual(block: Block, factor_R: Tensor, miss_R: Tensor, shift_R: Tensor, l
     return residual_RS
 
 
-def _row_arguments(block: Block, product_RS: Tensor) -> dict[str, object]:
-    columns = min(ROW_COLUMNS, triton.next_power_of_2(product_RS.shape[1]))
+def _row_arguments(block: Block, product_RS: Tensor, most: int | None = None) -> dict[str, object]:
+    columns = min(most or ROW_COLUMNS, triton.next_power_of_2(product_RS.shape[1]))
     return {
         "S": product_RS.shape[1],
         "stride": product_RS.stride(0),

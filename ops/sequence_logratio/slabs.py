@@ -107,7 +107,7 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Total + A @ b, in place."""
     if a.dtype == total.dtype:
         return total.addmm_(a, b)
-    if adds_products(total.device, a.dtype):
+    if total.dtype == torch.float32 and adds_products(total.device, a.dtype):
         return torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     return total.add_(product(a, b))
 

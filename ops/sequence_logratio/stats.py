@@ -4,13 +4,14 @@ Letters: T positions, R rows of one block of them, V vocabulary, S columns of on
 policy and u those of the reference; README.md derives the sums.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ops.sequence_logratio import slabs
-from ops.sequence_logratio.api import Head, checked
+from ops.sequence_logratio import fused, slabs
+from ops.sequence_logratio.api import Head, checked, choose
 from ops.sequence_logratio.chunked import add_up, logits, shift, target_column
 from ops.sequence_logratio.operator import Problem
 from ops.sequence_logratio.reference import IGNORE
@@ -38,8 +39,12 @@ class _Moments(NamedTuple):
     gap_T: Tensor  # of exp(z') (z' - u')
 
 
+# adds one slab of some rows of both models; the last argument is memory for their exponentials
+Absorb = Callable[[tuple[Block, Block], tuple[Running, Running], _Moments, Tensor | None], None]
+
+
 @torch.no_grad()
-def token_stats(policy: Head, reference: Head, target_T: Tensor) -> TokenStats:
+def token_stats(policy: Head, reference: Head, target_T: Tensor, *, backend: str = "auto") -> TokenStats:
     """Log-probs of the targets under both, KL(policy || reference) and the policy's entropy, from one pass over both.
 
     KL and entropy are those of the whole distribution, also at ignored targets. The widths of the two models may
@@ -49,6 +54,7 @@ def token_stats(policy: Head, reference: Head, target_T: Tensor) -> TokenStats:
         policy: Hidden states and head of the policy.
         reference: Hidden states and head of the reference, at the same positions.
         target_T: int64 token ids; -100 gives log-probs of 0.
+        backend: As for ``token_logp``. With ``fused`` a kernel reads each logit once; all others use torch's blocks.
 
     Raises:
         ValueError: In the cases of ``token_logp``, and if positions or vocabularies of the two differ.
@@ -63,6 +69,8 @@ def token_stats(policy: Head, reference: Head, target_T: Tensor) -> TokenStats:
     if shapes[0] != shapes[1]:
         raise ValueError(f"positions and vocabulary of the policy {shapes[0]} and the reference {shapes[1]} differ")
     heads = checked(policy, target_T), checked(reference, target_T)
+    chosen = {choose(backend, head.hidden_TD, head.weight_VD) for head in heads}
+    absorb: Absorb = fused.absorb_stats if chosen == {fused} else _absorb
     rows, columns = min(slabs.blocks(head.hidden_TD, head.weight_VD) for head in heads)
     spaces = [slabs.workspace(head.hidden_TD, rows, columns) for head in heads]
     exp_space = slabs.workspace(heads[0].hidden_TD, rows, columns)
@@ -78,7 +86,7 @@ def token_stats(policy: Head, reference: Head, target_T: Tensor) -> TokenStats:
             for (rows_R, block), (_, other_block) in zip(one, other, strict=True):
                 mine, theirs = (Running(*(state_T[rows_R] for state_T in running)) for running in both)
                 sums = _Moments(*(moment_T[rows_R] for moment_T in moments))
-                _absorb((block, other_block), (mine, theirs), sums, exp_space)
+                absorb((block, other_block), (mine, theirs), sums, exp_space)
     return _stats(both[0], both[1], moments, target_T)
 
 
@@ -98,7 +106,7 @@ def _running(head: Head) -> Running:
 def _absorb(
     blocks: tuple[Block, Block], running: tuple[Running, Running], moments: _Moments, space: Tensor | None
 ) -> None:
-    """Adds one slab of some rows."""
+    """An ``Absorb`` step in plain torch."""
     logit_RS, other_RS = (logits(block) for block in blocks)
     exp_RS = None if space is None else space[: logit_RS.numel()].view(logit_RS.shape)
     old_R, old_other_R = (finite(state.max_T) for state in running)

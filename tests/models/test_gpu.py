@@ -92,6 +92,6 @@ def test_the_dry_run_measures_every_part_and_writes_it(tmp_path: Path) -> None:
     }
     assert all(row["seconds"] > 0 for row in report["parts"]["step tiny"])
     kernels = {row["kernel"] for row in report["parts"]["tuning"]}
-    assert kernels == ({"stream", "rows", "chunked", "fused"} if HAVE_TRITON else {"chunked"})
+    assert kernels == ({"stream", "merge", "rows", "chunked", "fused"} if HAVE_TRITON else {"chunked"})
     assert {row["predicted_ms"] for row in report["parts"]["head tiny"]} == {None}
     assert (tmp_path / "gpu.csv").read_text(encoding="utf-8").startswith("part,")

@@ -24,15 +24,14 @@ FORMS = {
     "capped": {"SCALE": 1.0, "SOFTCAP": 30.0, "HAS_BIAS": False},
     "all": {"SCALE": 0.5, "SOFTCAP": 30.0, "HAS_BIAS": True},
 }
+SIZES = ("S", "D", "stride", "other_stride")
 ALIGNED = [["tt.divisibility", 16]]  # what a launch says of an argument that 16 divides
 
 
 def built(kernel, types, constants, arch, aligned, warps, stages=3):
     signature = types | dict.fromkeys(constants, "constexpr")
     signature = {name: signature[name] for name in kernel.arg_names}
-    known = [
-        place for place, name in enumerate(signature) if types.get(name, "")[:1] == "*" or name in ("S", "D", "stride")
-    ]
+    known = [place for place, name in enumerate(signature) if types.get(name, "")[:1] == "*" or name in SIZES]
     source = ASTSource(kernel, signature, constants, dict.fromkeys([(place,) for place in known if aligned], ALIGNED))
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
     cubin = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options).asm["cubin"]
@@ -79,6 +78,22 @@ def rescale(arch, aligned):
     return built(merge_kernels.rescale_kernel, types, {"BLOCK_D": fused.ROW_COLUMNS}, arch, aligned, 4)
 
 
+def stats(arch, name, dtype, aligned):
+    """Both heads of one form."""
+    sums = ("max_state", "sum_state", "target_state")
+    types = {
+        **dict.fromkeys(
+            ("product", "other", *sums, *(f"other_{s}" for s in sums), "level_state", "gap_state"), "*fp32"
+        ),
+        **dict.fromkeys(("bias", "other_bias"), f"*{dtype}"),
+        "target": "*i32",
+        **dict.fromkeys(("S", "stride", "other_stride"), "i32"),
+    }
+    form = FORMS[name] | {f"OTHER_{key}": value for key, value in FORMS[name].items()}
+    kernel, sizes = merge_kernels.stats_kernel, {"BLOCK_S": fused.STATS_COLUMNS}
+    return built(kernel, types, form | sizes, arch, aligned, fused.ROW_WARPS)
+
+
 def compiled(*case):
     sums = ("max_state", "sum_state", "target_state")
     states = (*sums, "decay_out")
@@ -86,6 +101,7 @@ def compiled(*case):
         "stream": stream(*case),
         "absorb": by_row(kernels.absorb_kernel, states, ["exp_out"], *case),
         "merge": by_row(merge_kernels.merge_kernel, sums, [], *case),
+        "stats": stats(*case),
         "rescale": rescale(case[0], case[-1]),
         "residual": by_row(kernels.residual_kernel, ("factor", "miss", "shift", "log_sum"), ["residual_out"], *case),
     }

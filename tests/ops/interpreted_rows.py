@@ -6,8 +6,9 @@ Letters: T positions, G of them with a gradient, D hidden width, V vocabulary.
 import pytest
 import torch
 
-from ops.sequence_logratio import fused, routes, slabs
+from ops.sequence_logratio import fused, merge_kernels, routes, slabs, token_stats
 from ops.sequence_logratio.fused import INTERPRETED
+from tests.ops import test_token_stats
 from tests.ops.interpreted_kernels import FORMS, agrees_with_float64, run, unwritten_memory_is_nan
 
 assert INTERPRETED
@@ -20,6 +21,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setitem(slabs.NARROWEST_SLAB, "cpu", 128)
     monkeypatch.setitem(slabs.BLOCK_BYTES, "cpu", 4 * 128 * 24)
     monkeypatch.setattr(fused, "ROW_COLUMNS", 32)
+    monkeypatch.setattr(fused, "STATS_COLUMNS", 32)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -87,3 +89,51 @@ def test_skipping_rows_that_keep_their_maximum_changes_no_bit_of_a_gradient(monk
     monkeypatch.setattr(fused, "_rescale", slabs.rescale)
     multiplied = run("fused", (29, 24, 300), "hidden")
     assert all(torch.equal(*both) for both in zip(skipped, multiplied, strict=True))
+
+
+def two_heads(tokens, vocabulary, form, sharpness=1.0):
+    """Heads of widths 8 and 16, as the kernels need; see ``test_token_stats.problem`` for the targets."""
+    policy, reference, target_T = test_token_stats.problem(tokens, vocabulary, sharpness=sharpness, **form)
+    pad = torch.nn.functional.pad
+    return (
+        policy._replace(hidden_TD=pad(policy.hidden_TD, (0, 1)), weight_VD=pad(policy.weight_VD, (0, 1))),
+        reference,
+        target_T,
+    )
+
+
+@pytest.mark.parametrize("sharpness", [0.05, 1.0, 20.0])
+@pytest.mark.parametrize("form", test_token_stats.FORMS)
+def test_statistics_of_the_kernel_are_those_of_torch_s_blocks_and_of_float64(form, sharpness, monkeypatch):
+    """Two blocks of rows, three slabs, several reads of a row; both have the form, then only the reference.
+
+    All four numbers are differences of numbers of the size of a log-prob.
+    """
+    monkeypatch.setitem(slabs.BLOCK_BYTES, "cpu", 4 * 128 * 6)
+    for case in (
+        two_heads(9, 300, test_token_stats.FORMS[form], sharpness),
+        (two_heads(9, 300, {}, sharpness)[0], *two_heads(9, 300, test_token_stats.FORMS[form], sharpness)[1:]),
+    ):
+        got, blocks = (token_stats(*case, backend=backend) for backend in ("fused", "chunked"))
+        exact = test_token_stats.exactly(*case)
+        size = max(exact_T.abs().max().item() for exact_T in exact)
+        for value_T, block_T, exact_T in zip(got, blocks, exact, strict=True):
+            torch.testing.assert_close(value_T, block_T, rtol=2e-6, atol=1e-6 * size)
+            torch.testing.assert_close(value_T.double(), exact_T, rtol=2e-6, atol=1e-6 * size)
+        assert (got.policy_logp_T <= 0).all()
+        assert (got.kl_T >= 0).all()
+
+
+def test_the_kernel_computes_them_and_a_model_has_no_divergence_from_itself(monkeypatch):
+    policy, _, target_T = two_heads(9, 300, {"softcap": 4.0})
+    assert (token_stats(policy, policy, target_T, backend="fused").kl_T == 0).all()
+    monkeypatch.setattr(merge_kernels, "stats_kernel", None)
+    token_stats(policy, policy, target_T, backend="chunked")
+    with pytest.raises(TypeError):
+        token_stats(policy, policy, target_T, backend="fused")
+
+
+def test_one_token_and_no_positions_have_statistics_too():
+    got = token_stats(*two_heads(3, 1, {}), backend="fused")
+    assert all((value_T == 0).all() for value_T in got)
+    assert [len(value_T) for value_T in token_stats(*two_heads(0, 5, {}), backend="fused")] == [0] * 4

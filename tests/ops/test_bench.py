@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ops.sequence_logratio import peak_memory
+from ops.sequence_logratio import bench_cases, peak_memory
 from ops.sequence_logratio.bench import peak_mib, take_turns
 from ops.sequence_logratio.bench_cases import FLOOR, make_case
 
@@ -56,6 +56,28 @@ def test_one_call_measures_every_mode_names_what_is_not_installed_and_writes(tmp
     assert all(row["over_prompted"] == "nan" for row in rows)  # plain torch over prompts too took no part
     assert "torch" in json.loads((tmp_path / "tiny.json").read_text(encoding="utf-8"))["versions"]
     assert (tmp_path / "tiny.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("mode", ["full", "frozen"])
+def test_a_step_of_ours_takes_both_models_in_the_call_that_training_makes_and_computes_what_plain_torch_does(
+    mode, monkeypatch
+):
+    case = make_case("tiny", "cpu")
+    hidden_TD, reference_TD = (x[:32].double().requires_grad_() for x in (case.hidden_TD, case.reference_TD))
+    case = case._replace(
+        hidden_TD=hidden_TD, reference_TD=reference_TD, weight_VD=case.weight_VD[:500].double(), sequences=2,
+        target_T=case.target_T[:32] % 500,
+    )  # fmt: skip
+    losses, calls = [], []
+    of_pairs, both = bench_cases._pair_loss, bench_cases.both_sequence_logp
+    monkeypatch.setattr(bench_cases, "_pair_loss", lambda x: losses.append(of_pairs(x)) or losses[-1])
+    monkeypatch.setattr(bench_cases, "both_sequence_logp", lambda *a, **k: calls.append(a) or both(*a, **k))
+    named = bench_cases.providers(["chunked", "plain torch"])
+    for provider in named.values():
+        bench_cases.step(case, provider, mode)()
+    assert len(calls) == 1
+    assert (calls[0][0].weight_VD is calls[0][1].weight_VD) == (mode == "frozen")
+    torch.testing.assert_close(losses[0].double(), losses[1].double(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_cpu_without_a_readable_peak_has_no_number_for_it(monkeypatch):

@@ -103,8 +103,8 @@ def test_auto_takes_the_fused_kernels_only_where_they_compile_without_spills(cap
     monkeypatch.setattr(api, "_say_once", lambda name, reasons: said.append(reasons))
     with FakeTensorMode():
         head = [torch.empty(rows, 64, dtype=torch.bfloat16, device="cuda") for rows in (5, 70)]
-        assert api._backend("auto", *head) is expected
-        assert api._backend("fused", *head) is fused  # named, it runs where it can
+        assert api.choose("auto", *head) is expected
+        assert api.choose("fused", *head) is fused  # named, it runs where it can
     assert said[0].startswith(why)
     assert bool(said[0]) == bool(why)
 
@@ -116,7 +116,7 @@ def test_auto_leaves_the_fused_kernels_alone_on_an_amd_gpu_whose_number_is_that_
     monkeypatch.setattr(torch.version, "hip", "7.0")
     with FakeTensorMode():
         head = [torch.empty(rows, 64, dtype=torch.bfloat16, device="cuda") for rows in (5, 70)]
-        assert api._backend("auto", *head) is chunked
+        assert api.choose("auto", *head) is chunked
 
 
 @needs_triton
@@ -134,9 +134,9 @@ def test_auto_leaves_the_fused_kernels_alone_where_triton_finds_no_compiler(monk
     fused.launch_fault.cache_clear()
     with FakeTensorMode():
         head = [torch.empty(rows, 64, dtype=torch.bfloat16, device="cuda") for rows in (5, 70)]
-        assert api._backend("auto", *head) is chunked
+        assert api.choose("auto", *head) is chunked
         with pytest.raises(ValueError, match=r"'fused' cannot run here: .*gcc or clang.*: Failed to find C compiler"):
-            api._backend("fused", *head)
+            api.choose("fused", *head)
     fused.launch_fault.cache_clear()
     assert said[0].startswith("not fused: Triton cannot build its launcher")
     assert "\n" not in said[0]
