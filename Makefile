@@ -9,6 +9,7 @@ OBJECTIVE ?= c_dpo
 # How many responses before and after training the quickstart's report shows. They may be offensive
 SHOW ?= 0
 QUICK := runs/quickstart
+STUDY := runs/study
 SEEDS ?= 0 1
 ANCHORS ?= reference_support
 # Empty: as chosen before, or requirements/torch.txt. TORCH=keep uses the torch of the environment of PYTHON
@@ -18,12 +19,25 @@ PYTHON_CHOSEN := $(if $(filter file,$(origin PYTHON)),,--python-chosen)
 # C-DPO moves its multiplier by its configuration's dual.lr; the other objectives do not read it
 RECIPE := -c configs/base.yaml -c configs/experiment/quickstart.yaml $(if $(filter c_dpo,$(OBJECTIVE)),,\
   --model.objective configs/objective/$(OBJECTIVE).yaml --dual.lr 0)
+# What each run of the study changes of the quickstart's recipe
+UNSTEERED := --dual.estimator null --dual.lr 0 --dual.margin 0
+SETTINGS_dpo := --model.objective configs/objective/dpo.yaml $(UNSTEERED)
+SETTINGS_safe_dpo := --model.objective configs/objective/safe_dpo.yaml $(UNSTEERED)
+SETTINGS_safe_dpo_anchored := $(SETTINGS_safe_dpo) --model.anchor configs/anchor/reference_support.yaml
+SETTINGS_c_dpo_2 := --model.multiplier 2 $(UNSTEERED)
+SETTINGS_c_dpo :=
+METHODS ?= dpo safe_dpo safe_dpo_anchored c_dpo_2 c_dpo
+RUNS_OF_STUDY = $(foreach seed,$(SEEDS),$(foreach name,$(METHODS),$(STUDY)/$(name)/seed_$(seed)))
+# Of a target runs/study/NAME/seed_N/…: the recipe of NAME with seed N
+OF_STUDY = -c configs/base.yaml -c configs/experiment/quickstart.yaml --data.seed $(lastword $(subst _, ,$*)) \
+  $(SETTINGS_$(firstword $(subst /, ,$*)))
 # Test files are shared between so many processes of one thread each; WORKERS=0 runs them in one
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup embedded quickstart oracle lint types test test-all test-lowest test-newest gpu test-peers lock wheel release-check clean
+.SECONDARY:
+.PHONY: help setup embedded quickstart study oracle lint types test test-all test-lowest test-newest gpu test-peers lock wheel release-check clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +71,21 @@ quickstart: $(QUICK)/sft_model/config.json ## SmolLM2-135M learns to keep a limi
 	$(RUN) refusals $(RECIPE) --ckpt_path $(QUICK)/$(OBJECTIVE)/checkpoints/last.ckpt \
 	  --judge configs/scorer/refusal.yaml --prompts data/prompts/everyday.csv --keep '{use: held_out}' \
 	  --max_new_tokens 24 --batch_size 60 --out $(QUICK)/$(OBJECTIVE)/refusals.json
+
+$(STUDY)/%/report.json: $(QUICK)/sft_model/config.json
+	$(RUN) fit $(OF_STUDY) --trainer.default_root_dir $(@D)
+
+$(STUDY)/%/certificate.json: $(STUDY)/%/report.json
+	$(RUN) certify $(OF_STUDY) --ckpt_path $(@D)/checkpoints/last.ckpt --scorer configs/scorer/compliance.yaml \
+	  --limit 0.3 --cost_range '[0, 1]' --unsafe_limit 0.3 --max_new_tokens 24 --batch_size 64
+
+$(STUDY)/%/refusals.json: $(STUDY)/%/certificate.json
+	$(RUN) refusals $(OF_STUDY) --ckpt_path $(@D)/checkpoints/last.ckpt \
+	  --judge configs/scorer/refusal.yaml --prompts data/prompts/everyday.csv --keep '{use: held_out}' \
+	  --max_new_tokens 24 --batch_size 60 --out $@
+
+study: $(addsuffix /refusals.json,$(RUNS_OF_STUDY)) ## Every objective from the quickstart's start, on two axes (METHODS=, SEEDS=; keeps what is done)
+	$(RUN) compare $(RUNS_OF_STUDY) --out $(STUDY)/compared
 
 oracle: setup ## Train every objective in a world whose optimum is known, and report (OBJECTIVES=, ANCHORS=, SEEDS= add to it)
 	$(BIN)/python -m data.oracle.run --seeds $(SEEDS) --anchors $(ANCHORS) $(if $(OBJECTIVES),--objectives $(OBJECTIVES))
