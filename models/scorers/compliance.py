@@ -18,6 +18,8 @@ class ComplianceJudge:
         opening: Number of characters that are read.
     """
 
+    range = (0.0, 1.0)
+
     def __init__(self, opening: int = 200) -> None:
         self.refusals = RefusalJudge(opening)
 
