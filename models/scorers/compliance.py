@@ -18,6 +18,7 @@ class ComplianceJudge:
         opening: Number of characters that are read.
     """
 
+    units = "answers (1 or 0)"
     range = (0.0, 1.0)
 
     def __init__(self, opening: int = 200) -> None:
