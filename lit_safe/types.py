@@ -71,12 +71,32 @@ NO_EXTRA = Extra()
 """Default of an objective's fourth argument."""
 
 
+class LaidOut(NamedTuple):
+    """N sequences as the K rows of S tokens that a model reads. The host computes it, where sizes are known.
+
+    A model that finds it in its input reads no value of a tensor back from its device. R tokens are scored.
+    """
+
+    layout: str
+    ids_KS: Tensor
+    position_KS: Tensor
+    branch_KS: Tensor | None  # 0 at prompts, n at the n-th response after it, -1 at padding; None: no branches
+    row_T: Tensor  # the place in the rows of every packed token
+    column_T: Tensor
+    row_R: Tensor  # the place of every token that predicts a scored one
+    column_R: Tensor
+    target_R: Tensor  # [R] int64, the scored tokens
+    cu_responses_N1: Tensor  # [N+1] int32, bounds of each sequence's scored tokens
+    longest: int  # tokens of the longest sequence
+
+
 class PackedSequences(NamedTuple):
     """N concatenated token sequences, without padding.
 
     ``target`` is already shifted: ``target[t]`` is the token that position t predicts, or IGNORE if the next token is
     not part of a response. ``cu_seqlens`` [N+1] int32 holds the sequence boundaries, 0 first and T last. ``trunk``, if
-    known, holds the hidden states of every token after the model's frozen layers; D is the model's width.
+    known, holds the hidden states of every token after the model's frozen layers; D is the model's width. ``laid_out``
+    holds the same sequences as a model's rows, if the host has made them.
     """
 
     input_ids: Tensor  # [T] int64
@@ -84,6 +104,7 @@ class PackedSequences(NamedTuple):
     position: Tensor  # [T] int64, from 0 in each sequence
     cu_seqlens: Tensor  # [N+1] int32
     trunk: Tensor | None = None  # [T, D]
+    laid_out: Any = None  # LaidOut
 
 
 class PackedBatch(NamedTuple):

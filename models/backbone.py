@@ -15,15 +15,14 @@ import transformers
 from torch import Tensor, nn
 
 from lit_safe.sequences import select_sequences
-from lit_safe.types import IGNORE, PackedSequences, SequenceLogp
+from lit_safe.types import LaidOut, ModelLimits, PackedSequences, SequenceLogp
 from models.adapter import whole_copies
 from models.layers import decoder_of
-from models.layouts import Layout, Rows, packed, padded, shared
+from models.layouts import Layout, lay_out, spread
+from models.library_masks import packing
 from models.shared_rows import PlainMasks, separated
 from models.trunk import Trunk
 from ops.sequence_logratio import Head, both_sequence_logp, sequence_logp, token_logp
-
-LAYOUTS = {"padded": padded, "packed": packed, "shared": shared}
 
 
 class ResponseHidden(NamedTuple):
@@ -32,6 +31,13 @@ class ResponseHidden(NamedTuple):
     hidden_RD: Tensor
     target_R: Tensor  # int64, the predicted token
     cu_responses_N1: Tensor  # [N+1] int32, bounds of each sequence's rows
+
+    def sums(self, value_R: Tensor) -> Tensor:
+        """[N] sums of the values of each sequence's rows."""
+        length_N = self.cu_responses_N1.diff().long()
+        number_N = torch.arange(len(length_N), device=value_R.device)
+        sequence_R = torch.repeat_interleave(number_N, length_N, output_size=len(value_R))
+        return value_R.new_zeros(len(length_N)).index_add(0, sequence_R, value_R)
 
 
 class Unembedding(NamedTuple):
@@ -89,6 +95,11 @@ class Backbone(nn.Module):
         scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
         return Unembedding(linear.weight, linear.bias, float(scale), getattr(config, "final_logit_softcapping", None))
 
+    def limits(self) -> ModelLimits:
+        """Longest sequence and vocabulary."""
+        positions = getattr(self.causal_lm.config.get_text_config(), "max_position_embeddings", None)
+        return ModelLimits(self.causal_lm.get_input_embeddings().weight.shape[0], positions)
+
     def forward(self, sequences: PackedSequences) -> Tensor:
         """[N] summed log-probs of the scored tokens, fp32 nats.
 
@@ -128,15 +139,21 @@ class Backbone(nn.Module):
 
         If the sequences have trunk states and this model has that trunk, only the layers above it run.
         """
-        self._check(sequences)
-        scored_T = sequences.target != IGNORE
-        rows = LAYOUTS[self.layout](sequences)
-        hidden_KSD = self._decode(rows, sequences.trunk)
-        hidden_RD = hidden_KSD[rows.row_T[scored_T], rows.column_T[scored_T]]
-        before_T1 = nn.functional.pad(scored_T.cumsum(0), (1, 0))
-        return ResponseHidden(
-            hidden_RD, sequences.target[scored_T], before_T1[sequences.cu_seqlens.long()].to(torch.int32)
-        )
+        laid = self.laid_out(sequences)
+        hidden_KSD = self._decode(laid, sequences.trunk)
+        return ResponseHidden(hidden_KSD[laid.row_R, laid.column_R], laid.target_R, laid.cu_responses_N1)
+
+    def laid_out(self, sequences: PackedSequences) -> LaidOut:
+        """The rows of this model's input. Those that the sequences hold are taken, if they are in its layout.
+
+        Raises:
+            ValueError: If a sequence is longer than the model has positions, or the weights are fp16 on a CPU.
+        """
+        laid: LaidOut | None = sequences.laid_out
+        if laid is None or laid.layout != self.layout:
+            laid = lay_out(sequences, self.layout)
+        self._check(laid)
+        return laid
 
     def shares_head(self, other: Backbone) -> bool:
         """Whether both models use the same head weights in memory; they then differ only before the head."""
@@ -173,11 +190,10 @@ class Backbone(nn.Module):
         """
         if self.trunk is None:
             raise ValueError(f"{self._name} has no frozen layers whose states can be kept")
-        self._check(sequences)
-        rows = LAYOUTS[self.layout](sequences)
+        laid = self.laid_out(sequences)
         with self.trunk.alone(self.causal_lm) as states:
-            self._decode(rows)
-        return states[-1][rows.row_T, rows.column_T]  # the last pass: the first one of a length also asks for masks
+            self._decode(laid)
+        return states[-1][laid.row_T, laid.column_T]  # the last pass: the first one of a length also asks for masks
 
     @torch.no_grad()
     def verify(self, training: bool = False) -> None:
@@ -210,7 +226,7 @@ class Backbone(nn.Module):
                 f"{self._name} does not compute with weights in {', '.join(kinds)} on this device "
                 f"({str(fault).splitlines()[0]}): read it with dtype: float32"
             ) from fault
-        found = {"alone": torch.cat([self._decode(packed(one))[0] for one in alone])}
+        found = {"alone": torch.cat([self._decode(lay_out(one, "packed"))[0] for one in alone])}
         found["laid out"] = self.response_hidden(sequences).hidden_RD
         if training:
             self.train()
@@ -273,29 +289,28 @@ class Backbone(nn.Module):
     def _name(self) -> str:
         return type(self.causal_lm).__name__
 
-    def _decode(self, rows: Rows, trunk_TD: Tensor | None = None) -> Tensor:
+    def _decode(self, laid: LaidOut, trunk_TD: Tensor | None = None) -> Tensor:
         """[K, S, D] the decoder's last hidden states."""
         decoder = decoder_of(self.causal_lm)
-        given = {"input_ids": rows.ids_KS, "use_cache": False}
+        given = {"input_ids": laid.ids_KS, "use_cache": False}
         if "position_ids" in inspect.signature(decoder.forward).parameters:
-            given["position_ids"] = rows.position_KS
+            given["position_ids"] = laid.position_KS
         known: AbstractContextManager[None] = nullcontext()
         if trunk_TD is not None and self.trunk is not None:
-            known = self.trunk.given(self.causal_lm, rows.spread(trunk_TD))
-        apart: AbstractContextManager[Any] = nullcontext(rows.mask_KS)
-        if rows.branch_KS is not None:
-            apart = separated(self.causal_lm, self._plain_masks, rows.branch_KS, rows.position_KS)
+            known = self.trunk.given(self.causal_lm, spread(trunk_TD, laid))
+        apart: AbstractContextManager[Any] = packing(laid.layout == "packed")
+        if laid.branch_KS is not None:
+            apart = separated(self.causal_lm, self._plain_masks, laid.branch_KS, laid.position_KS, laid.longest)
         with self.computing(), apart as mask, known:
             return decoder(**given, attention_mask=mask).last_hidden_state
 
-    def _check(self, sequences: PackedSequences) -> None:
+    def _check(self, laid: LaidOut) -> None:
         parameter = next(self.parameters())
         if parameter.dtype == torch.float16 and parameter.device.type == "cpu":
             raise ValueError("float16 weights on a CPU lose log-probs to rounding: set dtype: float32 or bfloat16")
-        longest = int(sequences.cu_seqlens.diff().max())
-        limit = getattr(self.causal_lm.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and longest > limit:
-            raise ValueError(f"a sequence of {longest} tokens exceeds the {limit} positions of {self._name}")
+        limit = self.limits().positions
+        if limit is not None and laid.longest > limit:
+            raise ValueError(f"a sequence of {laid.longest} tokens exceeds the {limit} positions of {self._name}")
 
 
 def no_dropout(model: nn.Module) -> None:

@@ -10,6 +10,8 @@ import torch
 import transformers
 from torch import nn
 
+from models.library_masks import packing
+
 FAULTS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 """What layers raise if they miss something that other layers would have left for them, or cannot read a mask."""
 
@@ -70,7 +72,8 @@ def run_token(model: transformers.PreTrainedModel) -> None:
     training = [module for module in model.modules() if module.training]
     try:
         ids = torch.ones(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
-        decoder_of(model).eval()(input_ids=ids, use_cache=False)
+        with packing(False):
+            decoder_of(model).eval()(input_ids=ids, use_cache=False)
     finally:
         for module in training:
             module.training = True

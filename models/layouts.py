@@ -9,9 +9,9 @@ import itertools
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_safe.types import IGNORE, PackedSequences
+from lit_safe.types import IGNORE, LaidOut, PackedSequences
 
 Layout = Literal["padded", "packed", "shared"]
 
@@ -19,39 +19,69 @@ MOST = 4  # responses in a row of the layout `shared`; attention takes time with
 
 
 class Rows(NamedTuple):
-    """The decoder's input, and the place in it of every packed token."""
+    """The decoder's input on the CPU, and the place in it of every packed token."""
 
     ids_KS: Tensor
     position_KS: Tensor
-    mask_KS: Tensor | None  # 1 at tokens, 0 at padding; None if a mask is not needed
     row_T: Tensor
     column_T: Tensor
     branch_KS: Tensor | None = None  # 0 at prompts, n at the n-th response after it, -1 at padding; None: no branches
 
-    def spread(self, value_TD: Tensor) -> Tensor:
-        """[K, S, D] values at the places of their tokens, zeros elsewhere."""
-        value_KSD = value_TD.new_zeros(*self.ids_KS.shape, value_TD.shape[-1])
-        value_KSD[self.row_T, self.column_T] = value_TD
-        return value_KSD
+
+def lay_out(sequences: PackedSequences, layout: Layout) -> LaidOut:
+    """The rows that a model reads, on the device of ``sequences``. Sequences elsewhere than on the CPU are read back.
+
+    Args:
+        sequences: N sequences, at least one.
+        layout: Name of the layout.
+    """
+    host = PackedSequences(*(part.cpu() for part in sequences[:4]))
+    rows = LAYOUTS[layout](host)
+    scored_T = host.target != IGNORE
+    before_T1 = nn.functional.pad(scored_T.cumsum(0), (1, 0))
+    laid = LaidOut(
+        layout,
+        rows.ids_KS,
+        rows.position_KS,
+        rows.branch_KS,
+        rows.row_T,
+        rows.column_T,
+        rows.row_T[scored_T],
+        rows.column_T[scored_T],
+        host.target[scored_T],
+        before_T1[host.cu_seqlens.long()].to(torch.int32),
+        int(host.cu_seqlens.diff().max()),
+    )
+    device = sequences.input_ids.device
+    if device.type == "cpu":
+        return laid
+    return LaidOut._make(part.to(device) if isinstance(part, Tensor) else part for part in laid)
+
+
+def spread(value_TD: Tensor, laid: LaidOut) -> Tensor:
+    """[K, S, D] values at the places of their tokens, zeros elsewhere."""
+    value_KSD = value_TD.new_zeros(*laid.ids_KS.shape, value_TD.shape[-1])
+    value_KSD[laid.row_T, laid.column_T] = value_TD
+    return value_KSD
 
 
 def padded(sequences: PackedSequences) -> Rows:
-    """Each sequence as a row, padded on the right. The mask is computed from lengths, never from a pad id."""
+    """Each sequence as a row, padded on the right. Positions continue, so that no library takes a row for several.
+
+    A token of a causal model sees no token after its own, so the padding needs no mask.
+    """
     length_N = sequences.cu_seqlens.diff().long()
-    row_T = torch.repeat_interleave(torch.arange(len(length_N), device=length_N.device), length_N)
-    column_T = torch.arange(len(row_T), device=length_N.device) - sequences.cu_seqlens[:-1].long()[row_T]
+    row_T = torch.repeat_interleave(torch.arange(len(length_N)), length_N)
+    column_T = torch.arange(len(row_T)) - sequences.cu_seqlens[:-1].long()[row_T]
     ids_KS = length_N.new_zeros(len(length_N), int(length_N.max()))
-    position_KS, mask_KS = ids_KS.clone(), ids_KS.clone()
     ids_KS[row_T, column_T] = sequences.input_ids
-    position_KS[row_T, column_T] = sequences.position
-    mask_KS[row_T, column_T] = 1
-    return Rows(ids_KS, position_KS, mask_KS, row_T, column_T)
+    return Rows(ids_KS, torch.arange(ids_KS.shape[1]).repeat(len(ids_KS), 1), row_T, column_T)
 
 
 def packed(sequences: PackedSequences) -> Rows:
     """All sequences as one row. The library separates them if positions restart and no mask is given."""
-    column_T = torch.arange(len(sequences.input_ids), device=sequences.input_ids.device)
-    return Rows(sequences.input_ids[None], sequences.position[None], None, torch.zeros_like(column_T), column_T)
+    column_T = torch.arange(len(sequences.input_ids))
+    return Rows(sequences.input_ids[None], sequences.position[None], torch.zeros_like(column_T), column_T)
 
 
 def shared(sequences: PackedSequences) -> Rows:
@@ -59,7 +89,6 @@ def shared(sequences: PackedSequences) -> Rows:
 
     A prompt ends where the first token is scored. No content of a response decides where anything stands.
     """
-    device = sequences.input_ids.device
     ids, scored = sequences.input_ids.tolist(), (sequences.target != IGNORE).tolist()
     spans = []
     for start, end in itertools.pairwise(sequences.cu_seqlens.tolist()):
@@ -76,10 +105,13 @@ def shared(sequences: PackedSequences) -> Rows:
         column_T += [*range(size), *range(width, width + rest)]
         branch_T += [0] * size + [branch] * rest
         width += rest
-    places = torch.tensor(row_T, device=device), torch.tensor(column_T, device=device)
-    ids_KS = torch.zeros(row + 1, max(column_T) + 1, dtype=torch.int64, device=device)
+    places = torch.tensor(row_T), torch.tensor(column_T)
+    ids_KS = torch.zeros(row + 1, max(column_T) + 1, dtype=torch.int64)
     position_KS, branch_KS = ids_KS.clone(), ids_KS - 1
     ids_KS[places] = sequences.input_ids
     position_KS[places] = sequences.position
-    branch_KS[places] = torch.tensor(branch_T, device=device)
-    return Rows(ids_KS, position_KS, None, *places, branch_KS)
+    branch_KS[places] = torch.tensor(branch_T)
+    return Rows(ids_KS, position_KS, *places, branch_KS)
+
+
+LAYOUTS = {"padded": padded, "packed": packed, "shared": shared}

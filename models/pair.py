@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from lit_safe.precision import TrainableDtype, hold
+from lit_safe.precision import TrainableDtype
 from lit_safe.types import (
     MemoryEstimate,
     ModelFacts,
@@ -26,12 +26,14 @@ from lit_safe.types import (
 )
 from models.adaptation import Adaptation, Full
 from models.adapter import check_adapter
-from models.backbone import Backbone, Layout, no_dropout
-from models.digest import digest, fingerprint, trunk_digest
+from models.backbone import Backbone, Layout
+from models.digest import digest, trunk_digest
 from models.export import eos_ids, save_pretrained
+from models.layouts import lay_out
 from models.load_checks import check_tokens, say_router_loss, verify_layout
 from models.memory import memory_estimate
-from models.reference import FrozenCopy, NoReference, OpenReference, Reference
+from models.policy_reader import PolicyReader
+from models.reference import FrozenCopy, MadeAgain, NoReference, OpenReference, Reference
 from models.response_tree import tree_logp
 from models.sampling import generate
 from models.sources import ModelSource
@@ -91,7 +93,7 @@ class PolicyReference(nn.Module):
         self._verified: set[Layout] = set()
         self._open_reference: OpenReference | None = None
         self._tokenizer: transformers.PreTrainedTokenizerBase | None = None
-        self._fingerprint = ""
+        self._reader = PolicyReader(source, self.adaptation, backend, disable_dropout, trainable_dtype)
         self._data_stops: frozenset[int] = frozenset()
 
     @property
@@ -131,14 +133,9 @@ class PolicyReference(nn.Module):
         """Read the policy, mark the parameters that train, and make the reference. Idempotent."""
         if self.policy is not None:
             return
-        model = self.source.load_model()
-        if self.disable_dropout:
-            no_dropout(model)
-        self._fingerprint = fingerprint(model)
-        policy = Backbone(self.adaptation.apply(model), backend=self.backend, layout=self._layout)
+        policy = self._reader.read(self._layout)
         if policy.model is not policy.causal_lm:
             check_adapter(policy.model)
-        hold(policy.parameters(), self.trainable_dtype)
         verify_layout(policy, training=self.disable_dropout)
         self._layout = policy.layout
         self._verified = {self._layout}
@@ -153,15 +150,24 @@ class PolicyReference(nn.Module):
         self.policy = policy
         keep_trainable(self)
 
+    def free_reference(self) -> None:
+        """Give back the memory of a reference with a model of its own. It is read again when something asks for it."""
+        if isinstance(self.reference, MadeAgain) and self._open_reference is not None:
+            self._open_reference = None
+
     def load_tokenizer(self) -> transformers.PreTrainedTokenizerBase:
         """The policy's tokenizer, read once."""
         if self._tokenizer is None:
             self._tokenizer = self.source.load_tokenizer()
         return self._tokenizer
 
+    def laid_out(self, sequences: PackedSequences) -> PackedSequences:
+        """The sequences with the rows of the models' input. For sequences on the CPU, nothing is read from a device."""
+        return sequences._replace(laid_out=lay_out(sequences, self._layout))
+
     def policy_logp(self, sequences: PackedSequences) -> Tensor:
         """[N] summed response log-probs of the policy, fp32 nats, with gradient if enabled."""
-        return self._both()[0](sequences)
+        return self._loaded()(sequences)
 
     @torch.no_grad()
     def reference_logp(self, sequences: PackedSequences) -> Tensor:
@@ -189,8 +195,8 @@ class PolicyReference(nn.Module):
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], which: str, rows: int = 512
     ) -> Tensor:
         """[P, R] float64: the result of ``<which>_logp`` for every response to every prompt (``tree_logp``)."""
-        policy, open_reference = self._both()
-        with open_reference() if which == "reference" else nullcontext(policy) as backbone, backbone.computing():
+        opened = self._both()[1]() if which == "reference" else nullcontext(self._loaded())
+        with opened as backbone, backbone.computing():
             return tree_logp(backbone, prompts, responses, rows)
 
     @torch.no_grad()
@@ -201,17 +207,17 @@ class PolicyReference(nn.Module):
         """
         policy, open_reference = self._both()
         sequences = self._with_trunk(sequences)
-        mine_RD, target_R, bounds_N1 = policy.response_hidden(sequences)
+        mine = policy.response_hidden(sequences)
+        head = policy.at_head(mine.hidden_RD)
         if not self.has_reference:
-            head = policy.at_head(mine_RD)
-            stats = token_stats(head, head, target_R, backend=self.backend)
-            logp_N, _, _, entropy_N = (_sums(value_R, bounds_N1) for value_R in stats)
+            stats = token_stats(head, head, mine.target_R, backend=self.backend)
+            logp_N, _, _, entropy_N = map(mine.sums, stats)
             unknown_N = torch.full_like(logp_N, torch.nan)
             return SequenceStats(logp_N, unknown_N, unknown_N, entropy_N)
         with open_reference() as reference:
-            theirs_RD, _, _ = reference.response_hidden(sequences)
-            stats = token_stats(policy.at_head(mine_RD), reference.at_head(theirs_RD), target_R, backend=self.backend)
-        return SequenceStats(*(_sums(value_R, bounds_N1) for value_R in stats))
+            theirs_RD = reference.response_hidden(sequences).hidden_RD
+            stats = token_stats(head, reference.at_head(theirs_RD), mine.target_R, backend=self.backend)
+        return SequenceStats(*map(mine.sums, stats))
 
     def token_scores(self, sequences: PackedSequences, kl_at: Tensor | None) -> TokenScores:
         """Log-probs of the targets and KL where ``kl_at`` is true: see ``models.token_scores``."""
@@ -225,38 +231,35 @@ class PolicyReference(nn.Module):
         """
         policy, open_reference = self._both()
         sequences = self._with_trunk(sequences)
-        mine_RD, _, bounds_N1 = policy.response_hidden(sequences)
+        mine = policy.response_hidden(sequences)
         with open_reference() as reference:
             with torch.no_grad():
-                theirs_RD, _, _ = reference.response_hidden(sequences)
-            kept_R = support_logratio(policy.at_head(mine_RD), reference.at_head(theirs_RD), floor)
-        return _sums(kept_R, bounds_N1)
+                theirs_RD = reference.response_hidden(sequences).hidden_RD
+            kept_R = support_logratio(policy.at_head(mine.hidden_RD), reference.at_head(theirs_RD), floor)
+        return mine.sums(kept_R)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], uniforms: Tensor, temperature: float = 1.0, reference: bool = False
     ) -> list[list[int]]:
         """Sample a response to each prompt from the policy or the reference; see ``models.sampling.generate``."""
-        policy, open_reference = self._both()
-        with open_reference() if reference else nullcontext(policy) as backbone, backbone.computing():
+        opened = self._both()[1]() if reference else nullcontext(self._loaded())
+        with opened as backbone, backbone.computing():
             stop_ids = sorted(self.stop_tokens())
             return generate(backbone.causal_lm, prompts, uniforms, temperature=temperature, stop_ids=stop_ids)
 
     def stop_at(self, ids: Iterable[int]) -> None:
-        """Also end responses at these tokens, which the data's chat template puts after an answer.
-
-        The state holds them, so that a checkpoint's policy stops there without its data.
-        """
+        """Also end responses at these tokens, which the data's template puts after an answer. The state holds them."""
         self._data_stops |= frozenset(ids)
 
     def stop_tokens(self) -> frozenset[int]:
         """Every token that ends a response: those of ``stop_at``, of the generation config, and the tokenizer's eos."""
         end = self.load_tokenizer().eos_token_id
-        own = eos_ids(self._both()[0].causal_lm.generation_config)
+        own = eos_ids(self._loaded().causal_lm.generation_config)
         return self._data_stops | own | ({end} if end is not None else set())
 
     def facts(self) -> ModelFacts:
         """The description of this pair in reports."""
-        policy, _ = self._both()
+        policy = self._loaded()
         description = self.source.describe()
         parameters = list(policy.parameters())
         return ModelFacts(
@@ -274,28 +277,27 @@ class PolicyReference(nn.Module):
     def save_pretrained(self, folder: str, *, adapter_only: bool = False) -> None:
         """Write the policy as a Hugging Face folder (safetensors): merged, or only its adapter."""
         stop_ids = self.stop_tokens()
-        save_pretrained(self._both()[0], self.load_tokenizer(), folder, adapter_only=adapter_only, stop_ids=stop_ids)
+        save_pretrained(self._loaded(), self.load_tokenizer(), folder, adapter_only=adapter_only, stop_ids=stop_ids)
 
     def memory_estimate(self, tokens: int, scored: int) -> MemoryEstimate:
         """Bytes of a training step with ``tokens`` in a micro-batch, of which ``scored`` are response tokens."""
-        policy, open_reference = self._both()
-        held: list[nn.Parameter] = []
-        if self.has_reference:
-            with open_reference() as reference:
+        policy, held = self._loaded(), list[nn.Parameter]()
+        if self._open_reference is not None and self.has_reference:
+            with self._open_reference() as reference:
                 held = list(reference.parameters())
         return memory_estimate(policy, held, tokens=tokens, scored=scored, checkpointed=self.gradient_checkpointing)
 
     def base_fingerprint(self) -> str:
         """A hash of the weights as read from ``source``, from at most 1024 numbers of each tensor."""
-        self._both()
-        return self._fingerprint
+        self._loaded()
+        return self._reader.base
 
     def reference_digest(self) -> str:
         """A hash of everything that the reference's log-probs depend on, including every bit of its weights."""
         policy, open_reference = self._both()
-        trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        trained = [p for p in policy.parameters() if p.requires_grad]  # none does while an adapter is off
         with open_reference() as reference:
-            return digest(reference, trainable)
+            return digest(reference, trained)
 
     def trunk_storage(self) -> TrunkStorage | None:
         """Where training stores the hidden states below the layers that train; None if it stores none."""
@@ -304,11 +306,11 @@ class PolicyReference(nn.Module):
 
     def trunk_digest(self) -> str:
         """A hash of everything that the results of ``trunk_states`` depend on besides their sequences."""
-        return trunk_digest(self._both()[0])
+        return trunk_digest(self._loaded())
 
     def trunk_states(self, sequences: PackedSequences) -> Tensor:
         """[T, D] hidden states of every token below the layers that train, without gradient."""
-        return self._both()[0].trunk_states(sequences)
+        return self._loaded().trunk_states(sequences)
 
     def _with_trunk(self, sequences: PackedSequences) -> PackedSequences:
         """The sequences with the states of the frozen layers, if policy and reference both run on them."""
@@ -321,31 +323,27 @@ class PolicyReference(nn.Module):
 
     def limits(self) -> ModelLimits | None:
         """Longest sequence and vocabulary of the policy; None before it is loaded."""
-        if self.policy is None:
-            return None
-        lm = self.policy.causal_lm
-        positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
-        return ModelLimits(lm.get_input_embeddings().weight.shape[0], positions)
+        return None if self.policy is None else self.policy.limits()
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {"base_fingerprint": self._fingerprint, "stop_ids": sorted(self._data_stops)}
+        return {"base_fingerprint": self._reader.base, "stop_ids": sorted(self._data_stops)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         if state["base_fingerprint"] != self.base_fingerprint():
             raise ValueError(
                 f"this checkpoint was trained from other weights than {self.source.describe()} holds now: "
-                f"fingerprint {state['base_fingerprint']}, here {self._fingerprint}"
+                f"fingerprint {state['base_fingerprint']}, here {self._reader.base}"
             )
         self.stop_at(state.get("stop_ids", ()))  # checkpoints of an earlier version lack them
 
-    def _both(self) -> tuple[Backbone, OpenReference]:
-        if self.policy is None or self._open_reference is None:
+    def _loaded(self) -> Backbone:
+        if self.policy is None:
             raise RuntimeError("the pair is not loaded: call load() (a LightningModule's configure_model does)")
-        return self.policy, self._open_reference
+        return self.policy
 
-
-def _sums(value_R: Tensor, bounds_N1: Tensor) -> Tensor:
-    """[N] sums of the values within the bounds of each sequence."""
-    length_N = bounds_N1.diff().long()
-    sequence_R = torch.repeat_interleave(torch.arange(len(length_N), device=value_R.device), length_N)
-    return value_R.new_zeros(len(length_N)).index_add(0, sequence_R, value_R)
+    def _both(self) -> tuple[Backbone, OpenReference]:
+        policy = self._loaded()
+        if self._open_reference is None:
+            assert isinstance(self.reference, MadeAgain)
+            self._open_reference = self.reference.again(policy, lambda: self._reader.again(policy.layout))
+        return policy, self._open_reference

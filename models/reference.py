@@ -28,7 +28,7 @@ class Reference(Protocol):
     The returned backbone has a ``trunk`` only if its first layers compute exactly what the policy's frozen layers do.
 
     It may have an attribute ``own``: whether it is the untouched policy itself, so that margins at step 0 are 0. The
-    default is True.
+    default is True. One that holds a model of its own may have the method of ``MadeAgain``.
     """
 
     def attach(self, policy: Backbone) -> OpenReference:
@@ -36,6 +36,14 @@ class Reference(Protocol):
 
     def describe(self) -> str:
         """The description for reports."""
+
+
+@runtime_checkable
+class MadeAgain(Protocol):
+    """A reference whose model need not stay in memory."""
+
+    def again(self, policy: Backbone, as_loaded: Callable[[], Backbone]) -> OpenReference:
+        """The reference of a policy that may have trained. ``as_loaded`` reads the policy's first weights again."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +61,21 @@ class FrozenCopy:
     dtype: Literal["policy", "float32", "bfloat16"] = "policy"
 
     def attach(self, policy: Backbone) -> OpenReference:
-        same = self.dtype == "policy"
-        shared = [p for p in policy.parameters() if not p.requires_grad] if same else []
-        frozen = _freeze(copy.deepcopy(policy, {id(p): p for p in shared}))
+        return self._opens(copy.deepcopy(policy, {id(p): p for p in self._shared(policy)}), policy)
+
+    def again(self, policy: Backbone, as_loaded: Callable[[], Backbone]) -> OpenReference:
+        frozen, shared = as_loaded(), {id(p) for p in self._shared(policy)}
+        for module, theirs in zip(frozen.modules(), policy.modules(), strict=True):
+            module._parameters.update({name: p for name, p in theirs._parameters.items() if id(p) in shared})
+        frozen.trunk = policy.trunk
+        return self._opens(frozen, policy)
+
+    def _shared(self, policy: Backbone) -> list[nn.Parameter]:
+        return [p for p in policy.parameters() if not p.requires_grad] if self.dtype == "policy" else []
+
+    def _opens(self, frozen: Backbone, policy: Backbone) -> OpenReference:
+        same, shared = self.dtype == "policy", self._shared(policy)
+        _freeze(frozen)
         small = _in_bf16(frozen, shared) if same else frozenset()
         if not same:
             frozen.trunk = None  # its own layers round otherwise than the policy's
@@ -167,6 +187,9 @@ class Checkpoint:
             yield frozen
 
         return opened
+
+    def again(self, policy: Backbone, as_loaded: Callable[[], Backbone]) -> OpenReference:
+        return self.attach(policy)
 
     @property
     def own(self) -> bool:

@@ -136,7 +136,7 @@ class ScoreNetwork(nn.Module):
         target_T = torch.full_like(sequences.target, IGNORE)
         target_T[last_N] = 0  # marks the position; any token will do
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return trunk.response_hidden(sequences._replace(target=target_T)).hidden_RD.float()
+            return trunk.response_hidden(sequences._replace(target=target_T, laid_out=None)).hidden_RD.float()
 
     def score_features(self, hidden_ND: Tensor) -> Tensor:
         """[N, K] fp32 scores of ``features``."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from models.layers import decoder_of, layers_of, replaced, returned_tuples
+from models.library_masks import packing
 
 Forward = Callable[..., Any]
 
@@ -55,7 +56,8 @@ class PlainMasks:
         implementation = decoder.config._attn_implementation
         try:
             decoder.config._attn_implementation = "sdpa"  # its masks are bool tensors; no layer computes here
-            with replaced({layer: _recording(layer, tuples[n], given) for n, layer in enumerate(layers)}):
+            recording = {layer: _recording(layer, tuples[n], given) for n, layer in enumerate(layers)}
+            with replaced(recording), packing(False):
                 decoder(input_ids=ids, use_cache=False)
         finally:
             decoder.config._attn_implementation = implementation
@@ -72,7 +74,7 @@ class PlainMasks:
 
 @contextmanager
 def separated(
-    model: transformers.PreTrainedModel, plain: PlainMasks, branch_KS: Tensor, position_KS: Tensor
+    model: transformers.PreTrainedModel, plain: PlainMasks, branch_KS: Tensor, position_KS: Tensor, longest: int
 ) -> Iterator[Any]:
     """A block in which no token of a row sees a token of another branch than its own and the prompt.
 
@@ -81,6 +83,7 @@ def separated(
         plain: What its layers let a token see.
         branch_KS: 0 at prompts, n at the n-th response of a row, -1 at padding.
         position_KS: A token's position in its sequence.
+        longest: Tokens of the longest sequence.
 
     Yields:
         A mask for the decoder, so that it makes none itself. Every layer gets its own mask in any case.
@@ -91,7 +94,7 @@ def separated(
     implementation = model.config.get_text_config()._attn_implementation
     if implementation not in TAKE_A_MASK:
         raise ValueError(f"attention {implementation!r} cannot read any mask, {', '.join(TAKE_A_MASK)} can")
-    of_layer, seen_PP = plain.at(model, int(position_KS.max()) + 1, position_KS.device)
+    of_layer, seen_PP = plain.at(model, longest, position_KS.device)
     masks: list[Any]
     if implementation == "flex_attention":
         masks = [_blocks(branch_KS, position_KS, seen) for seen in seen_PP]

@@ -45,7 +45,7 @@ class Anchor:
     """Names of the quantities that ``logged`` returns."""
 
     reads_reference: ClassVar[bool] = False
-    """Whether the term needs the reference. It is then loaded even if the objective needs none."""
+    """Whether the term needs the reference. It is then loaded even if the objective needs none, and stays in memory."""
 
     def prepare(self, module: Anchored, data: Any) -> None:
         """Draw and score what the term needs. Called once before the first step of every fit, also when resumed."""

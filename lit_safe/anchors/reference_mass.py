@@ -17,6 +17,7 @@ from lit_safe.anchors import Anchor, Anchored
 from lit_safe.execution.quiet import device_of, quiet
 from lit_safe.execution.ranks import rank_and_world
 from lit_safe.hashing import hash64, uniforms
+from lit_safe.protocols.pair import LaysOut
 from lit_safe.rollouts.answers import Rows, answers
 from lit_safe.sequences import pack_sequences
 from lit_safe.types import Measured, Prompt
@@ -174,8 +175,10 @@ class ReferenceMass(Anchor):
 
     def _share(self, module: Anchored, index: int, drawn: list[int], counts: bool) -> Tensor:
         prompt, responses = self._prompts[index], [self._responses[index][k] for k in drawn]
-        packed = move_data_to_device(pack_sequences([prompt.ids] * len(responses), responses), device_of(module))
-        policy_K = module.pair.policy_logp(packed)
+        packed = pack_sequences([prompt.ids] * len(responses), responses)
+        if isinstance(module.pair, LaysOut):
+            packed = module.pair.laid_out(packed)
+        policy_K = module.pair.policy_logp(move_data_to_device(packed, device_of(module)))
         logratio_K = policy_K - self._reference_PN[index, drawn].to(policy_K)
         log_mass = logratio_K.logsumexp(0) - math.log(len(responses))
         if not counts:

@@ -61,8 +61,11 @@ class ReferenceSupport(Anchor):
             index_b = index_b[torch.tensor(chosen_B, device=index_b.device)]
         if not len(index_b):
             return None
-        both_n = torch.stack([2 * index_b, 2 * index_b + 1], dim=1).flatten()
-        kept_n = module.pair.support_logratio(select_sequences(batch.sequences, both_n), self.floor)
+        sequences = batch.sequences
+        if self.share < 1:
+            both_n = torch.stack([2 * index_b, 2 * index_b + 1], dim=1).flatten()
+            sequences = select_sequences(sequences, both_n)
+        kept_n = module.pair.support_logratio(sequences, self.floor)
         lost_b = -kept_n.view(-1, 2).mean(-1)
         self._lost.append(Measured(lost_b.detach(), batch.present[index_b]))
         # divided by ``share``, so that the chosen pairs represent all pairs

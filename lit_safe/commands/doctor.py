@@ -17,6 +17,7 @@ from lit_safe.execution.process_memory import available_bytes
 from lit_safe.precision import compute_dtype, run_precision
 from lit_safe.training.micro_batch import choose_micro_batch
 from lit_safe.training.module import PreferenceAlignment
+from lit_safe.training.reference_plan import memory_of_a_step
 from lit_safe.training.score_model import ScoreModel
 from lit_safe.training.stepping import StepModule
 from lit_safe.types import PackedBatch
@@ -85,7 +86,7 @@ def _examine(
     dtype = next(module.parameters()).dtype if products == "weights" else getattr(torch, products)
     batch = _first_pairs(data, pairs, device)
     choose_micro_batch(module.pair, data, device)
-    needed = module.pair.memory_estimate(*data.largest_micro_batch)
+    needed = memory_of_a_step(module, trainer, data)
     if trainer is not None and trainer.world_size > 1:  # the doctor runs in one process
         needed = needed._replace(buckets=needed.gradients)
     facts_of = (

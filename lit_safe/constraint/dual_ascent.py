@@ -153,6 +153,11 @@ class DualAscent(Callback):
         """
         check_dual(self, trainer, module, data)
 
+    @property
+    def reads_reference(self) -> bool:
+        """Whether costs are estimated: estimates use log-ratios, or measure drift."""
+        return self.estimator is not None
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the curve, look ahead for steps that no policy will follow, and catch up on one a resume skipped."""
         if self._idle(pl_module):

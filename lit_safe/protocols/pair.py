@@ -139,6 +139,22 @@ class ScoresTokens(Protocol):
 
 
 @runtime_checkable
+class LaysOut(Protocol):
+    """A pair that computes its models' rows on the host. Training asks for it and does without it."""
+
+    def laid_out(self, sequences: PackedSequences) -> PackedSequences:
+        """The sequences with ``laid_out``, for the pair's present layout."""
+
+
+@runtime_checkable
+class FreesReference(Protocol):
+    """A pair whose reference need not stay in memory. Training asks for it and does without it."""
+
+    def free_reference(self) -> None:
+        """Give back the memory of the reference. Whatever asks for the reference later reads it again."""
+
+
+@runtime_checkable
 class ScoringResponder(LogRatios, Responder, Protocol):
     """Answers prompts and scores responses: what an evaluation, a cost estimate and an anchor need."""
 

@@ -14,6 +14,15 @@ class SavesEpochEnd(Protocol):
 
 
 @runtime_checkable
+class ReadsReference(Protocol):
+    """A callback that may ask for the reference during training, and not only before and after it."""
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether it does, with its settings."""
+
+
+@runtime_checkable
 class StartsMultiplier(Protocol):
     """A callback that gives a multiplier of ``auto`` its start value before the first step."""
 

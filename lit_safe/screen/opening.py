@@ -11,6 +11,7 @@ from lit_safe.constraint.dual_ascent import dual_of
 from lit_safe.constraint.dual_curves import constraints
 from lit_safe.protocols.trainer import connected
 from lit_safe.training.module import PreferenceAlignment
+from lit_safe.training.reference_plan import memory_of_a_step
 from lit_safe.training.score_model import ScoreModel
 from lit_safe.training.sft import SupervisedFineTuning
 from lit_safe.training.stepping import StepModule
@@ -106,7 +107,7 @@ def _estimator(estimator: object) -> str:
 
 def _computes(trainer: Trainer, module: StepModule, data: Any) -> str:
     ranks = f", {trainer.world_size} ranks" if trainer.world_size > 1 else ""
-    memory = module.pair.memory_estimate(*data.largest_micro_batch)
+    memory = memory_of_a_step(module, trainer, data)
     most = [part for part in sorted(memory._asdict().items(), key=lambda part: -part[1])[:3] if part[1] >= 2**24]
     parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in most)
     return (

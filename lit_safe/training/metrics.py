@@ -4,6 +4,7 @@ Letters: B pairs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -156,8 +157,21 @@ class Means(Metric):
 
     def compute(self) -> dict[str, float]:
         """Means by name, rounded to fp32. Waits for the device once."""
-        mean_K, seen_K = torch.stack([self.total / self.count, self.count > 0]).float().tolist()
-        return {name: mean for name, mean, seen in zip(self.names, mean_K, seen_K, strict=True) if seen}
+        return self.named(self._numbers().tolist())
+
+    def numbers(self) -> Tensor:
+        """[2K] the means over all ranks and whether a value was seen, fp32, on the device. All ranks must call this."""
+        with self.sync_context():
+            return self._numbers()
+
+    def _numbers(self) -> Tensor:
+        return torch.cat([self.total / self.count, self.count > 0]).float()
+
+    def named(self, numbers: Sequence[float]) -> dict[str, float]:
+        """``numbers``, read from the device, by name. Names without a value are left out."""
+        half = len(self.names)
+        known = zip(self.names, numbers[:half], numbers[half:], strict=True)
+        return {name: mean for name, mean, seen in known if seen}
 
     def over_ranks(self) -> dict[str, Tensor]:
         """The sums over all ranks, on every rank. All ranks must call this."""
@@ -174,8 +188,32 @@ class Means(Metric):
         return super()._apply(fn, exclude_state)
 
 
+class Scalars:
+    """Scalars by name, some of them on a device."""
+
+    def __init__(self, values: Mapping[str, Tensor | float]) -> None:
+        self.values = values
+
+    def numbers(self) -> Tensor:
+        """The tensors among them, fp32."""
+        tensors = [value.detach().reshape(1).float() for value in self.values.values() if isinstance(value, Tensor)]
+        return torch.cat(tensors) if tensors else torch.zeros(0)
+
+    def named(self, numbers: Sequence[float]) -> dict[str, float]:
+        """All of them, with ``numbers`` in the places of the tensors."""
+        left = iter(numbers)
+        return {n: next(left) if isinstance(value, Tensor) else float(value) for n, value in self.values.items()}
+
+
+def together(*parts: Means | Scalars) -> list[dict[str, float]]:
+    """The numbers of all parts by name. Waits for the device once, for all of them."""
+    tensors = [part.numbers() for part in parts]
+    filled = [tensor for tensor in tensors if len(tensor)]
+    numbers = iter(torch.cat(filled).tolist() if filled else [])
+    return [part.named(list(islice(numbers, len(tensor)))) for part, tensor in zip(parts, tensors, strict=True)]
+
+
 def on_host(values: Mapping[str, Tensor | float]) -> dict[str, float]:
     """Scalars as Python numbers. Waits for the device once, for all tensors together."""
-    tensors = [value.detach().reshape(()) for value in values.values() if isinstance(value, Tensor)]
-    numbers = iter(torch.stack(tensors).tolist() if tensors else [])
-    return {name: next(numbers) if isinstance(value, Tensor) else float(value) for name, value in values.items()}
+    (found,) = together(Scalars(values))
+    return found

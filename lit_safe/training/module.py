@@ -9,15 +9,15 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from lightning import Trainer
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lit_safe.anchors import Anchor
 from lit_safe.errors.message import SettingError
 from lit_safe.protocols.data import PreferenceRunData, missing_members
 from lit_safe.protocols.objective import extra_needs, is_reference_free, label_needs, score
-from lit_safe.protocols.pair import HasTrunk, MayLackReference, PairModel
+from lit_safe.protocols.pair import MayLackReference, PairModel
 from lit_safe.protocols.run import StartsMultiplier
 from lit_safe.protocols.trainer import connected
 from lit_safe.runs.end_of_run import nothing_to_train
@@ -28,9 +28,10 @@ from lit_safe.training.multiplier import check_shape
 from lit_safe.training.optimizers import gentle_adamw
 from lit_safe.training.predictions import pair_columns
 from lit_safe.training.reference_cache import ReferenceCache
-from lit_safe.training.reference_plan import Precompute, file_of_scores, pairs_to_score
+from lit_safe.training.reference_plan import Precompute, pairs_to_score
 from lit_safe.training.schedules import Constant, Schedule
 from lit_safe.training.stepping import StepModule
+from lit_safe.training.stores import fill_stores, find_scores
 from lit_safe.training.trunk_cache import TrunkCache
 from lit_safe.types import Extra, Measured, Objective, PackedBatch, Pair, Scored, Selective
 
@@ -98,7 +99,7 @@ class PreferenceAlignment(StepModule):
         if reference_cache_dir is not None and precompute_reference is False:
             raise ValueError("reference_cache_dir stores what is precomputed: set precompute_reference to true or auto")
         self.reference_cache: ReferenceCache | None = None
-        self._precompute, self._reference_cache_dir = precompute_reference, reference_cache_dir
+        self.precompute_reference, self.reference_cache_dir = precompute_reference, reference_cache_dir
         self.multiplier_auto = multiplier == "auto"
         start = torch.tensor(0.0 if isinstance(multiplier, str) else multiplier, dtype=torch.float32)
         if not bool((start.isfinite() & (start >= 0)).all()):
@@ -181,20 +182,23 @@ class PreferenceAlignment(StepModule):
         """Store the states of frozen layers, score the reference, prepare the anchor, then start timing."""
         data = connected(self.trainer).datamodule
         if not nothing_to_train(self.trainer):
-            storage = self.pair.trunk_storage() if isinstance(self.pair, HasTrunk) else None
-            if storage is not None:
-                self.trunk_cache = TrunkCache(storage)
-                used = pairs_to_score(self.trainer, data, True, None) or ()
-                self.trunk_cache.fill(self, lambda: used)  # type: ignore[arg-type]
-            if self.reference_free:
-                rank_zero_info("reference: not scored, because the objective needs none")
-            else:
-                batches = pairs_to_score(self.trainer, data, self._precompute, self._reference_cache_dir)
-                if batches is not None:
-                    self._score_reference(batches)
-            self.anchor.prepare(self, data)
+            fill_stores(self, data)
             self.label_draws.see(self.multiplier)
         super().on_train_start()
+
+    def scores_ahead(self, trainer: Trainer, data: Any) -> Iterable[PackedBatch] | None:
+        """Batches of the pairs that the reference scores before the first step of a run; None if it does not."""
+        return pairs_to_score(trainer, data, self.precompute_reference, self.reference_cache_dir)
+
+    def on_validation_epoch_start(self) -> None:
+        """Use the reference's stored scores of an earlier run, if they exist and this is not a fit."""
+        find_scores(self)
+        super().on_validation_epoch_start()
+
+    def on_test_epoch_start(self) -> None:
+        """Do the same as in validation."""
+        find_scores(self)
+        super().on_test_epoch_start()
 
     def on_train_epoch_start(self) -> None:
         """Draw sampled labels again if the multiplier has changed."""
@@ -211,38 +215,25 @@ class PreferenceAlignment(StepModule):
         if LABEL_DRAWS in checkpoint:
             self.label_draws.load_state_dict(checkpoint[LABEL_DRAWS])
 
-    def _score_reference(self, batches: Iterable[PackedBatch]) -> None:
-        """Score the responses of ``batches`` with the reference, except those whose scores are stored."""
-        path = file_of_scores(self, self._reference_cache_dir)
-        self.reference_cache = ReferenceCache()
-        if path is not None:
-            self.reference_cache.load(path)
-        self.reference_cache.fill(self, batches if self.trunk_cache is None else map(self._known, batches), path)
-
-    def complete(self, item: Any) -> Any:
-        """Add the reference's log-probs and the states of frozen layers to a training item.
-
-        The data module calls this while ids are on the host.
+    def completed(self, batch: PackedBatch) -> PackedBatch:
+        """A batch with the rows of the models' input and, if they are stored, reference scores and trunk states.
 
         Raises:
-            ValueError: If a response was not scored before training. The message names a pair of the micro-batch.
+            ValueError: If a response that trains was not scored before training. The message names a pair of the batch.
         """
-        if not self.trainer.training:
-            return item
-        item = [self._known(batch) for batch in item]
-        if self.reference_cache is None:
-            return item
-        batches = [self.reference_cache.attach(batch) for batch in item]
-        for batch in batches:
-            if batch.reference_logp is None:
-                raise ValueError(
-                    f"precompute_reference scored {len(self.reference_cache)} responses before training, and not all "
-                    f"of the micro-batch with pair {int(batch.pair_id[0])}: batches_of('train') and batches_of_steps "
-                    "must yield every pair that trains"
-                )
-        return batches
+        batch = super().completed(self.with_trunk(batch))
+        if self.reference_cache is None or batch.reference_logp is not None:
+            return batch
+        batch = self.reference_cache.attach(batch)
+        if batch.reference_logp is None and self.trainer.training:
+            raise ValueError(
+                f"precompute_reference scored {len(self.reference_cache)} responses before training, and not all "
+                f"of the micro-batch with pair {int(batch.pair_id[0])}: batches_of('train') and batches_of_steps "
+                "must yield every pair that trains"
+            )
+        return batch
 
-    def _known(self, batch: PackedBatch) -> PackedBatch:
+    def with_trunk(self, batch: PackedBatch) -> PackedBatch:
         """The batch with the states of frozen layers, if they are stored."""
         return batch if self.trunk_cache is None else batch._replace(sequences=self.trunk_cache.attach(batch.sequences))
 
@@ -307,13 +298,16 @@ class PreferenceAlignment(StepModule):
         pooled = {name: measured.pooled() for name, measured in self.anchor.logged().items()}
         return {name: Measured(*(part.to(self.device) for part in measured)) for name, measured in pooled.items()}
 
-    def window_means(self) -> dict[str, float]:
+    def window_parts(self) -> list[Means]:
+        """The sums over pairs, and those of the anchor."""
+        return [*super().window_parts(), *([] if self.anchor_means is None else [self.anchor_means])]
+
+    def window_means(self, found: Sequence[dict[str, float]]) -> dict[str, float]:
         """The window's means. With an anchor, ``loss`` is objective + anchor, and both parts are logged too."""
-        means = super().window_means()
-        if self.anchor_means is None:
+        means, *others = found
+        if not others:
             return means
-        anchor: dict[str, float] = self.anchor_means.compute()
-        self.anchor_means.reset()
+        (anchor,) = others
         objective = means.get("loss", 0.0)  # 0 if no pair was kept
         total = objective + anchor.get(ANCHOR_LOSS, 0.0)
         return {**means, **anchor, "loss": total, OBJECTIVE_LOSS: objective}

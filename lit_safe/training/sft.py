@@ -4,14 +4,13 @@ Letters: N sequences, T positions, R scored ones.
 """
 
 from functools import partial
-from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from lit_safe.errors.message import SettingError
-from lit_safe.protocols.pair import PairModel, ScoresTokens
+from lit_safe.protocols.pair import FreesReference, PairModel, ScoresTokens
 from lit_safe.training.chunk_scores import ChunkScores
 from lit_safe.training.optimizers import gentle_adamw
 from lit_safe.training.schedules import Constant, Schedule
@@ -68,8 +67,10 @@ class SupervisedFineTuning(StepModule):
         super().setup(stage)
 
     def on_train_start(self) -> None:
-        """Score the responses if tokens are weighed, then start timing."""
+        """Score the responses if tokens are weighed, and give back the memory of a reference that has no use."""
         self._weigh()
+        if not self.reads_reference and isinstance(self.pair, FreesReference):
+            self.pair.free_reference()
         super().on_train_start()
 
     def on_validation_start(self) -> None:
@@ -84,13 +85,17 @@ class SupervisedFineTuning(StepModule):
         if self.token_weights is not None:
             self.token_weights.prepare(self)
 
-    def complete(self, item: Any) -> Any:
-        """Add the token weights to a batch or to the micro-batches of a step, while ids are on the host."""
+    @property
+    def reads_reference(self) -> bool:
+        """Whether steps may ask for the reference."""
+        return self.token_objective is not None
+
+    def completed(self, batch: SequenceBatch) -> SequenceBatch:
+        """A batch with the rows of the models' input, and with token weights if tokens are weighed."""
+        batch = super().completed(batch)
         if self.token_weights is None or self.trainer.predicting:
-            return item
-        if isinstance(item, SequenceBatch):
-            return self.token_weights.attach(item)
-        return [self.token_weights.attach(batch) for batch in item]
+            return batch
+        return self.token_weights.attach(batch)
 
     def _losses(self, batch: SequenceBatch) -> tuple[Tensor, dict[str, Measured]]:
         """[N] sums of the losses of a sequence's scored tokens, 0 for a filler row, and what is logged."""

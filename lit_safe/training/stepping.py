@@ -22,16 +22,18 @@ from lit_safe.execution.rng import isolated
 from lit_safe.hashing import hash64
 from lit_safe.precision import check_trainable, check_trainer_precision
 from lit_safe.protocols.data import RunData
-from lit_safe.protocols.pair import PairModel
+from lit_safe.protocols.pair import LaysOut, PairModel
 from lit_safe.protocols.trainer import connected
 from lit_safe.runs.checkpoints import shipped
-from lit_safe.training.metrics import SUMS, Means, on_host
+from lit_safe.training.finite import FiniteNorms
+from lit_safe.training.metrics import SUMS, Means, Scalars, on_host, together
 from lit_safe.training.micro_batch import choose_micro_batch
 from lit_safe.training.optimizers import optimizer_over
 from lit_safe.training.schedules import Schedule
 from lit_safe.types import PackedSequences
 
 WINDOW = "window"  # key in a checkpoint
+ROWS = "rows"  # of a window, among the values of its last step
 
 
 @dataclass
@@ -87,6 +89,7 @@ class StepModule(LightningModule):
         self.train_means = Means(metric_names)
         self.eval_means = Means(metric_names)
         self._window = Window()
+        self._norms = FiniteNorms()
 
     def configure_callbacks(self) -> list[Callback]:
         """Add no callbacks. Check the trainer's settings before anything is read.
@@ -150,6 +153,16 @@ class StepModule(LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def complete(self, item: Any) -> Any:
+        """Complete a batch, or each micro-batch of a step. The data module calls this while ids are on the host."""
+        return [self.completed(batch) for batch in item] if isinstance(item, list) else self.completed(item)
+
+    def completed(self, batch: Any) -> Any:
+        """A batch with the rows of the models' input, so that no pass waits for a size from its device."""
+        if not isinstance(self.pair, LaysOut):
+            return batch
+        return batch._replace(sequences=self.pair.laid_out(batch.sequences))
+
     def optimizer_step_over(self, shares: Sequence[Callable[[], Tensor]]) -> Tensor:
         """Run one optimizer step.
 
@@ -179,11 +192,12 @@ class StepModule(LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         bound = float("inf") if self.gradient_clip_norm is None else self.gradient_clip_norm
         norm = torch.nn.utils.clip_grad_norm_(parameters, bound)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"gradient norm is {norm.item()} at optimizer step {self.global_step}")
+        self._norms.take(norm.detach(), optimizer.optimizer, self.global_step)
         self._window.rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         self._scheduler().step()
+        if self._ends_window():
+            self._norms.settle()  # the time of a window is that of its device
         self._window.seconds += time.perf_counter() - started
         return norm.detach()
 
@@ -209,27 +223,36 @@ class StepModule(LightningModule):
             extra: Further values of the last step, by name.
         """
         self._window.last = {**extra, "grad_norm": norm, "learning_rate": self._window.rate}
-        if self.global_step % max(1, connected(self.trainer).log_every_n_steps) == 0:
+        if self._ends_window():
             self._log_window()
 
-    def window_means(self) -> dict[str, float]:
-        """The window's means over all ranks, by name. Starts a new window."""
-        means: dict[str, float] = self.train_means.compute()
-        self.train_means.reset()
-        return means
+    def _ends_window(self) -> bool:
+        return self.global_step % max(1, connected(self.trainer).log_every_n_steps) == 0
+
+    def window_parts(self) -> list[Means]:
+        """What a window adds up."""
+        return [self.train_means]
+
+    def window_means(self, found: Sequence[dict[str, float]]) -> dict[str, float]:
+        """The logged means by name, from those of each of ``window_parts``."""
+        return found[0]
 
     def _log_window(self) -> None:
         window, self._window = self._window, Window()
-        ranks = self.trainer.world_size
+        ranks, parts = self.trainer.world_size, self.window_parts()
+        last, *means = together(Scalars({**window.last, ROWS: window.rows}), *parts)
+        for part in parts:
+            part.reset()
+        rows = last.pop(ROWS)
         values = {
-            **self.window_means(),
-            **window.last,
+            **self.window_means(means),
+            **last,
             "epoch": self.global_step / max(1, int(self.trainer.num_training_batches)),
             "perf/peak_gib": _peak_gib(self.device),
         }
         if window.seconds > 0:
             values["perf/tokens_per_s"] = window.tokens * ranks / window.seconds
-            values["perf/rows_per_s"] = window.rows * ranks / window.seconds
+            values["perf/rows_per_s"] = rows * ranks / window.seconds
         self.publish("train", values)
 
     def publish(self, prefix: str, values: Mapping[str, Tensor | float]) -> None:
@@ -253,11 +276,13 @@ class StepModule(LightningModule):
 
     def on_train_end(self) -> None:
         """Log the last window, even if it has fewer steps than others."""
-        if self.global_step % max(1, connected(self.trainer).log_every_n_steps):
+        self._norms.settle()
+        if not self._ends_window():
             self._log_window()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Replace this rank's sums in the checkpoint by those of all ranks. Lightning calls this on every rank."""
+        self._norms.settle()
         checkpoint[WINDOW] = on_host(self._window.last)  # needed by a run that is resumed after its last step
         for name, means in self._means():
             checkpoint["state_dict"].update({f"{name}.{k}": v for k, v in means.over_ranks().items()})

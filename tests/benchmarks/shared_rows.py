@@ -17,8 +17,8 @@ import torch
 
 from lit_safe.sequences import pack_sequences
 from lit_safe.types import PackedSequences
-from models.backbone import LAYOUTS, Backbone
-from models.layouts import Layout
+from models.backbone import Backbone
+from models.layouts import LAYOUTS, Layout
 from models.sources import PackagedGGUF
 
 CASES = {

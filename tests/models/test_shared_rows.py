@@ -143,7 +143,7 @@ def test_attention_that_takes_no_mask_is_refused_by_name(random_model):
     backbone.causal_lm.config._attn_implementation = "flash_attention_2"
     plain, zeros = shared_rows.PlainMasks(), torch.zeros(1, 2, dtype=torch.int64)
     refused = pytest.raises(ValueError, match="attention 'flash_attention_2' cannot read any mask, sdpa")
-    with refused, shared_rows.separated(backbone.causal_lm, plain, zeros, zeros):
+    with refused, shared_rows.separated(backbone.causal_lm, plain, zeros, zeros, 2):
         pass
 
 

@@ -21,8 +21,8 @@ from lit_safe.precision import compute_dtype
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import Annotation, PackedBatch, PackedSequences, Pair, Scored
 from models.adaptation import LastLayers, LoRA
-from models.backbone import LAYOUTS, Backbone
-from models.layouts import Rows
+from models.backbone import Backbone
+from models.layouts import LAYOUTS, Rows
 from models.pair import PolicyReference
 from models.reference import AdapterOff, Checkpoint, FrozenCopy
 from models.sources import TinyLlama
@@ -270,7 +270,7 @@ def padded_left_without_a_mask(sequences: PackedSequences) -> Rows:
     row_T = torch.repeat_interleave(torch.arange(len(length_N)), torch.tensor(length_N))
     column_T = torch.cat([torch.arange(longest - length, longest) for length in length_N])
     ids_NS[row_T, column_T] = sequences.input_ids
-    return Rows(ids_NS, torch.arange(longest).expand_as(ids_NS), None, row_T, column_T)
+    return Rows(ids_NS, torch.arange(longest).expand_as(ids_NS), row_T, column_T)
 
 
 def test_padding_that_is_attended_to(failed: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +284,7 @@ def test_padding_that_is_attended_to(failed: Examine, monkeypatch: pytest.Monkey
 
 def packed_without_bounds(sequences: PackedSequences) -> Rows:
     through_T = torch.arange(len(sequences.input_ids))
-    return Rows(sequences.input_ids[None], through_T[None], None, torch.zeros_like(through_T), through_T)
+    return Rows(sequences.input_ids[None], through_T[None], torch.zeros_like(through_T), through_T)
 
 
 def test_packed_sequences_that_see_each_other(failed: Examine, monkeypatch: pytest.MonkeyPatch) -> None:

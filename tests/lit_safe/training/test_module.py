@@ -128,7 +128,8 @@ def test_pairs_that_an_objective_never_trains_on_fill_no_step(tmp_path: Path, ob
     assert run.global_step == -(-count // 4)
     assert sum(module.sizes) == len(module.unsafe) == count
     assert ((True, True) in module.unsafe) is (count == 26)
-    assert len(module.reference_cache) == 2 * count, "the reference is spared them as well"
+    held_out = data.report["splits"]["val"]
+    assert len(module.reference_cache) == 2 * (count + held_out), "the reference is spared them as well"
     assert len(data.dual_pairs().row_ids) == data.report["splits"]["dual"], "cost estimates still have every pair"
     assert len(data.val_dataloader().row_ids) == data.report["splits"]["val"]
 
