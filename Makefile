@@ -28,8 +28,8 @@ SETTINGS_c_dpo_2 := --model.multiplier 2 $(UNSTEERED)
 SETTINGS_c_dpo :=
 METHODS ?= dpo safe_dpo safe_dpo_anchored c_dpo_2 c_dpo
 RUNS_OF_STUDY = $(foreach seed,$(SEEDS),$(foreach name,$(METHODS),$(STUDY)/$(name)/seed_$(seed)))
-# Of a target runs/study/NAME/seed_N/…: the recipe of NAME with seed N
-OF_STUDY = -c configs/base.yaml -c configs/experiment/quickstart.yaml --data.seed $(lastword $(subst _, ,$*)) \
+# Of a target runs/study/NAME/seed_N/…: the recipe of NAME
+OF_STUDY = -c configs/base.yaml -c configs/experiment/quickstart.yaml \
   $(SETTINGS_$(firstword $(subst /, ,$*)))
 # Test files are shared between so many processes of one thread each; WORKERS=0 runs them in one
 WORKERS ?= 2
@@ -73,7 +73,7 @@ quickstart: $(QUICK)/sft_model/config.json ## SmolLM2-135M learns to keep a limi
 	  --max_new_tokens 24 --batch_size 60 --out $(QUICK)/$(OBJECTIVE)/refusals.json
 
 $(STUDY)/%/report.json: $(QUICK)/sft_model/config.json
-	$(RUN) fit $(OF_STUDY) --trainer.default_root_dir $(@D)
+	$(RUN) fit $(OF_STUDY) --seed_everything $(lastword $(subst _, ,$*)) --trainer.default_root_dir $(@D)
 
 $(STUDY)/%/certificate.json: $(STUDY)/%/report.json
 	$(RUN) certify $(OF_STUDY) --ckpt_path $(@D)/checkpoints/last.ckpt --scorer configs/scorer/compliance.yaml \
