@@ -36,7 +36,7 @@ from lit_safe.runs.progress_bar import Progress
 from lit_safe.runs.run_checkpoint import RunCheckpoint
 from lit_safe.runs.run_folder import RunFolder, SaveConfig
 from lit_safe.runs.run_lock import RunFolderError
-from lit_safe.runs.run_seed import RunSeed
+from lit_safe.runs.run_seed import RunSeed, refuse_another_seed
 from lit_safe.runs.signals import StopOnSignal, Stopped
 from lit_safe.screen.lightning_lines import leave_out_lines
 from lit_safe.training.stepping import StepModule
@@ -103,6 +103,7 @@ class SafeCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse. A ``configs/...yaml`` that is missing in the working directory is read from the shipped files."""
         self._typed = sys.argv if args is None else None
+        refuse_another_seed(sys.argv[1:] if args is None else args if isinstance(args, list) else [])
         if args is None:  # not passed on: LightningCLI would warn about arguments from two places
             self.config = parser.parse_args(with_shipped_files(sys.argv[1:]))
         elif isinstance(args, dict):  # the settings of a run: LightningCLI would warn about sys.argv here too

@@ -2,6 +2,9 @@
 
 import os
 import secrets
+from collections.abc import Sequence
+
+from lit_safe.errors.message import SettingError
 
 DRAWN = "LIT_SAFE_DRAWN_SEED"
 """Environment variable that passes the random seed to the ranks that Lightning starts."""
@@ -45,3 +48,17 @@ def _of_parent() -> int | None:
         return None
     process, _, seed = os.environ.get(DRAWN, "").partition(" ")
     return int(seed) if process and int(process) != os.getpid() else None
+
+
+def refuse_another_seed(words: Sequence[str]) -> None:
+    """Refuse an option that would be overwritten: ``seed_everything`` is the seed of the data too.
+
+    Args:
+        words: What was typed after the program's name.
+
+    Raises:
+        SettingError: If a word is ``--data.seed`` or ``--data.init_args.seed``.
+    """
+    for word in words:
+        if word.partition("=")[0] in ("--data.seed", "--data.init_args.seed"):
+            raise SettingError(f"{word.partition('=')[0]} has no effect: the seed of a run is --seed_everything")

@@ -30,6 +30,9 @@ TABLE: dict[str, Mistake] = {
         (*FIT, "-trainer.max_epochs", "3"), ("there is no option -trainer.max_epochs", "--trainer.max_epochs")
     ),
     "word too many": Mistake((*FIT, "quick"), ("'quick' is a word too many", "--option quick")),
+    "a seed of the data alone": Mistake(
+        (*FIT, "--data.seed", "1"), ("--data.seed has no effect", "the seed of a run is --seed_everything")
+    ),
     "flag without value": Mistake((*FIT, "--trainer.max_epochs"), ("--trainer.max_epochs expected one argument",)),
     # YAML files
     "no such shipped file": Mistake(

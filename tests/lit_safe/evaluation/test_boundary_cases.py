@@ -68,12 +68,17 @@ CASES = {
 }  # fmt: skip
 
 
+def unfounded(case: str) -> tuple[str, ...]:
+    """Verdicts that no measure of the case supports. Where all of 48 turn, exact intervals of shares leave out 0."""
+    return ("no measurable change",) if case == "48 of 48 turn" else ("higher", "lower", "no measurable change")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_report_claims_no_certainty(case):
     before, after = CASES[case]
     text = markdown(report(before, after))
     assert not CERTAIN.search(text), CERTAIN.search(text)
-    for verdict in ("higher", "lower", "no measurable change"):
+    for verdict in unfounded(case):
         assert verdict not in text
     assert "±0.0 points" not in text
     if len(before.pairs["pair_id"]) == 48:
@@ -92,7 +97,7 @@ def test_a_comparison_claims_no_certainty(case, tmp_path, capsys):
     compare(folders, out=str(tmp_path / "compared"))
     for text in (capsys.readouterr().out, (tmp_path / "compared" / "compare.md").read_text(encoding="utf-8")):
         assert not CERTAIN.search(text), CERTAIN.search(text)
-        for verdict in ("higher", "lower", "no measurable change"):
+        for verdict in unfounded(case):
             assert verdict not in text
 
 
@@ -109,7 +114,9 @@ def test_a_scorer_that_never_errs_and_a_judge_that_never_hits_claim_no_certainty
     refused = compare_refusals(table, {**table, "cost": np.ones(prompts)})
     for text in (said, str(auc), *map(str, refused.values())):
         assert not CERTAIN.search(text), text
-    assert refused["difference"].verdict in ("cannot be told", "too few prompts to say")
+    assert refused["difference"].verdict in (
+        ("higher",) if prompts == 48 else ("cannot be told", "too few prompts to say")
+    )
 
 
 def test_costs_that_do_not_vary_have_no_known_error():
