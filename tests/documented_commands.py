@@ -29,7 +29,8 @@ def _of_markdown(text: str) -> list[str]:
     rest = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
     indented = re.findall(r"(?:^ {4}.*\n)+", rest, re.M)
     lines = [_plain(line) for block in (*fenced, *indented) for line in _joined(block).splitlines()]
-    lines = [line.removeprefix("next ") for line in lines]  # the last line of a run names the next command
+    lines = [line.removeprefix("next ") for line in lines]  # the last line of a run names the next commands
+    lines = [part for line in lines for part in line.split(", or ")]
     inline = [_plain(word) for word in re.findall(r"`([^`]+)`", rest)]
     return [line for line in (*lines, *inline) if re.match(PROGRAMS, line)]
 

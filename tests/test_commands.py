@@ -57,6 +57,7 @@ TESTED_BY = {
 """Programs without a parser: they take plain words. The tests call their functions with fewer draws."""
 
 GIVEN = {
+    "[LOW, HIGH]": "[-1, 1]",
     "my_scorers.Helpfulness": f"{__name__}.Cost",
     "<run>": "runs/first",
     "configs/data/<x>.yaml": "configs/data/trl.yaml",

@@ -78,7 +78,7 @@ def test_a_copy_never_overwrites_an_edited_file(folder: Path, capsys: pytest.Cap
     ("words", "said"),
     [
         (["copy", "objectives/dpo"], "try: configs/objective/dpo.yaml"),
-        (["copy", "nothing"], "`lit-safe configs` lists the names"),
+        (["copy", "zzzzzzzz"], "`lit-safe configs` lists the names"),
         (["copy"], "configs copy needs a name"),
         (["paste"], "configs has no 'paste'"),
     ],

@@ -31,7 +31,8 @@ ALIGNED = [["tt.divisibility", 16]]  # what a launch says of an argument that 16
 def built(kernel, types, constants, arch, aligned, warps, stages=3):
     signature = types | dict.fromkeys(constants, "constexpr")
     signature = {name: signature[name] for name in kernel.arg_names}
-    known = [place for place, name in enumerate(signature) if types.get(name, "")[:1] == "*" or name in SIZES]
+    given = [types.get(name) for name in signature]  # None: a constant, which is no argument of the code
+    known = [at for at, name in enumerate(signature) if given[at] and (given[at][:1] == "*" or name in SIZES)]
     source = ASTSource(kernel, signature, constants, dict.fromkeys([(place,) for place in known if aligned], ALIGNED))
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
     cubin = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options).asm["cubin"]

@@ -66,7 +66,7 @@ def test_two_ranks_have_the_same_state_of_every_controller_and_a_resumed_run_has
     assert set(first) == set(CONTROLLERS)
     for name in CONTROLLERS:
         (whole, resumed), (other, other_resumed) = first[name], second[name]
-        assert whole == resumed == other == other_resumed, name
+        assert repr(whole) == repr(resumed) == repr(other) == repr(other_resumed), name  # a bound may be NaN
         assert (whole["controller_state"] is not None) == (name in STATEFUL), name
         assert whole["epoch"] == EPOCHS - 1
     moved = {name: float(first[name][0]["multiplier"]) for name in CONTROLLERS}

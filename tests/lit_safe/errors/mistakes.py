@@ -321,7 +321,7 @@ TABLE: dict[str, Mistake] = {
         ("certify", *BASE, "--out", "c"), ("there is no scorer: give --scorer", "dual.estimator")
     ),
     "certify without a range": Mistake(
-        ("certify", *BASE, *REFUSAL, "--out", "c", "--limit", "0.1"),
+        ("certify", *BASE, "--scorer", "tests.test_commands.Cost", "--out", "c", "--limit", "0.1"),
         ("a bound of E[cost] needs the range of the costs", "--cost_range"),
     ),
     "certify of no limit": Mistake(
