@@ -318,14 +318,17 @@ class TrunkStorage(NamedTuple):
 
 
 class MemoryEstimate(NamedTuple):
-    """Bytes of a training step. The first four are exact for AdamW in the weights' dtype, the next two approximate."""
+    """Bytes that a training step holds at its peak. The total counts what is beside the program itself.
+
+    The first four are exact for AdamW. The activations are measured on a few tokens, the logits approximate.
+    """
 
     weights: int
     reference: int  # weights that are not shared with the policy
     gradients: int
     optimizer: int  # two moments per trainable parameter
-    activations: int  # of the layers with gradients
-    logits: int
+    activations: int  # what the decoder keeps for the backward pass
+    logits: int  # what the head needs, with its gradient if it trains
     buckets: int = 0  # copies of the gradients that ranks exchange
 
     @property

@@ -8,15 +8,28 @@ import torch
 from torch import nn
 
 from lit_safe.types import MemoryEstimate
+from models.activations import saved_for_backward
 from models.backbone import Backbone
 from models.layers import layers_of
 from ops.sequence_logratio.slabs import BLOCK_BYTES
 
 
 def memory_estimate(
-    policy: Backbone, reference: Iterable[nn.Parameter], *, tokens: int, scored: int, checkpointed: bool
+    policy: Backbone,
+    reference: Iterable[nn.Parameter],
+    *,
+    tokens: int,
+    scored: int,
+    checkpointed: bool,
 ) -> MemoryEstimate:
-    """Estimate the memory of one optimizer step.
+    """Estimate the memory of an optimizer step at its peak, in bytes.
+
+    Weights, reference and the two moments of AdamW (Kingma and Ba 2015, arXiv:1412.6980; 2 numbers for each weight that
+    trains) are held throughout. The backward pass of a later micro-batch holds its activations, the head's blocks, and
+    the gradients of the earlier ones. A step of one micro-batch counts the same on a CPU: activations are freed while
+    gradients appear, but the allocator seldom returns such small pieces to the system.
+
+    Saving a checkpoint and the fused optimizer make no copies.
 
     Args:
         policy: The model that trains, on its device.
@@ -28,26 +41,51 @@ def memory_estimate(
     own = list(policy.parameters())
     shared = {id(p) for p in own}
     trained = _bytes(p for p in own if p.requires_grad)
-    config = policy.causal_lm.config.get_text_config()
-    size = own[0].element_size()
-    # Korthikanti et al. 2022, arXiv:2205.05198, eq. 1 without attention scores: 17 numbers per token, layer and width
-    layer = 17 * tokens * config.hidden_size * size
-    layers = _kept_layers(policy)
-    kept = layers * tokens * config.hidden_size * size + layer if checkpointed else layers * layer
-    logits = 3 * 4 * scored * policy.head.weight_VD.shape[0]  # logits, softmax, gradient in fp32
-    if policy.backend != "reference":
-        # a block of each, a slab of the head in their type, and the slopes and gradient of hidden states in fp32
-        block = BLOCK_BYTES.get(policy.device.type, BLOCK_BYTES["cpu"])
-        logits = min(logits, 4 * block + 2 * 4 * scored * config.hidden_size)
     return MemoryEstimate(
         weights=_bytes(own),
         reference=_bytes(p for p in reference if id(p) not in shared),
         gradients=trained,
         optimizer=2 * trained,
-        activations=kept,
-        logits=logits,
+        activations=_activations(policy, tokens, checkpointed),
+        logits=_logits(policy, scored),
         buckets=trained if _ranks() > 1 else 0,
     )
+
+
+def _activations(policy: Backbone, tokens: int, checkpointed: bool) -> int:
+    """What the decoder keeps for ``tokens`` tokens.
+
+    With checkpointing it is the input of each layer, and everything of the layer that is recomputed (Chen et al. 2016,
+    arXiv:1604.06174).
+    """
+    saved = saved_for_backward(policy)
+    whole = saved.each * tokens + saved.fixed
+    layers = _kept_layers(policy)
+    if not checkpointed or not layers:
+        return whole
+    width, size = policy.causal_lm.config.get_text_config().hidden_size, next(policy.parameters()).element_size()
+    return layers * tokens * width * size + whole // layers
+
+
+def _logits(policy: Backbone, scored: int) -> int:
+    """What the head needs for ``scored`` rows, and its gradient before it is added to those of earlier micro-batches.
+
+    The gradient of a tied head waits for that of the embedding, so there are two. By then activations are freed, but a
+    CPU's allocator seldom returns such small pieces to the system.
+
+    The plain backend holds logits, their softmax and their gradient. The others hold a block of each, a slab of the
+    head in the type of the products, and the slopes and the gradient of hidden states in fp32.
+    """
+    weight_VD = policy.head.weight_VD
+    vocabulary, width = weight_VD.shape
+    logits = 3 * 4 * scored * vocabulary
+    if policy.backend != "reference":
+        block = BLOCK_BYTES.get(policy.device.type, BLOCK_BYTES["cpu"])
+        logits = min(logits, 4 * block + 2 * 4 * scored * width)
+    if not weight_VD.requires_grad:
+        return logits
+    tied = policy.causal_lm.get_input_embeddings().weight is weight_VD
+    return logits + (2 if tied else 1) * weight_VD.nbytes
 
 
 def _kept_layers(policy: Backbone) -> int:

@@ -13,9 +13,9 @@ from lit_safe.commands.sizes import check_sizes
 from lit_safe.doctor import checks, score_checks
 from lit_safe.doctor.patient import Patient, take_pairs
 from lit_safe.errors.message import SettingError
-from lit_safe.execution.process_memory import available_bytes
 from lit_safe.precision import compute_dtype, run_precision
-from lit_safe.training.micro_batch import choose_micro_batch
+from lit_safe.training.memory_plan import plan_memory
+from lit_safe.training.micro_batch import choose_micro_batch, ranks_on
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.training.reference_plan import memory_of_a_step
 from lit_safe.training.score_model import ScoreModel
@@ -85,16 +85,17 @@ def _examine(
     products = compute_dtype(device)
     dtype = next(module.parameters()).dtype if products == "weights" else getattr(torch, products)
     batch = _first_pairs(data, pairs, device)
-    choose_micro_batch(module.pair, data, device)
+    ranks = 1 if trainer is None else ranks_on(device, trainer.num_devices)
+    choose_micro_batch(module.pair, data, device, ranks)
     needed = memory_of_a_step(module, trainer, data)
     if trainer is not None and trainer.world_size > 1:  # the doctor runs in one process
         needed = needed._replace(buckets=needed.gradients)
+    plan = plan_memory(needed, data, device, ranks)
     facts_of = (
         batch if trainer is None else trainer.precision_plugin.convert_input(batch),
         data.stop_ids,
         TOLERANCE.get(dtype, 1e-3) if tolerance is None else tolerance,
-        needed,
-        available_bytes(device),
+        plan,
         data,
         trainer,
     )

@@ -215,10 +215,7 @@ def dual(patient: Preference) -> Finding:
 
 def memory(patient: Patient[Any]) -> Finding:
     """Check that the largest training step fits into memory."""
-    needed, available = patient.needed, patient.available
-    largest = max(needed._asdict(), key=needed._asdict().__getitem__)
-    seen = f"about {needed.total / 2**30:.2f} GiB needed at most (most of it {largest}), {available / 2**30:.1f} there"
-    return Finding("memory", needed.total <= available, seen)
+    return Finding("memory", patient.plan.fits, patient.plan.sentence())
 
 
 CHECKS: tuple[Callable[[Preference], Finding], ...] = (

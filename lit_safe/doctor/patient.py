@@ -11,9 +11,10 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 
+from lit_safe.training.memory_plan import MemoryPlan
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.training.score_model import ScoreModel
-from lit_safe.types import Annotation, MemoryEstimate, PackedBatch, PackedSequences, Pair
+from lit_safe.types import Annotation, PackedBatch, PackedSequences, Pair
 
 Module = TypeVar("Module")
 
@@ -22,16 +23,15 @@ class Patient(NamedTuple, Generic[Module]):
     """The input of the checks: a module with loaded models, one batch without fillers, and facts about the data.
 
     ``stop_ids`` are the tokens that may end a response. ``tolerance`` is the largest difference in nats that counts as
-    rounding. ``needed`` and ``available`` are bytes of memory for a training step. ``trainer``, if there is one, gives
-    the run's precision and callbacks.
+    rounding. ``plan`` is the memory of a training step. ``trainer``, if there is one, gives the run's precision and
+    callbacks.
     """
 
     module: Module
     batch: PackedBatch
     stop_ids: frozenset[int]
     tolerance: float
-    needed: MemoryEstimate
-    available: int
+    plan: MemoryPlan
     data: Any = None
     trainer: Trainer | None = None
 

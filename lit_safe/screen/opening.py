@@ -9,13 +9,16 @@ from lightning import Trainer
 
 from lit_safe.constraint.dual_ascent import dual_of
 from lit_safe.constraint.dual_curves import constraints
+from lit_safe.precision import run_precision
 from lit_safe.protocols.trainer import connected
+from lit_safe.training.memory_plan import plan_memory
+from lit_safe.training.micro_batch import ranks_on
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.training.reference_plan import memory_of_a_step
 from lit_safe.training.score_model import ScoreModel
 from lit_safe.training.sft import SupervisedFineTuning
 from lit_safe.training.stepping import StepModule
-from lit_safe.words import gib, large, rows
+from lit_safe.words import large, rows
 
 REASONS = 3  # why rows were left out: so many are named
 
@@ -107,13 +110,10 @@ def _estimator(estimator: object) -> str:
 
 def _computes(trainer: Trainer, module: StepModule, data: Any) -> str:
     ranks = f", {trainer.world_size} ranks" if trainer.world_size > 1 else ""
-    memory = memory_of_a_step(module, trainer, data)
-    most = [part for part in sorted(memory._asdict().items(), key=lambda part: -part[1])[:3] if part[1] >= 2**24]
-    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in most)
-    return (
-        f"in {trainer.precision} on {device_in_words(module.device)}{ranks}; "
-        f"needs {gib(memory.total)} at most{f' ({parts}, …)' if parts else ''}"
-    )
+    with run_precision(module, module.device):
+        needed = memory_of_a_step(module, trainer, data)
+    memory = plan_memory(needed, data, module.device, ranks_on(module.device, trainer.num_devices))
+    return f"in {trainer.precision} on {device_in_words(module.device)}{ranks}; {memory.sentence()}"
 
 
 def _data(data: Any) -> str:

@@ -22,6 +22,11 @@ class Estimates(Protocol):
         """Bytes of a training step."""
 
 
+def ranks_on(device: torch.device, ranks: int) -> int:
+    """How many of a machine's ranks share the memory of one of its devices."""
+    return 1 if device.type == "cuda" else ranks
+
+
 def choose_micro_batch(pair: Estimates, data: Any, device: torch.device, ranks: int = 1) -> None:
     """Give ``data`` the largest micro-batch that its device needs and its memory holds.
 

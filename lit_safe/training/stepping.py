@@ -20,14 +20,14 @@ from lit_safe.errors.message import SettingError
 from lit_safe.execution.process_memory import peak_bytes
 from lit_safe.execution.rng import isolated
 from lit_safe.hashing import hash64
-from lit_safe.precision import check_trainable, check_trainer_precision
+from lit_safe.precision import check_trainable, check_trainer_precision, run_precision
 from lit_safe.protocols.data import RunData
 from lit_safe.protocols.pair import LaysOut, PairModel
 from lit_safe.protocols.trainer import connected
 from lit_safe.runs.checkpoints import shipped
 from lit_safe.training.finite import FiniteNorms
 from lit_safe.training.metrics import SUMS, Means, Scalars, on_host, together
-from lit_safe.training.micro_batch import choose_micro_batch
+from lit_safe.training.micro_batch import choose_micro_batch, ranks_on
 from lit_safe.training.optimizers import optimizer_over
 from lit_safe.training.schedules import Schedule
 from lit_safe.types import PackedSequences
@@ -129,7 +129,8 @@ class StepModule(LightningModule):
         self.pair.load()
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             device, data = self.trainer.strategy.root_device, self.trainer.datamodule  # type: ignore[attr-defined]
-            choose_micro_batch(self.pair, data, device, 1 if device.type == "cuda" else self.trainer.num_devices)
+            with run_precision(self, device):
+                choose_micro_batch(self.pair, data, device, ranks_on(device, self.trainer.num_devices))
 
     @property
     def seed(self) -> int:
