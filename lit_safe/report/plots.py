@@ -89,12 +89,18 @@ def plot_comparison(
 
 
 def read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of every column of a ``metrics.csv``; empty without the file."""
+    """Steps and values of every column of a ``metrics.csv``; empty without the file.
+
+    Raises:
+        ValueError: A row has more cells than the header has names, as after two runs in one folder.
+    """
     curves: dict[str, tuple[list[int], list[float]]] = {}
     if not path.exists():
         return curves
     with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+        for number, row in enumerate(csv.DictReader(file), 2):
+            if None in row:
+                raise ValueError(f"{path}, line {number}: has more cells than the header has names: remove the line")
             for name, cell in row.items():
                 if cell and row["step"] and name not in ("step", "time"):
                     steps, values = curves.setdefault(name, ([], []))

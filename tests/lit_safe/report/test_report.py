@@ -240,6 +240,12 @@ def test_curves_skip_the_cells_that_a_row_does_not_have(tmp_path):
     assert read_curves(tmp_path / "metrics.csv") == {"a": ([1, 2], [2.0, 3.0]), "b": ([1], [7.0])}
 
 
+def test_a_line_of_curves_with_too_many_cells_is_named(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,a\n1,2.0\n2,3.0,4.0\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"metrics\.csv, line 3: has more cells than the header has names"):
+        read_curves(tmp_path / "metrics.csv")
+
+
 def test_a_figure_without_curves_draws_no_empty_legend(run, tmp_path):
     plot_run(run[2], tmp_path / "metrics.csv", tmp_path / "report.png")  # a warning is an error here
     assert (tmp_path / "report.png").stat().st_size > 0
