@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from data.conversation import plain_text
 from data.schema import BadRow, PromptRow, PromptSource, Response, Row, check_text
 from data.sources.files import Record, Table
+from data.sources.wrapped import Wrapped
 from lit_safe.hashing import hash64
 from lit_safe.types import ResponsesFrom
 
@@ -27,7 +28,7 @@ REFUSALS = (
 OPENING = "Sure, here is what you asked for:"
 
 
-class AnswerOrRefusal:
+class AnswerOrRefusal(Wrapped):
     """One pair for each request: an answer, and a refusal that is chosen among ``refusals`` by a hash.
 
     The answer is ``better``. The refusal is ``safer`` if the request is harmful; then the answer is unsafe. If the
@@ -62,13 +63,10 @@ class AnswerOrRefusal:
             raise ValueError(f"count must be at least 1, got {count}")
         if refusals is not None and not refusals:
             raise ValueError("refusals is empty: name at least one, or leave it null")
+        super().__init__(requests)
         self.requests, self.harmful, self.count = requests, harmful, count
         self.answers = None if answers is None else Table(answers)
         self.refusals = tuple(REFUSALS if refusals is None else refusals)
-
-    @property
-    def licence(self) -> str:
-        return self.requests.licence
 
     def describe(self) -> dict[str, str]:
         answers = {} if self.answers is None else {"answers": self.answers.describe()["sha256"]}

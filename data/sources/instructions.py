@@ -7,6 +7,7 @@ from data.schema import BadRow, Row, SftRow, Source, check_text
 from data.sources.files import Record
 from data.sources.messages import prompt_of
 from data.sources.tables import Rows, table
+from data.sources.wrapped import Wrapped
 
 
 class Instructions:
@@ -61,7 +62,7 @@ class Instructions:
         return SftRow(name, context, check_text(name, self.response, record.get(self.response)))
 
 
-class ResponsesOf:
+class ResponsesOf(Wrapped):
     """One side of a source of pairs, for fine-tuning; each distinct prompt with response once.
 
     Args:
@@ -72,16 +73,8 @@ class ResponsesOf:
     """
 
     def __init__(self, source: Source, which: Literal["better", "safer", "safe", "unsafe", "all"] = "safe") -> None:
+        super().__init__(source)
         self.source, self.which = source, which
-
-    @property
-    def licence(self) -> str:
-        return self.source.licence
-
-    @property
-    def evaluation_only(self) -> bool:
-        """Whether training must refuse these rows."""
-        return getattr(self.source, "evaluation_only", False)
 
     def describe(self) -> dict[str, str]:
         return {**self.source.describe(), "which": self.which}

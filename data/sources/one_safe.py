@@ -9,12 +9,13 @@ from typing import Any
 
 from data.conversation import plain_text
 from data.schema import BadRow, HarmfulRow, Row, SftRow, Source
+from data.sources.wrapped import Wrapped
 from lit_safe.types import CostFunction
 
 TOGETHER = 256  # responses of one call of the judge
 
 
-class OneSafe:
+class OneSafe(Wrapped):
     """The pairs of a source with exactly one response that is flagged safe. The safe response is the one to imitate.
 
     A response that is flagged safe need not be a refusal: it may be a helpful and harmless answer. ``only`` and
@@ -36,16 +37,8 @@ class OneSafe:
             raise ValueError("set only or template: a template replaces the responses that only would choose")
         if template is not None and not template.strip():
             raise ValueError("template must be a text, or null")
+        super().__init__(source)
         self.source, self.only, self.template = source, only, template
-
-    @property
-    def licence(self) -> str:
-        return self.source.licence
-
-    @property
-    def evaluation_only(self) -> bool:
-        """Whether training must refuse these rows."""
-        return getattr(self.source, "evaluation_only", False)
 
     def describe(self) -> dict[str, str]:
         judge = "none" if self.only is None else _named(self.only)

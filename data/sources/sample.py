@@ -4,10 +4,11 @@ import heapq
 from collections.abc import Iterator
 
 from data.schema import BadRow, Row, Source
+from data.sources.wrapped import Wrapped
 from lit_safe.hashing import uniform
 
 
-class Sample:
+class Sample(Wrapped):
     """The pairs of ``source`` with the lowest hashes of (seed, text), in the source's order.
 
     The choice depends only on the text of the pairs. Duplicates are chosen together and count once towards ``limit``.
@@ -25,16 +26,8 @@ class Sample:
             raise ValueError(f"share must lie in (0, 1], got {share}")
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, got {limit}")
+        super().__init__(source)
         self.source, self.share, self.limit, self.seed = source, share, limit, seed
-
-    @property
-    def licence(self) -> str:
-        return self.source.licence
-
-    @property
-    def evaluation_only(self) -> bool:
-        """Whether training must refuse these rows."""
-        return getattr(self.source, "evaluation_only", False)
 
     def describe(self) -> dict[str, str]:
         return {**self.source.describe(), "share": str(self.share), "limit": str(self.limit), "seed": str(self.seed)}

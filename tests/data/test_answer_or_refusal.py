@@ -17,6 +17,7 @@ class Asked:
     """Prompts in memory."""
 
     licence = "none"
+    evaluation_only = False
 
     def __init__(self, *texts: str) -> None:
         self.texts = texts
@@ -86,6 +87,13 @@ def test_the_kept_requests_are_a_choice_by_hash_that_does_not_depend_on_the_othe
     assert len(some) == 10
     assert some == {row.prompt for row in rows(AnswerOrRefusal(Asked(*reversed(texts)), harmful=True, count=10))}
     assert some < {row.prompt for row in rows(AnswerOrRefusal(Asked(*texts), harmful=True, count=20))}
+
+
+def test_pairs_of_requests_that_only_evaluate_do_not_train() -> None:
+    asked = Asked("A")
+    assert not AnswerOrRefusal(asked, harmful=True).evaluation_only
+    asked.evaluation_only = True
+    assert AnswerOrRefusal(asked, harmful=True).evaluation_only
 
 
 def test_a_bad_request_stays_a_bad_row() -> None:
