@@ -31,7 +31,7 @@ def score(
     if not names:
         return objective(seen, label, multiplier)
     call: Any = objective  # the protocol has three arguments, so that objectives without a fourth one meet it
-    scored: Scored = call(seen, label, multiplier, Extra(**{name: extra[name] for name in names}))  # type: ignore[literal-required, typeddict-item]
+    scored: Scored = call(seen, label, multiplier, Extra(**{name: extra[name] for name in names}))  # type: ignore[literal-required, typeddict-item]  # names are keys of Extra
     return scored
 
 
@@ -47,4 +47,4 @@ def extra_needs(objective: Objective) -> tuple[str, ...]:
 
 def label_needs(objective: Objective) -> tuple[LabelNeed, ...]:
     """The labels that the objective needs."""
-    return tuple(need for need in objective.needs if need not in Extra.__annotations__)  # type: ignore[misc]
+    return tuple(need for need in objective.needs if need not in Extra.__annotations__)  # type: ignore[misc]  # what is left are labels

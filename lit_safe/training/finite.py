@@ -28,7 +28,7 @@ class FiniteNorms:
         if read is None:
             _check(norm.item(), step)
             return
-        optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # torch reads it where it is set
         self._waiting = read, step
 
     def settle(self) -> None:

@@ -35,7 +35,7 @@ def fill_stores(module: PreferenceAlignment, data: Any) -> None:
     if storage is not None:
         used = pairs_to_score(trainer, data, True, None) or ()
         module.trunk_cache = TrunkCache(storage)
-        module.trunk_cache.fill(module, lambda: chain(used, validation_batches(trainer, data)))  # type: ignore[arg-type]
+        module.trunk_cache.fill(module, lambda: chain(used, validation_batches(trainer, data)))  # type: ignore[arg-type]  # batches of pairs
     batches = None if module.reference_free else module.scores_ahead(trainer, data)
     if batches is not None:
         _score(module, chain(batches, validation_batches(trainer, data)))

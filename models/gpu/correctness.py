@@ -173,7 +173,7 @@ def _exact_statistics(heads: tuple[Head, Head], target_T: Tensor) -> tuple[Tenso
     mine_TV, theirs_TV = logps
     p_TV, at_T1 = mine_TV.exp(), target_T.clamp(min=0)[:, None]
     both = (logp_TV.gather(1, at_T1)[:, 0].where(target_T >= 0, 0) for logp_TV in logps)
-    return *both, (p_TV * (mine_TV - theirs_TV)).sum(-1), -(p_TV * mine_TV).sum(-1)  # type: ignore[return-value]
+    return *both, (p_TV * (mine_TV - theirs_TV)).sum(-1), -(p_TV * mine_TV).sum(-1)  # type: ignore[return-value]  # four tensors
 
 
 def _far_offsets(device: str) -> Row:

@@ -41,7 +41,7 @@ def scored(
 
 
 def loss(objective: Objective, value: tuple[float, float], *others: object) -> float:
-    return scored(objective, value, *others).loss.item()  # type: ignore[arg-type]
+    return scored(objective, value, *others).loss.item()  # type: ignore[arg-type]  # any number is a value
 
 
 class World(NamedTuple):

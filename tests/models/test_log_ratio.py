@@ -58,7 +58,7 @@ def test_wrong_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="beta must be > 0"):
         LogRatioScore(MODEL, REFERENCE, beta=0.0)
     with pytest.raises(ValueError, match="gives must be one of reward, cost"):
-        LogRatioScore(MODEL, REFERENCE, gives="safety")  # type: ignore[arg-type]
+        LogRatioScore(MODEL, REFERENCE, gives="safety")  # type: ignore[arg-type]  # the mistake
 
 
 def test_a_score_that_is_not_finite_is_refused_with_its_response(monkeypatch: pytest.MonkeyPatch) -> None:

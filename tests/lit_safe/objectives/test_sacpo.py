@@ -80,7 +80,7 @@ def test_what_it_cannot_do_is_refused() -> None:
     with pytest.raises(ValueError, match="beta must be > 0"):
         SACPO(beta=0.0)
     with pytest.raises(ValueError, match="labels must be one of"):
-        SACPO(labels="hard")  # type: ignore[arg-type]
+        SACPO(labels="hard")  # type: ignore[arg-type]  # the mistake
     assert SACPO().needs == ()
     assert SACPO(labels="soft").needs == ("cost",)
 

@@ -106,7 +106,7 @@ def test_a_kill_before_or_after_any_command_repeats_no_command_that_left_its_res
 
 
 def test_a_stage_that_fails_ends_the_pipeline_with_its_status(tmp_path: Path) -> None:
-    assert started(tmp_path, lambda words: 143) == 143  # type: ignore[arg-type]
+    assert started(tmp_path, lambda words: 143) == 143  # type: ignore[arg-type]  # stands for a process
     assert not Record(tmp_path).folder.joinpath("dpo").exists()
 
 
@@ -127,7 +127,7 @@ def test_another_command_runs_once_with_its_own_settings(tmp_path: Path) -> None
         return 3 if len(run) == 1 else 0
 
     for status in (3, 0, 0):
-        assert started(tmp_path, fails_once, labels) == status  # type: ignore[arg-type]
+        assert started(tmp_path, fails_once, labels) == status  # type: ignore[arg-type]  # stands for a process
     assert run == [["annotate", "-c", str(tmp_path / "settings/sft.yaml")]] * 2
 
 

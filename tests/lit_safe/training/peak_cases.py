@@ -100,7 +100,7 @@ def fitted(source: Any, kind: str, shape: Shape) -> Announced:
     data = pairs(Wordy(shape.length), pairs_per_step=shape.pairs, max_length=1024, **limit)
     module = aligned(lr=1e-5, pair=PolicyReference(source, KINDS[kind]), precompute_reference=False)
     with tempfile.TemporaryDirectory() as folder:
-        trainer(folder, max_steps=2, callbacks=[announced]).fit(module, data)  # type: ignore[arg-type]
+        trainer(folder, max_steps=2, callbacks=[announced]).fit(module, data)  # type: ignore[arg-type]  # a data module by its methods
     return announced
 
 
