@@ -167,10 +167,15 @@ class SftSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """A prompt alone. The fields have the same meaning as in ``Row``."""
+    """A prompt alone. ``id`` and ``prompt`` have the same meaning as in ``Row``.
+
+    ``category`` is the kind of prompt by which an evaluation reports shares, such as the kind of harm; None if the
+    dataset has none.
+    """
 
     id: str
     prompt: tuple[Message, ...] | str
+    category: str | None = None
 
 
 @runtime_checkable

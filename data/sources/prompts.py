@@ -1,8 +1,8 @@
 """Prompts without responses, to be answered in dual steps, evaluations and certificates."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from data.schema import BadRow, PromptRow
+from data.schema import BadRow, PromptRow, check_text
 from data.sources.files import Record, Table
 from data.sources.messages import prompt_of
 
@@ -18,6 +18,8 @@ class Prompts:
         revision: Hub: branch, tag or commit.
         config: Hub: name of the configuration.
         licence: Licence of the prompts, for reports.
+        category: The column with the prompt's category, such as the kind of harm. Null: prompts have no category.
+        keep: Column → value. Only rows with these values are read. Null reads all.
     """
 
     def __init__(
@@ -29,21 +31,34 @@ class Prompts:
         revision: str | None = None,
         config: str | None = None,
         licence: str = "unknown",
+        category: str | None = None,
+        keep: dict[str, str] | None = None,
     ) -> None:
         self.table = Table(path, split, revision, None, config)
         self.column, self.user_turn = column, user_turn
         self.licence = licence
+        self.category = category
+        self.keep: Mapping[str, str] = dict(keep or {})
 
     def describe(self) -> dict[str, str]:
-        return {
+        told = {
             "source": type(self).__name__,
             **self.table.describe(),
             "column": self.column,
             "user_turn": str(self.user_turn),
         }
+        return told | {f"keep.{column}": value for column, value in sorted(self.keep.items())}
 
     def __iter__(self) -> Iterator[PromptRow | BadRow]:
-        def parse(name: str, record: Record) -> PromptRow:
-            return PromptRow(name, prompt_of(name, self.column, record.get(self.column), self.user_turn))
+        for item in self.table.parsed(self._parse):
+            if item is not None:
+                yield item
 
-        yield from self.table.parsed(parse)
+    def _parse(self, name: str, record: Record) -> PromptRow | None:
+        """The prompt of a row; None if it has not the values of ``keep``."""
+        for column, value in self.keep.items():
+            if check_text(name, column, record.get(column)) != value:
+                return None
+        prompt = prompt_of(name, self.column, record.get(self.column), self.user_turn)
+        category = self.category and check_text(name, self.category, record.get(self.category))
+        return PromptRow(name, prompt, category)

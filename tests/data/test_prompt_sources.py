@@ -129,3 +129,21 @@ def test_the_installed_package_holds_520_requests() -> None:
     if importlib.util.find_spec("pyrit") is None:
         pytest.skip("make embedded installs pyrit")
     assert len(list(AdvBench())) == 520
+
+
+def test_a_column_gives_the_category_and_only_kept_rows_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt,type,label\nHow?,homonyms,safe\nWho?,figures,unsafe\nWhy?,figures,safe\n", encoding="utf-8")
+    source = Prompts(str(path), category="type", keep={"label": "safe"})
+    assert [(row.prompt[0].content, row.category) for row in source] == [("How?", "homonyms"), ("Why?", "figures")]
+    assert source.describe() != Prompts(str(path), category="type").describe()
+    assert next(iter(Prompts(str(path)))).category is None
+
+
+def test_a_missing_column_of_category_or_of_kept_rows_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt,label\nHow?,safe\n", encoding="utf-8")
+    for options in ({"category": "type"}, {"keep": {"type": "safe"}}):
+        (bad,) = Prompts(str(path), **options)
+        assert isinstance(bad, BadRow)
+        assert str(bad).startswith("row prompts.csv:1, column 'type': is null or missing")
