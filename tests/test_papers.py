@@ -19,7 +19,7 @@ CITING = [
 ]
 PLACE = re.compile(
     r"(?<![\w-])(eqs?\.|(?:equation|proposition|theorem|algorithm|section|table)s?) "
-    r"(\d+(?:\.\d+)*(?:\.[A-Z])?|[IVX]+\.[A-Z])(?:(-|–| and | to )(\d+(?:\.\d+)*))?\b",
+    r"(\d+(?:\.\d+)*(?:\.[A-Z])?|[IVX]+\.[A-Z])(?:(-|\u2013| and | to )(\d+(?:\.\d+)*))?\b",
     re.IGNORECASE,
 )
 SURE = {"text", "translation", "code", "second source", "not compared"}
@@ -54,7 +54,7 @@ def places(text: str) -> set[tuple[str, str]]:
         kind = kind.lower().removesuffix("s")
         kind = "eq." if kind.startswith("eq") else kind
         numbers = [first]
-        if last and joint in ("-", "–", " to "):
+        if last and joint in ("-", "\u2013", " to "):
             numbers = [str(number) for number in range(int(first), int(last) + 1)]
         elif last:
             numbers.append(last)
