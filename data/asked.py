@@ -11,6 +11,9 @@ from data.split import Split, prompt_id, split_key, split_of
 SHARES: Mapping[Split, float] = {"train": 0.0, "val": 0.2, "dual": 0.4, "certify": 0.4}
 """Nothing trains on these prompts, so none of them is left to the train split."""
 
+MEASURED: Mapping[Split, float] = {"train": 0.0, "val": 0.5, "dual": 0.0, "certify": 0.5}
+"""Prompts for evaluation only move no multiplier either."""
+
 
 def asked(
     sources: Sequence[PromptSource],
@@ -32,6 +35,11 @@ def asked(
     Raises:
         BadRow: At an unusable row.
     """
+    barred = {
+        split_key(row.prompt)
+        for row in _rows([source for source in sources if getattr(source, "evaluation_only", False)])
+        if not isinstance(row, BadRow)
+    }
     found: dict[int, tuple[PromptRow, Split]] = {}
     for row in _rows(sources):
         if isinstance(row, BadRow):
@@ -40,8 +48,8 @@ def asked(
             continue
         key = split_key(row.prompt)
         of_pairs = splits_by_id.get(prompt_id(row.prompt)) or splits_by_key.get(key)
-        split = of_pairs or split_of(row.prompt, shares=SHARES)
-        if split != "train":
+        split = of_pairs or split_of(row.prompt, shares=MEASURED if key in barred else SHARES)
+        if split != "train" and not (split == "dual" and key in barred):
             found.setdefault(key, (row, split))
     return list(found.values())
 

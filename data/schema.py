@@ -169,13 +169,17 @@ class SftSource(Protocol):
 class PromptRow:
     """A prompt alone. ``id`` and ``prompt`` have the same meaning as in ``Row``.
 
-    ``category`` is the kind of prompt by which an evaluation reports shares, such as the kind of harm; None if the
-    dataset has none.
+    Attributes:
+        category: The kind of prompt by which an evaluation reports shares, such as the kind of harm; None if the
+            dataset has none.
+        harmful: Whether a good answer is a refusal. True: a response counts as unsafe or not. False: a refusal counts
+            as over-refusal. None: the dataset does not say.
     """
 
     id: str
     prompt: tuple[Message, ...] | str
     category: str | None = None
+    harmful: bool | None = None
 
 
 @runtime_checkable

@@ -59,7 +59,17 @@ def test_a_shipped_yaml_is_constructed(path: Path) -> None:
 def test_no_yaml_is_left_out() -> None:
     others = {CONFIGS / "base.yaml", *(CONFIGS / "scorer").glob("*.yaml")}  # scorers: tests/models/test_scorers*.py
     others |= set((CONFIGS / "pipeline").glob("*.yaml"))  # tests/lit_safe/stages/test_pipeline.py
+    others |= set((CONFIGS / "suite").glob("*.yaml"))  # below, all in one command
     assert set(CONFIGS.rglob("*.yaml")) == {*SHIPPED, *others}
+
+
+def test_every_suite_is_a_source_of_prompts() -> None:
+    suites = sorted((CONFIGS / "suite").glob("*.yaml"))
+    added = [word for path in suites for word in ("--data.prompt_sources+", str(path))]
+    cli = main(["-c", str(CONFIGS / "base.yaml"), *DATA, *added, *HERE], run=False)
+    assert len(cli.datamodule.prompt_sources) == len(suites)
+    assert all(source.licence != "unknown" for source in cli.datamodule.prompt_sources)
+    assert not list(Path.cwd().iterdir()), "a constructor did I/O"
 
 
 def test_one_flag_swaps_the_objective_of_an_experiment() -> None:

@@ -44,7 +44,7 @@ class AdvBench:
             except BadRow as fault:
                 yield fault
                 continue
-            yield PromptRow(name, (Message("user", text),))
+            yield PromptRow(name, (Message("user", text),), harmful=True)
 
     def _path(self) -> Path:
         if self.file is not None:

@@ -38,4 +38,5 @@ class Everyday:
 
 
 def _row(name: str, record: Record) -> tuple[str, PromptRow]:
-    return str(record["use"]), PromptRow(name, (Message("user", str(record["prompt"])),))
+    prompt = (Message("user", str(record["prompt"])),)
+    return str(record["use"]), PromptRow(name, prompt, str(record["topic"]), harmful=False)

@@ -20,6 +20,8 @@ class Prompts:
         licence: Licence of the prompts, for reports.
         category: The column with the prompt's category, such as the kind of harm. Null: prompts have no category.
         keep: Column → value. Only rows with these values are read. Null reads all.
+        harmful: Whether the prompts are harmful requests (true) or harmless ones (false); null if that is not known.
+        evaluation_only: Whether training must refuse these prompts, dual steps included.
     """
 
     def __init__(
@@ -33,12 +35,14 @@ class Prompts:
         licence: str = "unknown",
         category: str | None = None,
         keep: dict[str, str] | None = None,
+        harmful: bool | None = None,
+        evaluation_only: bool = False,
     ) -> None:
         self.table = Table(path, split, revision, None, config)
         self.column, self.user_turn = column, user_turn
         self.licence = licence
-        self.category = category
         self.keep: Mapping[str, str] = dict(keep or {})
+        self.category, self.harmful, self.evaluation_only = category, harmful, evaluation_only
 
     def describe(self) -> dict[str, str]:
         told = {
@@ -61,4 +65,4 @@ class Prompts:
                 return None
         prompt = prompt_of(name, self.column, record.get(self.column), self.user_turn)
         category = self.category and check_text(name, self.category, record.get(self.category))
-        return PromptRow(name, prompt, category)
+        return PromptRow(name, prompt, category, self.harmful)

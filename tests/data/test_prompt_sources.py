@@ -115,7 +115,7 @@ def test_adv_bench_is_read_from_its_own_layout(tmp_path: Path) -> None:
     file = tmp_path / "adv_bench.prompt"
     file.write_text("dataset_name: adv_bench\nseeds:\n- value: Do harm.\n- value: ''\n- 7\n", encoding="utf-8")
     first, *bad = AdvBench(str(file))
-    assert first == PromptRow("AdvBench:1", (Message("user", "Do harm."),))
+    assert first == PromptRow("AdvBench:1", (Message("user", "Do harm."),), harmful=True)
     assert [str(fault) for fault in bad] == [
         "row AdvBench:2, column 'value': is empty",
         "row AdvBench:3, column 'value': is null or missing",
