@@ -155,40 +155,44 @@ class BatchRenderer:
     def _plans(self, chunk: Sequence[Item], texts: dict[str, int]) -> list[_Plan | None]:
         """What to encode for each row. Fills ``texts``; None for a row that is tokenised alone."""
         renderer = self.renderer
-        starts = self._starts(chunk)
-        bodies = self._bodies(chunk, starts)
+        numbers: dict[Conversation, int] = {}
+        asked = [numbers.setdefault(item.prompt, len(numbers)) for item in chunk]  # each prompt is hashed once a row
+        starts = self._starts(chunk, asked)
+        bodies = self._bodies(chunk, asked, starts)
         plans: list[_Plan | None] = []
-        for item in chunk:
-            start = starts[item.prompt]
-            mine = [None if turns else bodies.get((item.prompt, text)) for _, text, turns in item.responses]
+
+        def place(text: str) -> int:
+            return texts.setdefault(text, len(texts))
+
+        for item, number in zip(chunk, asked, strict=True):
+            start = starts[number]
+            mine = [None if turns else bodies.get((number, text)) for _, text, turns in item.responses]
             whole = [body for body in mine if body is not None and BREAK not in body]
             if start is None or not start.text or BREAK in start.text or len(whole) < len(mine):
                 plans.append(None)
                 continue
-
-            def place(text: str) -> int:
-                return texts.setdefault(text, len(texts))
-
             joint = [place(start.tail + body) for body in whole]
             stop = renderer.stop_of(item.prompt)
             plans.append(_Plan(renderer.head_of(item.prompt), place(start.text), place(start.tail), joint, stop))
         return plans
 
-    def _starts(self, chunk: Sequence[Item]) -> dict[Conversation, _Start | None]:
-        """Every distinct prompt of a chunk, rendered; None for one that cannot be."""
+    def _starts(self, chunk: Sequence[Item], asked: Sequence[int]) -> dict[int, _Start | None]:
+        """Every distinct prompt of a chunk by its number, rendered; None for one that cannot be."""
         renderer = self.renderer
-        found: dict[Conversation, _Start | None] = dict.fromkeys(item.prompt for item in chunk)
-        turns: dict[Conversation, list[Turn]] = {}
-        for item in chunk:
-            prompt = item.prompt
-            if isinstance(prompt, str) and found[prompt] is None:
-                found[prompt] = self._start(_or_none(renderer.opened, item.row, prompt), [])
-            elif not isinstance(prompt, str) and prompt not in turns and not renderer.rendered and _of_texts(prompt):
-                guarded = _or_none(renderer.guarded, item.row, prompt)
-                turns.update({} if guarded is None else {prompt: guarded})
+        found: dict[int, _Start | None] = {}
+        turns: dict[int, list[Turn]] = {}
+        for (row, prompt, _), number in zip(chunk, asked, strict=True):
+            if number in found:
+                continue
+            found[number] = None
+            if isinstance(prompt, str):
+                found[number] = self._start(_or_none(renderer.opened, row, prompt), [])
+            elif not renderer.rendered and _of_texts(prompt):
+                guarded = _or_none(renderer.guarded, row, prompt)
+                turns.update({} if guarded is None else {number: guarded})
         opened = self._templates(list(turns.values()), opened=True)
-        for (prompt, messages), text in zip(turns.items(), opened, strict=True):
-            found[prompt] = self._start(text, messages)
+        for (number, messages), text in zip(turns.items(), opened, strict=True):
+            found[number] = self._start(text, messages)
         return found
 
     def _start(self, text: str | None, turns: list[Turn]) -> _Start | None:
@@ -198,25 +202,27 @@ class BatchRenderer:
         return _Start(text, text[max(0, cut) :], turns)
 
     def _bodies(
-        self, chunk: Sequence[Item], starts: dict[Conversation, _Start | None]
-    ) -> dict[tuple[Conversation, str], str]:
+        self, chunk: Sequence[Item], asked: Sequence[int], starts: dict[int, _Start | None]
+    ) -> dict[tuple[int, str], str]:
         """The scored text of every distinct response, without its stop token. Faulty ones are left out."""
         renderer = self.renderer
-        found: dict[tuple[Conversation, str], str] = {}
-        asked: dict[tuple[Conversation, str], tuple[_Start, list[Turn]]] = {}
-        for row, prompt, responses in chunk:
-            start = starts[prompt]
+        found: dict[tuple[int, str], str] = {}
+        waiting: dict[tuple[int, str], tuple[_Start, list[Turn]]] = {}
+        for (row, prompt, responses), number in zip(chunk, asked, strict=True):
+            start = starts[number]
             for column, text, _ in responses if start is not None else ():
-                key = prompt, text
+                key = number, text
+                if start is None or key in waiting or key in found:
+                    continue
                 guarded = _or_none(renderer.guard, row, column, renderer.unstopped(text))
-                if guarded is None or start is None:
+                if guarded is None:
                     continue
                 if isinstance(prompt, str):
                     found[key] = guarded
-                elif key not in asked:
-                    asked[key] = start, [*start.turns, {"role": "assistant", "content": guarded}]
-        wholes = self._templates([turns for _, turns in asked.values()], opened=False)
-        for (key, (start, _)), whole in zip(asked.items(), wholes, strict=True):
+                else:
+                    waiting[key] = start, [*start.turns, {"role": "assistant", "content": guarded}]
+        wholes = self._templates([turns for _, turns in waiting.values()], opened=False)
+        for (key, (start, _)), whole in zip(waiting.items(), wholes, strict=True):
             body = None if whole is None else _or_none(renderer.between, "", "", start.text, whole)
             found.update({} if body is None else {key: body})
         return found

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data.conversation import Conversation
 from data.report import STRATA, PreparationReport
 from data.schema import PreferenceRow, Row
 from data.split import Split, prompt_id, split_key, split_of, text_id
@@ -55,8 +54,9 @@ class Candidates:
 
     def label(self, row: Row, costs: Sequence[Sequence[float]]) -> Labels:
         """The hashes and the safety of both responses, which are remembered whether the pair is kept or not."""
+        identity = prompt_id(row.prompt)
         labels = Labels(
-            [text_key(row.prompt, response.text) for response in row.responses], [_safeties(cost) for cost in costs]
+            [hash64(identity, response.text) for response in row.responses], [_safeties(cost) for cost in costs]
         )
         for text, known in zip(*labels, strict=True):
             if known[-1] != UNKNOWN:
@@ -165,11 +165,6 @@ def _safeties(cost: Sequence[float]) -> list[int]:
     """The safety by each cost, and last that of the response: index into SAFETY, as ``data.report.safety`` has it."""
     each = [UNKNOWN if c != c else UNSAFE if c > 0 else SAFE for c in cost]
     return [*each, UNSAFE if UNSAFE in each else UNKNOWN if UNKNOWN in each else SAFE]
-
-
-def text_key(prompt: Conversation, text: str) -> int:
-    """A hash of a response with its prompt."""
-    return hash64(prompt_id(prompt), text)
 
 
 def _int64(values: array[int]) -> Int64s:

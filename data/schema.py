@@ -222,6 +222,8 @@ def check_text(row: str, column: str, value: object) -> str:
         raise BadRow(row, column, "is empty")
     if len(value) > MAX_CHARACTERS:
         raise BadRow(row, column, f"has over {MAX_CHARACTERS:,} characters")
+    if value.isascii():
+        return value
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

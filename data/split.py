@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
+from json.encoder import encode_basestring_ascii as as_json  # one string as JSON
 from typing import Literal, get_args
 
 from data.schema import Message, PreferenceRow, SftRow
@@ -56,10 +57,15 @@ def prompt_id(prompt: tuple[Message, ...] | str) -> int:
 
 def text_id(prompt: tuple[Message, ...] | str, *responses: str) -> int:
     """A hash of a prompt and the responses to it, whatever their order."""
-    turns = (
-        prompt if isinstance(prompt, str) else [(t.role, t.content, t.fields)[: 3 if t.fields else 2] for t in prompt]
-    )
-    return hash64("text", json.dumps([turns, sorted(responses)]))  # unlike a join, JSON is unambiguous
+    texts = ", ".join(map(as_json, sorted(responses)))
+    return hash64("text", f"[{_prompt_json(prompt)}, [{texts}]]")  # unlike a join, JSON is unambiguous
+
+
+@lru_cache(512)
+def _prompt_json(prompt: tuple[Message, ...] | str) -> str:
+    if isinstance(prompt, str):
+        return as_json(prompt)
+    return json.dumps([(t.role, t.content, t.fields)[: 3 if t.fields else 2] for t in prompt])
 
 
 def split_of(

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data.cache import Cache, named_inputs
 from data.conversation import Conversation, plain_text
+from data.limits import check_readable
 from data.micro_batches import MicroBatchLimit, MicroBatchSize, Rank
 from data.render import TODAY, Renderer
 from data.schema import Message, PromptSource, Row, SftRow, SftSource, Source
@@ -285,23 +286,7 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         limits = getattr(self._model, "limits", lambda: None)()
         if limits is None or self._readable:
             return
-        rows = self.tokenised
-        sides = [getattr(rows, side) for side in ("chosen", "rejected", "response") if hasattr(rows, side)]
-        sizes = rows.prompt.sizes + np.max([side.sizes for side in sides], axis=0)
-        if limits.positions is not None and len(sizes) and np.max(sizes) > limits.positions:
-            raise ValueError(
-                f"row {rows.name[int(np.argmax(sizes))]} has {int(np.max(sizes)):,} tokens, and the model has "
-                f"{limits.positions:,} positions: set data.init_args.max_length to at most {limits.positions}"
-            )
-        for ids in (rows.prompt, *sides):
-            beyond = np.flatnonzero(ids.values >= limits.vocabulary)
-            if len(beyond):
-                row = int(np.searchsorted(ids.offsets, beyond[0], side="right")) - 1
-                raise ValueError(
-                    f"row {rows.name[row]} has token {int(ids.values[beyond[0]]):,}, and the model's embedding has "
-                    f"{limits.vocabulary:,} rows for a tokenizer of {len(self.tokenizer):,} tokens: name the model's "
-                    "own tokenizer, or save the model with its embedding resized (resize_token_embeddings)"
-                )
+        check_readable(self.tokenised, limits.positions, limits.vocabulary, len(self.tokenizer))
         self._readable = True
 
     def _members(self, codes: npt.NDArray[np.int8], split: Split) -> Int64s:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 def hash64(*parts: object) -> int:
     """A signed 63-bit hash of ``parts`` by their text, the same in all processes, machines and Python versions."""
-    text = "\x1f".join(str(part) for part in parts)
+    text = "\x1f".join(map(str, parts))
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()) >> 1
 
 

@@ -54,17 +54,18 @@ def read(path: Path) -> Records:
 
 
 def _jsonl(path: Path) -> Records:
+    parse = _Parser()
     with _opened(path) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield _json_object(f"{path.name}:{number}", line)
+                yield _json_object(f"{path.name}:{number}", line, parse)
 
 
 def _json(path: Path) -> Records:
     with _opened(path) as file:
         content = file.read()
     try:
-        rows, doubled = _parsed(content)
+        rows, doubled = _Parser()(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is not JSON ({error})") from error
     if not isinstance(rows, list):
@@ -158,25 +159,31 @@ def _zstd(path: Path) -> Any:
     return BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
 
 
-def _parsed(content: bytes) -> tuple[Any, bool]:
-    """A JSON value, and whether an object in it contains a key more than once (that object is then a ``_Doubled``)."""
-    doubled = False
+class _Parser:
+    """Parses JSON values. One decoder serves every line of a file, because making one takes as long as a short line."""
 
-    def row(items: list[tuple[str, Any]]) -> Any:
-        nonlocal doubled
+    def __init__(self) -> None:
+        self._doubled = False
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+
+    def __call__(self, content: bytes) -> tuple[Any, bool]:
+        """A value, and whether an object in it contains a key more than once (that object is then a ``_Doubled``)."""
+        self._doubled = False
+        text = content.decode(json.detect_encoding(content), "surrogatepass")  # as json.loads does
+        return self._decoder.decode(text), self._doubled
+
+    def _object(self, items: list[tuple[str, Any]]) -> Any:
         found = dict(items)
         if len(found) == len(items):
             return found
-        doubled = True
+        self._doubled = True
         keys = [key for key, _ in items]
         return _Doubled(next(key for i, key in enumerate(keys) if key in keys[:i]))
 
-    return json.loads(content, object_pairs_hook=row), doubled
 
-
-def _json_object(name: str, line: bytes) -> tuple[str, Record] | BadRow:
+def _json_object(name: str, line: bytes, parse: _Parser) -> tuple[str, Record] | BadRow:
     try:
-        return _checked(name, *_parsed(line))
+        return _checked(name, *parse(line))
     except UnicodeDecodeError:
         return BadRow(name, "*", "is not UTF-8")
     except RecursionError:

@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 
 import pytest
@@ -5,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.schema import Message, SftRow
+from data.sources.formats import Cell
 from data.split import SHARES, WORD, assign, normalise, prompt_id, split_key, split_of, text_id
+from lit_safe.hashing import hash64
 
 texts = st.text(st.characters(codec="utf-8"))
 
@@ -49,6 +52,13 @@ def test_prompts_that_normalise_alike_are_two_prompts_of_one_split(pair):
 def test_a_pairs_id_is_free_of_its_order_and_of_nothing_else(prompt, one, other):
     assert text_id(prompt, one, other) == text_id(prompt, other, one)
     assert (text_id(prompt, one, other) == text_id(prompt, one, one)) == (one == other)
+
+
+@given(st.text(), st.lists(st.text(), max_size=3), st.booleans(), st.sampled_from(["", '{"name": "f"}']))
+def test_an_id_is_the_hash_of_prompt_and_responses_as_json(text, responses, plain, fields):
+    prompt = text if plain else (Message("user", text, fields), Message("system", Cell(text)))
+    turns = text if plain else [["user", text, *([fields] if fields else [])], ["system", text]]
+    assert text_id(prompt, *responses) == hash64("text", json.dumps([turns, sorted(responses)]))
 
 
 def test_the_split_of_a_prompt_is_pinned():
