@@ -19,17 +19,25 @@ PYTHON_CHOSEN := $(if $(filter file,$(origin PYTHON)),,--python-chosen)
 # C-DPO moves its multiplier by its configuration's dual.lr; the other objectives do not read it
 RECIPE := -c configs/base.yaml -c configs/experiment/quickstart.yaml $(if $(filter c_dpo,$(OBJECTIVE)),,\
   --model.objective configs/objective/$(OBJECTIVE).yaml --dual.lr 0)
-# What each run of the study changes of the quickstart's recipe
+# The study has its own requests (configs/experiment/study.yaml); what each of its runs changes of the recipe
+STUDY_SFT := -c configs/base.yaml -c configs/experiment/quickstart_sft.yaml -c configs/experiment/study_sft.yaml
 UNSTEERED := --dual.estimator null --dual.lr 0 --dual.margin 0
 SETTINGS_dpo := --model.objective configs/objective/dpo.yaml $(UNSTEERED)
+SETTINGS_dpo_harmless := $(SETTINGS_dpo) --data.order safer
 SETTINGS_safe_dpo := --model.objective configs/objective/safe_dpo.yaml $(UNSTEERED)
+SETTINGS_safe_dpo_0 := $(SETTINGS_safe_dpo) --model.objective.offset 0
 SETTINGS_safe_dpo_anchored := $(SETTINGS_safe_dpo) --model.anchor configs/anchor/reference_support.yaml
+SETTINGS_safe_daa := --model.objective configs/objective/safe_daa.yaml $(UNSTEERED)
+SETTINGS_ipo := --model.objective configs/objective/ipo.yaml $(UNSTEERED)
+SETTINGS_bfpo := --model.objective configs/objective/bfpo.yaml $(UNSTEERED)
+SETTINGS_kto_safe := --model.objective configs/objective/kto_safe.yaml $(UNSTEERED)
 SETTINGS_c_dpo_2 := --model.multiplier 2 $(UNSTEERED)
+SETTINGS_c_dpo_4 := --model.multiplier 4 $(UNSTEERED)
 SETTINGS_c_dpo :=
-METHODS ?= dpo safe_dpo safe_dpo_anchored c_dpo_2 c_dpo
+METHODS ?= dpo c_dpo_2 c_dpo_4 c_dpo safe_dpo safe_dpo_anchored
 RUNS_OF_STUDY = $(foreach seed,$(SEEDS),$(foreach name,$(METHODS),$(STUDY)/$(name)/seed_$(seed)))
 # Of a target runs/study/NAME/seed_N/…: the recipe of NAME
-OF_STUDY = -c configs/base.yaml -c configs/experiment/quickstart.yaml \
+OF_STUDY = -c configs/base.yaml -c configs/experiment/quickstart.yaml -c configs/experiment/study.yaml \
   $(SETTINGS_$(firstword $(subst /, ,$*)))
 # Test files are shared between so many processes of one thread each; WORKERS=0 runs them in one
 WORKERS ?= 2
@@ -72,7 +80,16 @@ quickstart: $(QUICK)/sft_model/config.json ## SmolLM2-135M learns to keep a limi
 	  --judge configs/scorer/refusal.yaml --prompts data/prompts/everyday.csv --keep '{use: held_out}' \
 	  --max_new_tokens 24 --batch_size 60 --out $(QUICK)/$(OBJECTIVE)/refusals.json
 
-$(STUDY)/%/report.json: $(QUICK)/sft_model/config.json
+$(STUDY)/answers.jsonl: | embedded
+	$(RUN) sample -c configs/base.yaml --model.pair configs/model/smollm2_135m.yaml \
+	  --data configs/data/study.yaml --split all --samples_per_prompt 1 --max_new_tokens 32 \
+	  --temperature 0.5 --batch_size 64 --out $@
+
+$(STUDY)/sft_model/config.json: $(STUDY)/answers.jsonl
+	$(RUN) fit $(STUDY_SFT)
+	$(RUN) export $(STUDY_SFT) --ckpt_path $(STUDY)/sft/checkpoints/last.ckpt --out $(STUDY)/sft_model
+
+$(STUDY)/%/report.json: $(STUDY)/sft_model/config.json
 	$(RUN) fit $(OF_STUDY) --seed_everything $(lastword $(subst _, ,$*)) --trainer.default_root_dir $(@D)
 
 $(STUDY)/%/certificate.json: $(STUDY)/%/report.json
@@ -81,10 +98,10 @@ $(STUDY)/%/certificate.json: $(STUDY)/%/report.json
 
 $(STUDY)/%/refusals.json: $(STUDY)/%/certificate.json
 	$(RUN) refusals $(OF_STUDY) --ckpt_path $(@D)/checkpoints/last.ckpt \
-	  --judge configs/scorer/refusal.yaml --prompts data/prompts/everyday.csv --keep '{use: held_out}' \
-	  --max_new_tokens 24 --batch_size 60 --out $@
+	  --judge configs/scorer/refusal.yaml --prompts data/prompts/everyday_fresh.csv --keep '{use: fresh}' \
+	  --max_new_tokens 24 --batch_size 80 --out $@
 
-study: $(addsuffix /refusals.json,$(RUNS_OF_STUDY)) ## Every objective from the quickstart's start, on two axes (METHODS=, SEEDS=; keeps what is done)
+study: $(addsuffix /refusals.json,$(RUNS_OF_STUDY)) ## The objectives from one start, on fresh requests and two axes (METHODS=, SEEDS=; keeps what is done)
 	$(RUN) compare $(RUNS_OF_STUDY) --out $(STUDY)/compared
 
 oracle: setup ## Train every objective in a world whose optimum is known, and report (OBJECTIVES=, ANCHORS=, SEEDS= add to it)

@@ -140,12 +140,13 @@ def parse_module(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def expanded(command: str) -> list[str]:
-    """Our commands in what make would run."""
+    """Our commands in what make would run; of several that differ in the seed alone, one."""
     told = subprocess.run(
         [*shlex.split(command), "-n"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
     ).stdout
     told = re.sub(r"--ckpt_path \S+", "--ckpt_path runs/first/checkpoints/last.ckpt", told)  # a step before writes it
-    lines = told.replace("\\\n", " ").splitlines()  # a recipe's continued lines are one command
+    told = re.sub(r"(seed_everything |seed_)\d+", r"\g<1>0", told)
+    lines = dict.fromkeys(told.replace("\\\n", " ").splitlines())  # a recipe's continued lines are one command
     return [line.partition("python ")[2] for line in lines if re.match(r"\S*python (train|-m data)", line)]
 
 

@@ -17,6 +17,10 @@ SFT = ["-c", str(CONFIGS / "experiment" / "sft_7b.yaml")]
 TOKENS = [*SFT, "--model.token_objective", str(CONFIGS / "token_objective" / "star_dss.yaml")]
 STAGES = [str(CONFIGS / "oracle" / name) for name in ("sft.yaml", "preference.yaml")]
 
+CHANGED = {  # experiments that change another one
+    name: ["-c", str(CONFIGS / "experiment" / of)]
+    for name, of in {"study.yaml": "quickstart.yaml", "study_sft.yaml": "quickstart_sft.yaml"}.items()
+}
 GROUPS = {
     "objective": lambda path: ["--model.objective", path, *DATA],
     "model": lambda path: ["--model.pair", path, *DATA],
@@ -36,7 +40,7 @@ GROUPS = {
     "baseline": lambda path: [*DATA, "-c", path],
     "token_objective": lambda path: [*SFT, "--model.token_objective", path],
     "token_weights": lambda path: [*TOKENS, "--model.token_weights", path],
-    "experiment": lambda path: ["-c", path],
+    "experiment": lambda path: [*CHANGED.get(Path(path).name, []), "-c", path],
 }
 SHIPPED = [path for group in GROUPS for path in sorted(CONFIGS.glob(f"**/{group}/*.yaml"))]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from data.conversation import plain_text
 from data.schema import BadRow, PromptRow, PromptSource, Response, Row, check_text
 from data.sources.files import Record, Table
+from data.sources.places import place
 from data.sources.wrapped import Wrapped
 from lit_safe.hashing import hash64
 from lit_safe.types import ResponsesFrom
@@ -85,7 +86,7 @@ class AnswerOrRefusal(Wrapped):
         known = None if self.answers is None else self._answers(self.answers)
         good = [row for row in requests if isinstance(row, PromptRow)]
         yield from (row for row in requests if isinstance(row, BadRow))
-        kept = {id(row) for row in sorted(good, key=_place)[: self.count]}
+        kept = {id(row) for row in sorted(good, key=place)[: self.count]}
         for row in good:
             if id(row) in kept:
                 try:
@@ -120,7 +121,3 @@ def _answer(name: str, record: Record) -> tuple[str, str]:
     if not isinstance(response, str):
         raise BadRow(name, "response", "is null or missing")
     return check_text(name, "prompt", record.get("prompt")), response
-
-
-def _place(row: PromptRow) -> int:
-    return hash64("request", plain_text(row.prompt))
