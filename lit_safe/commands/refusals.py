@@ -20,6 +20,7 @@ from lit_safe.evaluation.responses import roll_out
 from lit_safe.execution.quiet import quiet
 from lit_safe.hashing import hash64
 from lit_safe.report.tables import estimate_to_json
+from lit_safe.rollouts.scoring import name_of
 from lit_safe.statistics.clustered import Estimate, clustered_mean, paired_difference
 from lit_safe.training.stepping import StepModule
 from lit_safe.types import CostFunction
@@ -97,7 +98,15 @@ def refusals(
         table.add_row(name, Text(str(estimate)), verdict, str(estimate.clusters))
     Console(width=120).print(table)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    facts = {"judge": repr(judge), "prompts": prompts, "checkpoint": ckpt_path, "max_new_tokens": max_new_tokens}
+    facts = {
+        "judge": name_of(judge),
+        "prompts": prompts,
+        "keep": keep or {"label": "safe"},
+        "checkpoint": ckpt_path,
+        "samples_per_prompt": samples_per_prompt,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+    }
     measured = {name: estimate_to_json(estimate) for name, estimate in found.items()}
     Path(out).write_text(
         json.dumps({**facts, "step": checkpoint["global_step"], **measured}, indent=2, allow_nan=False) + "\n",

@@ -58,6 +58,8 @@ def test_every_safe_prompt_is_answered_and_the_same_policy_differs_by_nothing(
     options = {"judge": Longwinded(3), "prompts": prompts_file(tmp_path), "ckpt_path": str(checkpoint)}
     assert refusals(aligned(), pairs(), **options, out=str(out), max_new_tokens=6) == 0
     found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["judge"] == "Longwinded"
+    assert (found["keep"], found["samples_per_prompt"], found["seed"]) == ({"label": "safe"}, 1, 0)
     assert found["before"]["clusters"] == 8  # of the file's 9 prompts, the safe ones
     assert found["before, not trained on"]["clusters"] == 5
     assert found["difference"]["mean"] == 0
