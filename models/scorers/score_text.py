@@ -7,7 +7,8 @@ from typing import Any
 import transformers
 from jinja2 import TemplateError
 
-QUOTE = "\ue0f0"  # inserted into the string of a special token in a text, which is then read as quoted text
+from models.scorers.quoting import Quoting
+
 PROBE = "zebra"
 
 
@@ -37,9 +38,7 @@ class ScoreText:
         if tokenizer.eos_token_id is None:
             raise ValueError(f"{type(tokenizer).__name__} has no eos token, so a response could not end")
         self.stop_id = int(tokenizer.eos_token_id)
-        added = tokenizer.added_tokens_decoder.values()
-        texts = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
-        self._specials = sorted(filter(None, texts), key=len, reverse=True)
+        self._quoting = Quoting(tokenizer)
         self._after = self._before_stop = ""
         if self.template is not None:
             self._read_ending()
@@ -59,11 +58,11 @@ class ScoreText:
         Raises:
             ValueError: If the template refuses the prompt.
         """
-        quoted = self._quoted(response)
+        quoted = self._quoting.quoted(response)
         if self.template is None:
-            start, body, head = self._quoted(prompt), quoted, self._own_head()
+            start, body, head = self._quoting.quoted(prompt), quoted, self._own_head()
         else:
-            turns = [{"role": "user", "content": self._quoted(prompt)}]
+            turns = [{"role": "user", "content": self._quoting.quoted(prompt)}]
             start = self._render(turns, opened=True)
             whole = self._render([*turns, {"role": "assistant", "content": quoted}], opened=False)
             if whole.startswith(start) and whole.endswith(self._after):
@@ -71,11 +70,11 @@ class ScoreText:
             else:
                 body = quoted + self._before_stop
             head = []
-        prompt_ids = [*head, *self._encode(start)]
-        joint = [*head, *self._encode(start + body)]
+        prompt_ids = [*head, *self._quoting.ids(start)]
+        joint = [*head, *self._quoting.ids(start + body)]
         # as in running text; alone only if tokens merge across the border
         whole_prompt = joint[: len(prompt_ids)] == prompt_ids
-        answer = joint[len(prompt_ids) :] if whole_prompt else self._encode(body)
+        answer = joint[len(prompt_ids) :] if whole_prompt else self._quoting.ids(body)
         answer = [*answer, self.stop_id][: self.max_length - 1]
         room = self.max_length - len(answer)
         return self._cut(prompt_ids, room), answer
@@ -96,7 +95,7 @@ class ScoreText:
         if not whole.startswith(start) or PROBE not in whole[len(start) :]:
             raise ValueError("the chat template does not begin a conversation with its own prompt: name another one")
         self._after = whole[whole.rindex(PROBE) + len(PROBE) :]
-        found = [(self._after.find(text), -len(text), text) for text in self._specials if text in self._after]
+        found = [(self._after.find(text), -len(text), text) for text in self._quoting.specials if text in self._after]
         if found:
             position, _, text = min(found)
             self.stop_id = int(self.tokenizer.convert_tokens_to_ids(text))
@@ -118,17 +117,6 @@ class ScoreText:
             if whole[start : start + len(plain)] == plain:
                 return whole[:start]
         return []
-
-    def _quoted(self, text: str) -> str:
-        """``text`` in which the strings of special tokens are not read as special tokens."""
-        text = text.replace(QUOTE, "")
-        for special in self._specials:
-            if special in text:
-                text = text.replace(special, special[0] + QUOTE + special[1:])
-        return text
-
-    def _encode(self, text: str) -> list[int]:
-        return [token for piece in text.split(QUOTE) if piece for token in self._ids(piece)]
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)

@@ -1,0 +1,1 @@
+"""How a judge is asked about a response, and how its verdict is read: one file per family of judges."""
