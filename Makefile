@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python train.py
 OBJECTIVE ?= c_dpo
+# What make profile measures
+CONFIG ?= --model.pair configs/model/smollm2_135m.yaml --data configs/data/pyrit.yaml
 # How many responses before and after training the quickstart's report shows. They may be offensive
 SHOW ?= 0
 QUICK := runs/quickstart
@@ -45,7 +47,7 @@ PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --nu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .SECONDARY:
-.PHONY: help setup embedded quickstart study oracle lint types test test-all test-lowest test-newest gpu test-peers lock wheel release-check clean
+.PHONY: help setup embedded quickstart study oracle profile lint types test test-all test-lowest test-newest gpu test-peers lock wheel release-check clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,6 +108,9 @@ study: $(addsuffix /refusals.json,$(RUNS_OF_STUDY)) ## The objectives from one s
 
 oracle: setup ## Train every objective in a world whose optimum is known, and report (OBJECTIVES=, ANCHORS=, SEEDS= add to it)
 	$(BIN)/python -m data.oracle.run --seeds $(SEEDS) --anchors $(ANCHORS) $(if $(OBJECTIVES),--objectives $(OBJECTIVES))
+
+profile: embedded ## Where a training step's time goes, in per cent by part, and a trace (CONFIG=: any settings of fit)
+	$(RUN) profile -c configs/base.yaml $(CONFIG) --trainer.default_root_dir runs/profile
 
 lint: setup ## ruff, and hadolint on the Dockerfile
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ import numpy as np
 from data.micro_batches import ALONE, Divide, MicroBatch, Rank, by_rows, longest_first
 from data.tokens import Int64s
 from lit_safe.hashing import hash64
+from lit_safe.phases import phase
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -77,7 +78,9 @@ class StepLoader(Generic[Batch]):
         order = ordered(self.row_ids, self.seed, epoch)
         for number in range(first, len(self)):
             step = order[number * self.rows_per_step : (number + 1) * self.rows_per_step]
-            yield [self.pack(micro, step) for micro in self.divide(step, self.rank)]
+            with phase("data"):
+                batches = [self.pack(micro, step) for micro in self.divide(step, self.rank)]
+            yield batches
 
     def rows_used(self, steps: int, each: int) -> tuple[Int64s, int]:
         """The rows that the first ``steps`` steps of a run use, each once, and how many the steps have together.

@@ -27,6 +27,7 @@ from data.steps import StepLoader, ordered, position
 from data.templates import template_text
 from data.tokeniser import OnBadRow, Tokeniser
 from data.tokens import SPLITS, Int64s, Tokenised, from_arrays, to_arrays
+from lit_safe.phases import phase
 from lit_safe.types import Prompt
 
 AnySource = TypeVar("AnySource", bound="Source | SftSource")
@@ -136,7 +137,8 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Let the module complete a batch on the host. Lightning calls this hook on the data module only."""
         complete = getattr(self.trainer.lightning_module, "complete", None) if self.trainer else None
-        return batch if complete is None else complete(batch)
+        with phase("data"):
+            return batch if complete is None else complete(batch)
 
     def connect(self, model: Any) -> None:
         """Use the tokenizer of ``model`` (a pair, or a module with a ``pair``), unless ``tokenizer`` names another."""

@@ -49,6 +49,7 @@ COMMANDS: tuple[str, ...] = (
     "fit_scorer",
     "refusals",
     "reach",
+    "profile",
     "sample",
     "certify",
     "report",

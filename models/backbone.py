@@ -14,6 +14,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from lit_safe.phases import phase
 from lit_safe.sequences import select_sequences
 from lit_safe.types import LaidOut, ModelLimits, PackedSequences, SequenceLogp
 from models.adapter import whole_copies
@@ -107,17 +108,18 @@ class Backbone(nn.Module):
             ValueError: If a sequence is longer than the model has positions, or the weights are fp16 on a CPU.
         """
         hidden_RD, target_R, cu_responses_N1 = self.response_hidden(sequences)
-        hidden_RD, weight_VD, bias_V, scale, softcap = self.at_head(hidden_RD)
-        return sequence_logp(
-            hidden_RD,
-            weight_VD,
-            target_R,
-            cu_seqlens_N1=cu_responses_N1,
-            bias_V=bias_V,
-            scale=scale,
-            softcap=softcap,
-            backend=self.backend,
-        )
+        with phase("head"):
+            hidden_RD, weight_VD, bias_V, scale, softcap = self.at_head(hidden_RD)
+            return sequence_logp(
+                hidden_RD,
+                weight_VD,
+                target_R,
+                cu_seqlens_N1=cu_responses_N1,
+                bias_V=bias_V,
+                scale=scale,
+                softcap=softcap,
+                backend=self.backend,
+            )
 
     def score_beside(self, rows: ResponseHidden, reference_RD: Tensor) -> SequenceLogp:
         """[N] log-probs of ``rows`` and, without gradient, of a reference that shares this head, in one call.
@@ -126,22 +128,24 @@ class Backbone(nn.Module):
             rows: The result of ``response_hidden``.
             reference_RD: The reference's hidden states at the same positions.
         """
-        policy = self.at_head(rows.hidden_RD)
-        reference = policy._replace(hidden_TD=reference_RD.to(policy.hidden_TD.dtype))
-        return SequenceLogp(
-            *both_sequence_logp(
-                policy, reference, rows.target_R, cu_seqlens_N1=rows.cu_responses_N1, backend=self.backend
+        with phase("head"):
+            policy = self.at_head(rows.hidden_RD)
+            reference = policy._replace(hidden_TD=reference_RD.to(policy.hidden_TD.dtype))
+            return SequenceLogp(
+                *both_sequence_logp(
+                    policy, reference, rows.target_R, cu_seqlens_N1=rows.cu_responses_N1, backend=self.backend
+                )
             )
-        )
 
     def response_hidden(self, sequences: PackedSequences) -> ResponseHidden:
         """The last hidden states at positions whose target is scored.
 
         If the sequences have trunk states and this model has that trunk, only the layers above it run.
         """
-        laid = self.laid_out(sequences)
-        hidden_KSD = self._decode(laid, sequences.trunk)
-        return ResponseHidden(hidden_KSD[laid.row_R, laid.column_R], laid.target_R, laid.cu_responses_N1)
+        with phase("policy forward" if torch.is_grad_enabled() else "reference"):
+            laid = self.laid_out(sequences)
+            hidden_KSD = self._decode(laid, sequences.trunk)
+            return ResponseHidden(hidden_KSD[laid.row_R, laid.column_R], laid.target_R, laid.cu_responses_N1)
 
     def laid_out(self, sequences: PackedSequences) -> LaidOut:
         """The rows of this model's input. Those that the sequences hold are taken, if they are in its layout.

@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from lit_safe.phases import phase
 from lit_safe.precision import TrainableDtype
 from lit_safe.types import (
     MemoryEstimate,
@@ -172,7 +173,7 @@ class PolicyReference(nn.Module):
     @torch.no_grad()
     def reference_logp(self, sequences: PackedSequences) -> Tensor:
         """[N] summed response log-probs of the reference, fp32 nats, never with gradient."""
-        with self._both()[1]() as reference:
+        with phase("reference", whole=True), self._both()[1]() as reference:
             return reference(sequences)
 
     def both_logp(self, sequences: PackedSequences) -> SequenceLogp:

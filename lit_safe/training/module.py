@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lit_safe.anchors import Anchor
 from lit_safe.errors.message import SettingError
+from lit_safe.phases import phase
 from lit_safe.protocols.data import PreferenceRunData, missing_members
 from lit_safe.protocols.objective import extra_needs, is_reference_free, label_needs, score
 from lit_safe.protocols.pair import MayLackReference, PairModel
@@ -262,8 +263,9 @@ class PreferenceAlignment(StepModule):
         """A micro-batch's part [] of the step's loss in nats: its weighted sum / number of pairs in the step."""
         batch = self.label_draws.drawn(batch, self.seed)
         policy, logratio, scored = self(batch)
-        self.train_means.update(self._quantities(batch, policy, logratio, scored))
-        self.count(batch.sequences, batch.present)
+        with phase("metrics"):
+            self.train_means.update(self._quantities(batch, policy, logratio, scored))
+            self.count(batch.sequences, batch.present)
         # keep NaN labels of dropped and filler pairs out of the sum (0 * NaN is NaN) ...
         weight_B = scored.weight * batch.present
         kept_B = weight_B > 0

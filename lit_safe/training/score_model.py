@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
+from lit_safe.phases import phase
 from lit_safe.protocols.data import PreferenceRunData
 from lit_safe.protocols.scores import ScoringModel
 from lit_safe.protocols.trainer import connected
@@ -208,8 +209,9 @@ class ScoreModel(StepModule):
     def loss_share(self, batch: PackedBatch | ScoreBatch) -> Tensor:
         """A micro-batch's part [] of the step's loss in nats: its sum of losses / number of pairs in the step."""
         pairs, loss_B, measured = self._measure(batch)
-        self.train_means.update(_pooled(measured))
-        self.count(pairs.sequences, pairs.present)
+        with phase("metrics"):
+            self.train_means.update(_pooled(measured))
+            self.count(pairs.sequences, pairs.present)
         return loss_B.sum() / pairs.pairs_in_step
 
     def validation_step(self, batch: PackedBatch | ScoreBatch, batch_idx: int) -> None:

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from lit_safe.errors.message import SettingError
+from lit_safe.phases import phase
 from lit_safe.protocols.pair import FreesReference, PairModel, ScoresTokens
 from lit_safe.training.chunk_scores import ChunkScores
 from lit_safe.training.optimizers import gentle_adamw
@@ -150,8 +151,9 @@ class SupervisedFineTuning(StepModule):
 
     def _loss_share(self, batch: SequenceBatch) -> Tensor:
         loss_N, measured = self._losses(batch)
-        self.train_means.update(measured)
-        self.count(batch.sequences, batch.present)
+        with phase("metrics"):
+            self.train_means.update(measured)
+            self.count(batch.sequences, batch.present)
         return loss_N.sum() / batch.tokens_in_step
 
     def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:

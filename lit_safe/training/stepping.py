@@ -20,6 +20,7 @@ from lit_safe.errors.message import SettingError
 from lit_safe.execution.process_memory import peak_bytes
 from lit_safe.execution.rng import isolated
 from lit_safe.hashing import hash64
+from lit_safe.phases import phase
 from lit_safe.precision import check_trainable, check_trainer_precision, run_precision
 from lit_safe.protocols.data import RunData
 from lit_safe.protocols.pair import LaysOut, PairModel
@@ -180,7 +181,8 @@ class StepModule(LightningModule):
         started = time.perf_counter()
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
-        optimizer.zero_grad()
+        with phase("optimizer"):
+            optimizer.zero_grad()
         # dropout must not depend on earlier random draws, so that a resumed run draws the same numbers
         with isolated(hash64("step", self.seed, self.global_step, self.global_rank)):
             for index, share in enumerate(shares):
@@ -188,15 +190,16 @@ class StepModule(LightningModule):
                     # ranks average gradients, but the step's loss is a sum over ranks
                     loss = share() * self.trainer.world_size
                     # the trainer's autocast is active here and would round products of fp32 gradients too
-                    with torch.autocast(self.device.type, enabled=False):
+                    with phase("backward", whole=True), torch.autocast(self.device.type, enabled=False):
                         self.manual_backward(loss)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        bound = float("inf") if self.gradient_clip_norm is None else self.gradient_clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(parameters, bound)
-        self._norms.take(norm.detach(), optimizer.optimizer, self.global_step)
-        self._window.rate = optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        self._scheduler().step()
+        with phase("optimizer"):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            bound = float("inf") if self.gradient_clip_norm is None else self.gradient_clip_norm
+            norm = torch.nn.utils.clip_grad_norm_(parameters, bound)
+            self._norms.take(norm.detach(), optimizer.optimizer, self.global_step)
+            self._window.rate = optimizer.param_groups[0]["lr"]
+            optimizer.step()
+            self._scheduler().step()
         if self._ends_window():
             self._norms.settle()  # the time of a window is that of its device
         self._window.seconds += time.perf_counter() - started
@@ -223,9 +226,10 @@ class StepModule(LightningModule):
             norm: The step's gradient norm [].
             extra: Further values of the last step, by name.
         """
-        self._window.last = {**extra, "grad_norm": norm, "learning_rate": self._window.rate}
-        if self._ends_window():
-            self._log_window()
+        with phase("metrics"):
+            self._window.last = {**extra, "grad_norm": norm, "learning_rate": self._window.rate}
+            if self._ends_window():
+                self._log_window()
 
     def _ends_window(self) -> bool:
         return self.global_step % max(1, connected(self.trainer).log_every_n_steps) == 0
