@@ -6,7 +6,7 @@ A part is a context: ``with phase("head"): ...``. It does nothing unless a ``Pha
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -42,7 +42,7 @@ class PhaseClock:
     """
 
     def __init__(self, wait: Callable[[], None] = lambda: None) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._wait = wait
         self._open: list[tuple[str, bool]] = []
         self._turned = 0.0
