@@ -15,6 +15,7 @@ from data.oracle.study.controllers import (
     SCALES,
     Cost,
     Rule,
+    one_shot,
     row,
     rules,
     rules_of_units,
@@ -57,7 +58,9 @@ def test_the_slope_is_that_of_the_exact_cost() -> None:
 
 
 @pytest.mark.parametrize("follows", FOLLOWS)
-@pytest.mark.parametrize("name", ["fixed", "schedule", "subgradient", "log space", "PID", "log barrier", "Newton"])
+@pytest.mark.parametrize(
+    "name", ["fixed", "one-shot dual", "schedule", "subgradient", "log space", "PID", "log barrier", "Newton"]
+)
 def test_every_controller_comes_to_rest_on_its_own_target(name: str, follows: float) -> None:
     rule = every()[name]
     run = simulate(world(), rule, LIMIT_C, follows)
@@ -70,6 +73,17 @@ def test_the_barriers_target_is_eta_over_the_slack_inside_the_limit() -> None:
     run = simulate(world(), rule, LIMIT_C, 1.0)
     assert run.multiplier[-1] * (LIMIT - run.cost[-1]) == pytest.approx(rule.settings["eta"], rel=1e-3)
     assert rule.target[0] < LIMIT - 0.05
+
+
+def test_the_one_shot_duals_error_is_drawn_once_and_shrinks_with_prompts_and_samples() -> None:
+    rule, star = every()["one-shot dual"], every()["fixed"].settings["value"]
+    noisy = simulate(world(), rule, LIMIT_C, 1.0, True, 3, 6).multiplier[:, 0]
+    assert np.ptp(noisy) == 0 != noisy[0] - star  # no epoch corrects it
+    few, many = (
+        np.std([one_shot(world(), LIMIT, seed, prompts, samples) - star for seed in range(8)])
+        for prompts, samples in ((16, 16), (256, 256))
+    )
+    assert 0 < 2 * many < few
 
 
 def test_twice_newtons_step_swings_for_ever() -> None:

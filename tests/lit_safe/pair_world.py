@@ -86,6 +86,15 @@ def aligned(objective: Objective | None = None, lr: float = 1e-3, pair: Any = No
     return PreferenceAlignment(pair or PolicyReference(TinyLlama()), objective or DPO(), adamw(lr), **options)
 
 
+def moved(module: Any) -> Any:
+    """The module with a policy unlike its reference."""
+    module.configure_model()
+    with torch.no_grad():
+        for k, parameter in enumerate(p for p in module.parameters() if p.requires_grad):
+            parameter += 0.05 * torch.sin(torch.arange(parameter.numel()) + k).view_as(parameter)
+    return module
+
+
 def trainer(folder: Path | None = None, **options: Any) -> Trainer:
     """One quiet process on the CPU, without held-out pairs."""
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}

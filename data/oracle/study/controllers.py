@@ -35,6 +35,7 @@ EPOCHS = 40
 FOLLOWS = (1.0, 0.3)  # shares of the way that the policy goes in an epoch
 PROMPTS, SAMPLES = 64, 4  # of an estimate with noise
 DRAWS = 20
+ONE_SHOT = 128  # responses of the reference to each prompt, for the one-shot dual: MoCAN's number
 LATE = 10  # last epochs, over which the spread is taken
 SETTLED = 0.05  # share of plain DPO's distance to the target, within which the cost has settled
 KEPT = 0.005  # a violation up to this counts as none, in cost units
@@ -88,12 +89,16 @@ class Cost:
 
 
 class Rule(NamedTuple):
-    """A controller by class path, its settings, where it starts, and the cost that it steers to."""
+    """A controller by class path, its settings, where it starts, and the cost that it steers to.
+
+    ``drawn`` gives the settings of a noisy run by its seed, for a rule whose settings are estimated once.
+    """
 
     path: str
     settings: Mapping[str, Any]
     target: Floats
     start: float = 0.0
+    drawn: Callable[[int], Mapping[str, Any]] | None = None
 
 
 class Run(NamedTuple):
@@ -132,7 +137,7 @@ def simulate(
         epochs: Number of epochs.
     """
     random = np.random.default_rng(hash64("controller", seed))
-    controller = _controller(rule)
+    controller = _controller(rule.path, rule.settings if rule.drawn is None or not noisy else rule.drawn(seed))
 
     def shaped(value_C: Floats) -> torch.Tensor:
         return torch.tensor(value_C if len(limit_C) > 1 else value_C[0], dtype=torch.float64)
@@ -173,6 +178,9 @@ def rules(world: Cost, limit: float) -> dict[str, Rule]:
     barrier = brentq(lambda x: x * (limit - world.at_optimum(x)[0]) - eta, star + 1e-9, 100.0)
     return {
         "fixed": Rule("fixed.Fixed", {"value": star}, at_limit),
+        "one-shot dual": Rule(
+            "fixed.Fixed", {"value": star}, at_limit, drawn=lambda seed: {"value": one_shot(world, limit, seed)}
+        ),
         "schedule": Rule("scheduled.Scheduled", {"last": star, "share": 0.5}, at_limit),
         "subgradient": Rule("subgradient.ProjectedSubgradient", {"lr": gain}, at_limit),
         "log space": Rule("log_space.LogSpace", {"init": 1.0, "lr": gain / star**2}, at_limit),
@@ -182,6 +190,20 @@ def rules(world: Cost, limit: float) -> dict[str, Rule]:
         "log barrier": Rule("log_barrier.LogBarrier", {"eta": eta}, world.at_optimum(barrier)),
         "Newton": Rule("newton.DiagonalNewton", {"rate": 0.5}, at_limit),
     }
+
+
+def one_shot(world: Cost, limit: float, seed: int, prompts: int = PROMPTS, samples: int = ONE_SHOT) -> float:
+    """The multiplier that minimises the dual function of drawn prompts and responses of the reference (MoCAN).
+
+    Huang et al. 2024, arXiv:2405.19544, section 4. The minimiser is that of a world of these responses alone.
+    """
+    random = np.random.default_rng(hash64("one shot", seed))
+    row_P1 = random.integers(0, len(world.reward_PK), (prompts, 1))
+    share_PK = np.exp(world.reference_PK[row_P1[:, 0]])
+    share_PK /= share_PK.sum(-1, keepdims=True)
+    cell_PS = np.stack([random.choice(len(share_K), samples, p=share_K) for share_K in share_PK])
+    drawn = (world.reward_PK[row_P1, cell_PS], world.cost_PKC[row_P1, cell_PS])
+    return float(solve_multiplier(np.full(cell_PS.shape, -np.log(samples)), *drawn, limit, BETA)[0])
 
 
 def rules_of_units(world: Cost, limit_C: Floats) -> dict[str, Rule]:
@@ -273,10 +295,10 @@ def three_units(draws: int = DRAWS) -> list[Row]:
     ]
 
 
-def _controller(rule: Rule) -> Any:
-    module, _, name = f"{RULES}.{rule.path}".rpartition(".")
+def _controller(path: str, settings: Mapping[str, Any]) -> Any:
+    module, _, name = f"{RULES}.{path}".rpartition(".")
     build: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return build(**rule.settings)
+    return build(**settings)
 
 
 def main(arguments: Sequence[str]) -> None:

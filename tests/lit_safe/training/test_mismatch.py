@@ -10,7 +10,7 @@ from lit_safe.doctor.patient import gradient, take_pairs
 from lit_safe.objectives import KTO
 from lit_safe.training.mismatch import Mismatch, mismatched
 from lit_safe.types import IGNORE, PackedBatch
-from tests.lit_safe.pair_world import Fruit, aligned, pairs, plain_logp, trainer
+from tests.lit_safe.pair_world import Fruit, aligned, moved, pairs, plain_logp, trainer
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +28,6 @@ def parts(sequences: Any, number: int) -> tuple[list[int], list[int]]:
     begin = next(t for t, token in enumerate(target) if token != IGNORE)
     assert target[begin:-1] == ids[begin + 1 :]
     return ids[: begin + 1], ids[begin + 1 :]
-
-
-def moved(module: Any) -> Any:
-    """The module with a policy unlike its reference."""
-    module.configure_model()
-    with torch.no_grad():
-        for k, parameter in enumerate(p for p in module.parameters() if p.requires_grad):
-            parameter += 0.05 * torch.sin(torch.arange(parameter.numel()) + k).view_as(parameter)
-    return module
 
 
 def test_each_response_follows_the_prompt_of_the_next_pair(batch: PackedBatch) -> None:
