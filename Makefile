@@ -47,7 +47,7 @@ PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --nu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .SECONDARY:
-.PHONY: help setup embedded quickstart study oracle profile lint types test test-all test-lowest test-newest gpu test-peers lock wheel release-check clean
+.PHONY: help setup embedded quickstart study oracle methods profile lint types test test-all test-lowest test-newest gpu test-peers lock wheel release-check clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,6 +108,9 @@ study: $(addsuffix /refusals.json,$(RUNS_OF_STUDY)) ## The objectives from one s
 
 oracle: setup ## Train every objective in a world whose optimum is known, and report (OBJECTIVES=, ANCHORS=, SEEDS= add to it)
 	$(BIN)/python -m data.oracle.run --seeds $(SEEDS) --anchors $(ANCHORS) $(if $(OBJECTIVES),--objectives $(OBJECTIVES))
+
+methods: setup ## Train every method of the library in that world, and draw all on the exact frontier (SEEDS=)
+	$(BIN)/python -m data.oracle.study.methods --seeds $(SEEDS)
 
 profile: embedded ## Where a training step's time goes, in per cent by part, and a trace (CONFIG=: any settings of fit)
 	$(RUN) profile -c configs/base.yaml $(CONFIG) --trainer.default_root_dir runs/profile

@@ -18,12 +18,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.oracle.study import Job, Study
 from data.oracle.study.report import write_report
+from data.oracle.study.workers import ending_workers
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     try:
-        with _ending_workers():
+        with ending_workers():
             return _run(study, jobs, options.seeds, options.workers)
     except KeyboardInterrupt:
         log.error("stopped by Ctrl-C: run the same command to continue")
@@ -74,16 +74,6 @@ def _run(study: Study, jobs: Sequence[Job], seeds: Sequence[int], workers: int) 
         write_report(study.folder, results)
         log.info("%.1f minutes; report: %s", (time.monotonic() - started) / 60, study.folder / "report.md")
     return 1 if failed else 0
-
-
-@contextmanager
-def _ending_workers() -> Iterator[None]:
-    """Make SIGTERM raise SystemExit inside, so that the workers end too. The former handler is restored."""
-    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
 
 
 if __name__ == "__main__":

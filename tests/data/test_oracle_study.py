@@ -10,6 +10,7 @@ import pytest
 
 from data.oracle.run import main
 from data.oracle.study import Job, Study, provenance
+from data.oracle.truth.reference_table import read_reference
 from data.oracle.world import oracle_world
 
 PROMPTS = 4
@@ -174,3 +175,93 @@ def test_the_handler_of_sigterm_is_put_back(
     assert main(["--folder", str(tmp_path / "study"), "--objectives", "dpo_soft", "--anchors", "none"]) == status
     assert signal.getsignal(signal.SIGTERM) == former
     assert within[0] != former
+
+
+SECOND = Job("sacpo", "reference_support", 1)
+
+
+def test_a_second_stage_starts_from_the_export_of_its_first(study: Study) -> None:
+    assert SECOND.first == Job("dpo_soft", "reference_support", 1)
+    made = study.run_inputs(SECOND)["overlay"]["model"]["init_args"]
+    source = made["pair"]["init_args"]["source"]["init_args"]
+    export = study.run_folder(SECOND.first) / "export"
+    assert source["name_or_path"] == str(export)
+    assert made["multiplier"] == pytest.approx(
+        SECOND.optimal_multiplier(read_reference(study.folder / "reference.npz"), 4)
+    )
+    (callback,) = study.run_inputs(SECOND)["objective"]["trainer"]["callbacks+"]
+    assert callback["init_args"]["reference"] == str(study.folder / "reference.npz")
+    assert Job("c_dpo", "none", 0).first is None
+
+
+def test_another_first_stage_makes_another_second_stage(study: Study) -> None:
+    assert SECOND.first is not None
+    finish(study, SECOND.first)
+    export = study.run_folder(SECOND.first) / "export"
+    export.mkdir()
+    (export / "model.safetensors").write_bytes(b"helpful")
+    finish(study, SECOND)
+    assert study.stale(SECOND) == []
+    (export / "model.safetensors").write_bytes(b"more helpful")
+    assert "model.safetensors" in study.stale(SECOND)[0]
+    (study.run_folder(SECOND.first) / "finished.json").unlink()
+    assert study.stale(SECOND) == ["dpo_soft+reference_support: not finished"]
+
+
+def test_a_second_stage_waits_for_its_first_and_fails_with_it(
+    study: Study, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = []
+
+    class Ended:
+        exitcode = 1
+
+        def __init__(self, *words: str, log_to: Path) -> None:
+            begun.append(log_to.parents[1].name)
+
+        def is_alive(self) -> bool:
+            return False
+
+    monkeypatch.setattr("data.oracle.study.folder.start", Ended)
+    monkeypatch.setattr("data.oracle.study.folder.LONGEST_WAIT", 0.0)
+    assert study.train([SECOND], workers=2) == [SECOND.first, SECOND]
+    assert begun == ["dpo_soft+reference_support"]
+    assert "sacpo+reference_support seed 1 has no first stage: not finished" in caplog.text
+
+
+def test_a_second_stage_exports_its_first_once(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert SECOND.first is not None
+    finish(study, SECOND.first)
+    export = study.run_folder(SECOND.first) / "export"
+    commands = []
+
+    def run(*words: str, log_to: Path) -> None:
+        commands.append(words)
+        export.mkdir()
+
+    class Ended:
+        exitcode = 0
+
+        def __init__(self, *words: str, log_to: Path) -> None:
+            (log_to.parent / "oracle.json").write_text("{}", encoding="utf-8")
+
+        def is_alive(self) -> bool:
+            return False
+
+    monkeypatch.setattr("data.oracle.study.folder.run", run)
+    monkeypatch.setattr("data.oracle.study.folder.start", Ended)
+    monkeypatch.setattr("data.oracle.study.folder.LONGEST_WAIT", 0.0)
+    pd_dpo = Job("pd_dpo", "reference_support", 1)
+    assert study.train([SECOND, pd_dpo], workers=1) == []
+    ((command, *words),) = commands
+    assert command == "export"
+    assert words[-2:] == ["--out", str(export)]
+    assert study.stale(SECOND) == study.stale(pd_dpo) == []
+
+
+def test_a_first_stage_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SECOND.config
+    config["model"]["init_args"]["pair"]["init_args"]["source"]["init_args"]["name_or_path"] = "my/model"
+    monkeypatch.setattr("data.oracle.study.job.read_yaml", lambda path: config)
+    with pytest.raises(ValueError, match=r"sacpo\.yaml: a first stage is runs/oracle/.*, not my/model"):
+        SECOND.first  # noqa: B018

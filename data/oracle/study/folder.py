@@ -122,18 +122,26 @@ class Study:
         """Run the unfinished jobs, ``workers`` at a time. Returns the failed ones.
 
         A run is finished if it ended without error and its inputs are unchanged: configuration, options, reference and
-        samples. Code is not compared.
+        samples. Code is not compared. A second stage waits for its first stage, which is trained too if it is not among
+        the jobs.
 
         Raises:
             ValueError: If a run's folder contains files that no study wrote.
         """
-        waiting = [job for job in jobs if not self._keep(job)]
+        firsts = [job.first for job in jobs if job.first is not None]
+        waiting = [job for job in dict.fromkeys([*firsts, *jobs]) if not self._keep(job)]
         running: dict[Job, _Running] = {}
         failed: list[Job] = []
         try:
             while waiting or running:
-                while waiting and len(running) < workers:
-                    job = waiting.pop(0)
+                while len(running) < workers:
+                    job = next((job for job in waiting if job.first not in [*waiting, *running]), None)
+                    if job is None:
+                        break
+                    waiting.remove(job)
+                    if not self._export_first(job):
+                        failed.append(job)
+                        continue
                     made_of = self.run_inputs(job)
                     running[job] = _Running(self._start(job, made_of), made_of, time.monotonic())
                 time.sleep(LONGEST_WAIT)
@@ -161,6 +169,8 @@ class Study:
             return ["not finished"]
         if job.missing:
             return [f"no {path}" for path in job.missing]
+        if job.first is not None and (older := self.stale(job.first)):
+            return [f"{job.first.name}: {reason}" for reason in older]
         return provenance.differences(folder / FINISHED, self.run_inputs(job))
 
     def results(self, options: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -191,6 +201,24 @@ class Study:
                 provenance.write(folder / FINISHED, made_of)
                 log.info("done: %s seed %d, %.1f minutes", job.name, job.seed, (time.monotonic() - started) / 60)
         return failed
+
+    def _export_first(self, job: Job) -> bool:
+        """Write the model of a job's first stage, if it has one. False, and the reason logged, if there is none."""
+        if job.first is None:
+            return True
+        if reasons := self.stale(job.first):
+            log.error("%s seed %d has no first stage: %s", job.name, job.seed, "; ".join(reasons))
+            return False
+        if inputs.exported(self.folder, job.first).exists():
+            return True
+        folder = self.run_folder(job.first)
+        words = ("-c", str(folder / "config.yaml"), "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"))
+        try:
+            run("export", *words, "--out", str(inputs.exported(self.folder, job.first)), log_to=folder / "export.log")
+        except RuntimeError as error:
+            log.error("%s seed %d has no first stage: %s", job.name, job.seed, error)
+            return False
+        return True
 
     def samples(self, seed: int) -> Path:
         """The file of the reference's responses from which a seed's pairs are made."""

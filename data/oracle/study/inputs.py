@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.oracle.study import provenance
-from data.oracle.study.job import CONFIGS, WORLD, Job, read_yaml
+from data.oracle.study.job import CONFIGS, EXPORT, MEASURE, WORLD, Job, read_yaml
 from data.oracle.truth.reference_table import read_reference
 
 SFT = ("-c", "configs/base.yaml", "-c", str(CONFIGS / "sft.yaml"))
@@ -26,6 +26,11 @@ def samples(study: Path, seed: int) -> Path:
 def run_folder(study: Path, job: Job) -> Path:
     """The output folder of a job."""
     return study / job.name / f"seed_{job.seed}"
+
+
+def exported(study: Path, job: Job) -> Path:
+    """The folder with a job's policy, for a second stage that starts from it."""
+    return run_folder(study, job) / EXPORT
 
 
 def of_reference(prompts: int) -> dict[str, Any]:
@@ -68,7 +73,10 @@ def of_run(study: Path, prompts: int, job: Job) -> dict[str, Any]:
     """
     folder, preference, objective = run_folder(study, job), read_yaml(CONFIGS / "preference.yaml"), job.config
     for callback in objective["trainer"]["callbacks+"]:
-        callback["init_args"] |= {"prompts": prompts}
+        if callback["class_path"] == MEASURE:
+            callback["init_args"] |= {"prompts": prompts}
+            if "reference" in callback["init_args"]:
+                callback["init_args"]["reference"] = str(study / REFERENCE_TABLE)
     source = {**preference, **objective}["data"]["init_args"]["sources"][0]
     drawn = {"responses": str(samples(study, job.seed)), "draw": job.seed, "prompts": prompts}
     overlay: dict[str, Any] = {
@@ -86,7 +94,8 @@ def of_run(study: Path, prompts: int, job: Job) -> dict[str, Any]:
     if "dual" in objective:
         overlay["dual"] = {"seed": job.seed}  # otherwise all seeds would have the same rollout errors
     pair = preference["model"]["init_args"]["pair"]
-    pair["init_args"]["source"]["init_args"]["name_or_path"] = str(study / "reference")
+    start = study / "reference" if job.first is None else exported(study, job.first)
+    pair["init_args"]["source"]["init_args"]["name_or_path"] = str(start)
     overlay["model"]["init_args"]["pair"] = pair
     if job.at_optimal_multiplier:
         reference_PK = read_reference(study / REFERENCE_TABLE)
@@ -99,6 +108,8 @@ def of_run(study: Path, prompts: int, job: Job) -> dict[str, Any]:
         words += ["--model.anchor", str(job.anchor_path)]
         words += ["--model.anchor.init_args.weight", weight] if weight else []
     files = [*sorted((study / "reference").iterdir()), samples(study, job.seed)]
+    if job.first is not None and start.exists():
+        files += sorted(start.iterdir())
     return {
         "words": [*words, *job.options],
         "objective": objective,

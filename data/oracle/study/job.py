@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from lit_safe.installation import find_config
 
 CONFIGS = Path("configs/oracle")
 WORLD = ("hopeless", "seed")  # options of the world that, with ``prompts``, decide its prompts
+EXPORT = "export"  # folder of a run with its model, made if a second stage starts from it
+FIRST = ("runs", "oracle")  # where a second stage's file finds the first stage's run
 MEASURE = "data.oracle.truth.measure.OracleMeasure"
 
 
@@ -45,7 +47,8 @@ class Job:
     @property
     def missing(self) -> list[Path]:
         """Its files that do not exist."""
-        return [path for path in (self.path, self.anchor_path) if path is not None and not shipped(path).exists()]
+        own = [path for path in (self.path, self.anchor_path) if path is not None and not shipped(path).exists()]
+        return own if own or self.first is None else self.first.missing
 
     @property
     def config(self) -> dict[str, Any]:
@@ -55,8 +58,24 @@ class Job:
     @property
     def at_optimal_multiplier(self) -> bool:
         """Whether it trains with the exact multiplier that meets the limit, without dual steps."""
-        dual = self.config.get("dual", {})
-        return self.aim.get("optimum") in LIMITED and not (dual.get("lr") or dual.get("controller"))
+        dual, model = self.config.get("dual", {}), self.config["model"]["init_args"]
+        moved = dual.get("lr") or dual.get("controller") or model.get("multiplier") == "auto"
+        return self.aim.get("optimum") in LIMITED and not moved
+
+    @property
+    def first(self) -> Job | None:
+        """The job whose policy this one starts from and has for reference; None if that is the study's reference.
+
+        Raises:
+            ValueError: If the file names another model than ``runs/oracle/<objective>/seed_0/export``.
+        """
+        pair = self.config["model"]["init_args"].get("pair")
+        if pair is None:
+            return None
+        path = Path(pair["init_args"]["source"]["init_args"]["name_or_path"])
+        if len(path.parts) != 5 or path.parts[:2] != FIRST or path.name != EXPORT:
+            raise ValueError(f"{self.path}: a first stage is runs/oracle/<objective>/seed_0/{EXPORT}, not {path}")
+        return replace(self, objective=path.parts[2])
 
     @property
     def aim(self) -> dict[str, Any]:

@@ -25,6 +25,8 @@ AIMS = {
     "rectified_at_limit": "the optimum under the limit on max(cost, 0)",
     "masked": "the optimum without unsafe responses",
     "population": "the minimiser of its population loss",
+    "per_token": "the minimiser of its population loss",
+    "none": "no optimum known",
 }
 DIVERGES = "diverges: no optimum to compare with"
 POPULATION = " at multiplier 0, which is DPO's population loss: preference probabilities instead of drawn preferences"

@@ -75,7 +75,7 @@ def _beside(run: Run, key: str) -> dict[str, float]:
 
 
 def _aim(run: Run) -> dict[str, float]:
-    if run.get("diverges"):
+    if run.get("diverges") or run["optimum"] == "none":
         return {}
     return {} if run["optimum"] == "masked" else _beside(run, "multiplier_at_optimum")  # which has no multiplier
 

@@ -7,8 +7,10 @@ import multiprocessing
 import os
 import runpy
 import shlex
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,16 @@ def run(*words: str, log_to: Path) -> None:
     process.join()
     if process.exitcode:
         raise RuntimeError(f"lit-safe {words[0]} failed: see {log_to}")
+
+
+@contextmanager
+def ending_workers() -> Iterator[None]:
+    """Make SIGTERM raise SystemExit inside, so that the workers end too. The former handler is restored."""
+    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _process(target: Callable[..., None], args: tuple[Any, ...]) -> BaseProcess:

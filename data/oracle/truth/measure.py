@@ -43,9 +43,10 @@ class OracleMeasure(Callback):
         optimum: The optimum that the run is compared with: ``tilt`` (multiplier 0, for DPO), ``tilt_at_limit`` (the
             optimum under the limit, for C-DPO), ``rectified_at_limit`` (the same for C-DPO with ``rectify``),
             ``masked`` (no unsafe response, for SafeDPO), or ``population`` (the float64 minimiser of the objective's
-            own loss over all pairs, at the initial multiplier of training; up to two seconds a prompt). If that
-            minimiser lies at infinity, as for hard labels, ``oracle.json`` says that the loss ``diverges`` and contains
-            no regret.
+            own loss over all pairs, at the initial multiplier of training; up to two seconds a prompt),
+            ``per_token`` (of length-normalised DPO and of SimPO without a target margin), or ``none`` (not known:
+            ``oracle.json`` then contains no regret). If a population minimiser lies at infinity, as for hard labels,
+            ``oracle.json`` says that the loss ``diverges`` and contains no regret either.
         prompts: Number of the world's prompts, as in ``oracle_world``. This and the next three options must equal the
             data's.
         costs: One constraint for ``each`` category, or one for the ``worst`` category.
@@ -54,6 +55,9 @@ class OracleMeasure(Callback):
         every_n_epochs: Measure at the end of every n-th epoch.
         batch_size: Number of sequences scored at once.
         flip: Probability in [0, 0.5] with which the data reverse an order, for ``population``.
+        reference: A file that ``ReferenceTable`` wrote. KL, regret and optimum are then those of this reference. For
+            an objective without a reference, and for a second stage, whose own reference is the first stage. Null
+            takes the run's.
 
     Raises:
         ValueError: If an argument is out of range, an optimum at a limit has none, or another optimum than
@@ -72,6 +76,7 @@ class OracleMeasure(Callback):
         every_n_epochs: int = 1,
         batch_size: int = 512,
         flip: float = 0.0,
+        reference: str | None = None,
     ) -> None:
         super().__init__()
         if not (math.isfinite(beta) and beta > 0):
@@ -86,6 +91,7 @@ class OracleMeasure(Callback):
             raise ValueError(f"flip must lie in [0, 0.5], and be 0 unless optimum is population; got {flip}, {optimum}")
         self.beta = beta
         self.flip = flip
+        self.reference = reference
         self.limit = limit
         self.optimum = optimum
         self.options: dict[str, Any] = {"prompts": prompts, "costs": costs, "hopeless": hopeless, "seed": seed}
@@ -129,6 +135,7 @@ class OracleMeasure(Callback):
             self.limit,
             self.flip,
             self.batch_size,
+            self.reference,
         )
         if not self.curve:
             self._point(trainer, pl_module, 0)

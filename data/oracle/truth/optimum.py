@@ -80,6 +80,30 @@ def masked(reference_PK: Floats, reward_PK: Floats, cost_PKC: Floats, beta: floa
     return _normalised(np.where(hopeful_P[:, None], tilted_PK, reference_PK))
 
 
+def per_token(base_PK: Floats, reward_PK: Floats, length_R: npt.ArrayLike, beta: float) -> Floats:
+    """[P, K] log-probs of the minimiser of a Bradley-Terry loss on scores per token, without malformed text.
+
+    Such a loss is least where log(pi(y) / base(y)) / |y| = r(y) / beta + a constant of the prompt, because every pair
+    then has its own probability as a logistic function of the margin. Normalisation decides the constant. With the
+    reference as ``base`` this is length-normalised DPO; with a base of 1 it is SimPO without a target margin.
+
+    Args:
+        base_PK: Log of the base, -inf for cells that cannot be given. The last cell, malformed text, is left out.
+        reward_PK: Rewards.
+        length_R: Number of tokens of each well-formed response, > 0.
+        beta: Factor of the loss.
+    """
+    length_K = np.append(np.asarray(length_R, np.float64), np.nan)
+    logp_PK = np.full(base_PK.shape, -np.inf)
+    for prompt, possible_K in enumerate(np.isfinite(base_PK) & np.isfinite(length_K)):
+        base, length = base_PK[prompt, possible_K], length_K[possible_K]
+        score = reward_PK[prompt, possible_K] / beta
+        bound = float((np.abs(base) / length + np.abs(score)).max() + np.log(len(base)))  # |y| >= 1
+        constant = brentq(lambda c, b=base, n=length, s=score: logsumexp(b + n * (s + c)), -bound, bound, xtol=1e-13)
+        logp_PK[prompt, possible_K] = base + length * (score + constant)
+    return _normalised(logp_PK)
+
+
 def measure(logp_PK: Floats, reference_PK: Floats, reward_PK: Floats, cost_PKC: Floats) -> Measured:
     """All measurements of the policy ``logp_PK``.
 

@@ -56,7 +56,7 @@ def compared(exact: Exact, final: Mapping[str, float]) -> dict[str, Any]:
         "diverges": exact.diverges,
         "final": dict(final),
         "reference": exact.values(exact.reference_PK),
-        "at_optimum": dict.fromkeys(final) if exact.diverges else exact.values(exact.optimum_PK),
+        "at_optimum": exact.values(exact.optimum_PK) if exact.known else dict.fromkeys(final),
         "masked": exact.values(exact.masked_PK),
         "frontier": {
             "multiplier": list(GRID),  # the same for all constraints
