@@ -28,6 +28,13 @@ class Quality:
         high: Upper end.
         responses: Number of labelled responses (for a reward, of pairs).
         prompts: Number of their prompts.
+        accuracy: Share of responses on which a score > 0 is what people say. This and the next five are None if they
+            were not measured; a scorer that ranks well may have its zero in the wrong place.
+        accuracy_low: Lower end of its 95 % interval.
+        accuracy_high: Upper end.
+        kappa: Cohen's kappa of the same agreement.
+        hits: Share of people's positives (unsafe, or refusals) with a score > 0.
+        false_alarms: Share of people's negatives with a score > 0.
     """
 
     auc: float | None = None
@@ -36,6 +43,12 @@ class Quality:
     high: float | None = None
     responses: int = 0
     prompts: int = 0
+    accuracy: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    kappa: float | None = None
+    hits: float | None = None
+    false_alarms: float | None = None
 
 
 @dataclass(frozen=True)

@@ -148,13 +148,14 @@ def test_the_digest_is_that_of_model_format_and_settings():
     assert len({*same, *others}) == 5
 
 
-@pytest.mark.parametrize("name", ["llama_guard", "wild_guard", "granite_guardian", "endpoint"])
+@pytest.mark.parametrize("name", ["llama_guard", "wild_guard", "granite_guardian", "endpoint", "two_judges"])
 def test_a_shipped_judge_is_a_cost_function_to_the_command_line(name, pytestconfig):
     parser = ArgumentParser(parser_mode="yaml")
     parser.add_function_arguments(_takes_a_cost, sub_configs=True)
     path = pytestconfig.rootpath / "configs" / "scorer" / f"{name}.yaml"
     built = parser.instantiate(parser.parse_args([f"--scorer={path}"]))
-    assert isinstance(built.scorer.format, JudgeFormat)
+    judge = getattr(built.scorer, "second", built.scorer)
+    assert isinstance(judge.format, JudgeFormat)
 
 
 def _takes_a_cost(scorer: CostFunction):

@@ -26,7 +26,7 @@ def read_strata(path: Path, prompts: Sequence[str]) -> dict[str, list[int]]:
         ValueError: If a column or a prompt is missing, a prompt has two strata, or a stratum has no prompt.
     """
     stratum: dict[str, str] = {}
-    for number, row in enumerate(_rows(path, ("prompt", "stratum")), 1):
+    for number, row in enumerate(read_rows(path, ("prompt", "stratum")), 1):
         text = row["prompt"].strip()
         if stratum.setdefault(text, row["stratum"]) != row["stratum"]:
             raise ValueError(
@@ -65,7 +65,7 @@ def read_labels(path: Path, prompts: Sequence[str], responses: Sequence[str]) ->
     """
     turn = {pair: number for number, pair in enumerate(zip(prompts, responses, strict=True))}
     labels: dict[int, bool] = {}
-    rows = _rows(path, ("prompt", "response", "unsafe"))
+    rows = read_rows(path, ("prompt", "response", "unsafe"))
     for number, row in enumerate(rows, 1):
         word = row["unsafe"].strip().lower()
         if word not in (*YES, *NO):
@@ -82,7 +82,7 @@ def read_labels(path: Path, prompts: Sequence[str], responses: Sequence[str]) ->
     return np.array(order, np.int64), np.array([labels[place] for place in order], np.bool_)
 
 
-def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a CSV or JSON-lines file with these columns, as texts."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")

@@ -131,12 +131,20 @@ def _quality(card: dict[str, Any]) -> list[str]:
         outputs["cost"] = {**held_out, "low": held_out.get("auc_low"), "high": held_out.get("auc_high")}
     lines = []
     for name, found in outputs.items():
-        if found.get("auc") is None:
-            continue
-        low, high = found.get("low"), found.get("high")
-        interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-        lines.append(
-            f"{name}: AUC {found['auc']:.3f}{interval} against people's labels of {found.get('responses', '?')} "
-            f"held-out responses to {found.get('prompts', '?')} prompts"
-        )
+        of = f"{found.get('responses', '?')} held-out responses to {found.get('prompts', '?')} prompts"
+        if found.get("auc") is not None:
+            interval = _interval(found, "")
+            lines.append(f"{name}: AUC {found['auc']:.3f}{interval} against people's labels of {of}")
+        if found.get("accuracy") is not None:
+            known = {"kappa": "kappa", "hits": "finds", "false_alarms": "false alarms"}
+            more = [f"{word} {found[key]:.2f}" for key, word in known.items() if found.get(key) is not None]
+            told = f" ({', '.join(more)})" if more else ""
+            lines.append(
+                f"{name}: agrees with people on {found['accuracy']:.3f}{_interval(found, 'accuracy_')} of {of}{told}"
+            )
     return lines
+
+
+def _interval(found: dict[str, Any], prefix: str) -> str:
+    low, high = found.get(f"{prefix}low"), found.get(f"{prefix}high")
+    return "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
