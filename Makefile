@@ -36,7 +36,8 @@ SETTINGS_kto_safe := --model.objective configs/objective/kto_safe.yaml $(UNSTEER
 SETTINGS_c_dpo_2 := --model.multiplier 2 $(UNSTEERED)
 SETTINGS_c_dpo_4 := --model.multiplier 4 $(UNSTEERED)
 SETTINGS_c_dpo :=
-METHODS ?= dpo c_dpo_2 c_dpo_4 c_dpo safe_dpo safe_dpo_anchored
+SETTINGS_c_dpo_from_4 := --model.multiplier 4
+METHODS ?= dpo dpo_harmless safe_dpo c_dpo_2 c_dpo_4 c_dpo c_dpo_from_4
 RUNS_OF_STUDY = $(foreach seed,$(SEEDS),$(foreach name,$(METHODS),$(STUDY)/$(name)/seed_$(seed)))
 # Of a target runs/study/NAME/seed_N/…: the recipe of NAME
 OF_STUDY = -c configs/base.yaml -c configs/experiment/quickstart.yaml -c configs/experiment/study.yaml \
