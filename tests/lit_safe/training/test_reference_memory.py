@@ -45,7 +45,15 @@ class Watch(Callback):
         (AHEAD, [DualAscent(estimator=LabelledUnsafe(), lr=0.0)], True),
         (AHEAD, [DualAscent(lr=0.0)], False),
     ],
-    ids=["scored ahead", "nll", "scored in each step", "an anchor reads it", "an objective", "costs are estimated", "none is"],
+    ids=[
+        "scored ahead",
+        "nll",
+        "scored in each step",
+        "an anchor reads it",
+        "an objective",
+        "costs are estimated",
+        "none is",
+    ],
 )
 def test_a_step_holds_the_reference_only_if_the_run_asks_for_it(
     options: dict[str, Any], callbacks: list[Callback], held: bool, tmp_path: Path
