@@ -13,11 +13,12 @@ from data.micro_batches import MicroBatch, MicroBatchLimit, MicroBatchSize
 from data.pack import annotation, pack_pairs
 from data.preparation import Order, Prepared, prepared
 from data.render import TODAY
+from data.rendered import check_sizes
 from data.schema import Annotator, PromptSource, Source
 from data.split import Split, split_key
 from data.steps import EvalLoader, StepLoader, ordered
 from data.texts import TextPair, text_pairs
-from data.tokenised import TokenisedData, check_sizes, evaluation_only
+from data.tokenised import TokenisedData, evaluation_only
 from data.tokeniser import OnBadRow, Tokeniser
 from data.tokens import AUTHORS, SPLITS, Int64s, TokenisedPairs
 from lit_safe.types import Annotation, Need, PackedBatch, Prompt, ResponsesFrom

@@ -12,10 +12,11 @@ import numpy as np
 from data.micro_batches import MicroBatch, MicroBatchLimit, MicroBatchSize
 from data.pack import pack_rows, scored_sizes
 from data.render import TODAY
+from data.rendered import check_sizes
 from data.schema import BadRow, SftRow, SftSource
 from data.split import Split, assign, text_id
 from data.steps import EvalLoader, StepLoader, ordered
-from data.tokenised import TokenisedData, check_sizes, evaluation_only
+from data.tokenised import TokenisedData, evaluation_only
 from data.tokeniser import OnBadRow, Tokeniser
 from data.tokens import Int64s, TokenisedRows
 from lit_safe.types import ResponseIds, SequenceBatch

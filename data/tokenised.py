@@ -1,4 +1,4 @@
-"""The common part of preference data and fine-tuning data: tokenizer, cache, split and rank."""
+"""The common part of preference data and fine-tuning data: rows, cache, split and rank."""
 
 from __future__ import annotations
 
@@ -6,25 +6,21 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from datetime import date
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data.cache import Cache, named_inputs
-from data.conversation import Conversation, plain_text
 from data.limits import check_readable
 from data.micro_batches import MicroBatchLimit, MicroBatchSize, Rank
-from data.render import TODAY, Renderer
-from data.schema import Message, PromptSource, Row, SftRow, SftSource, Source
-from data.split import Split, prompt_id, split_key
+from data.render import TODAY
+from data.rendered import Rendered
+from data.schema import PromptSource, Row, SftRow, SftSource, Source
+from data.split import Split, split_key
 from data.steps import StepLoader, ordered, position
-from data.templates import template_text
 from data.tokeniser import OnBadRow, Tokeniser
 from data.tokens import SPLITS, Int64s, Tokenised, from_arrays, to_arrays
 from lit_safe.phases import phase
@@ -33,18 +29,7 @@ from lit_safe.types import Prompt
 AnySource = TypeVar("AnySource", bound="Source | SftSource")
 
 
-def check_sizes(**sizes: int | None) -> None:
-    """Refuse sizes below 1. None sets no size.
-
-    Raises:
-        ValueError: Naming the first.
-    """
-    for name, value in sizes.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
+class TokenisedData(Rendered, ABC, Generic[Tokenised, AnySource]):
     """Reads rows once, tokenises them, splits them by prompt, and reports what was kept and dropped."""
 
     kind: type[Tokenised]
@@ -63,23 +48,17 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         rendered: bool = False,
         micro_batch: MicroBatchLimit | None = None,
     ) -> None:
-        super().__init__()
-        check_sizes(max_length=max_length)
+        super().__init__(max_length, tokenizer, template, template_date, rendered)
         if not sources:
             raise ValueError("sources: name at least one")
         if not held_out and any(getattr(source, "evaluation_only", False) for source in sources):
             raise ValueError("held_out: false would train on a source that is for evaluation only")
         self.sources: list[AnySource] = list(sources)
         self.prompt_sources: list[PromptSource] = []
-        self.max_length, self.on_bad_row, self.seed = max_length, on_bad_row, seed
+        self.on_bad_row, self.seed = on_bad_row, seed
         self.held_out = held_out
         self.micro_batch = micro_batch or MicroBatchLimit()
-        self.tokenizer_name = tokenizer
-        self.template = None if template is None else template_text(template)
-        self.today, self.rendered = _day(template_date), rendered
         self.cache = None if cache_dir is None else Cache(cache_dir)
-        self._model: Any = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
         self._tokenised: Tokenised | None = None
         self._facts: dict[str, Any] = {}
         self._told = self._readable = False
@@ -140,28 +119,6 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         with phase("data"):
             return batch if complete is None else complete(batch)
 
-    def connect(self, model: Any) -> None:
-        """Use the tokenizer of ``model`` (a pair, or a module with a ``pair``), unless ``tokenizer`` names another."""
-        self._model = model if hasattr(model, "load_tokenizer") else model.pair
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer that ``tokenizer`` names, or the connected model's; loaded at first use."""
-        if self._tokenizer is None:
-            if self.tokenizer_name is not None:
-                self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_name)
-            elif self._model is not None:
-                self._tokenizer = self._model.load_tokenizer()
-            else:
-                raise ValueError("no tokenizer: set data.init_args.tokenizer, or connect(model) first")
-            if self.template is not None:
-                self._tokenizer.chat_template = self.template  # so that an export of the model includes it
-        return self._tokenizer
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Ids as text, without special tokens."""
-        return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
-
     def prepare_data(self) -> None:
         """Fill the cache. It runs on one process per machine; the others only read the cache."""
         if self.cache is not None and self._tokenised is None:
@@ -215,11 +172,6 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
         return {name: "; ".join(licences) for name, licences in found.items()}
 
     @property
-    def stop_ids(self) -> frozenset[int]:
-        """Every token that ends a response: one for conversations, one for plain text. They are often the same."""
-        return self._renderer().stop_tokens
-
-    @property
     @abstractmethod
     def largest_micro_batch(self) -> MicroBatchSize:
         """An upper bound on one training forward pass."""
@@ -236,25 +188,6 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
             raise self._empty(split)
         order = members[ordered(table.prompt_id[members], "prompts")]
         return [Prompt(int(table.prompt_id[i]), tuple(table.ids.at(i).tolist()), table.text[i]) for i in order]
-
-    def ask(self, text: str) -> Prompt:
-        """Any question, rendered like the data's own prompts: as a user's turn, or as plain text if they are.
-
-        Raises:
-            BadRow: The template or the tokenizer refuses it.
-        """
-        plain = self.rendered or self.tokenizer.chat_template is None
-        return self.to_answer("question", text if plain else (Message("user", text),))
-
-    def to_answer(self, name: str, prompt: Conversation) -> Prompt:
-        """A prompt as ids, cut to ``max_length``. ``name`` is for messages.
-
-        Raises:
-            BadRow: The template or the tokenizer refuses it.
-        """
-        renderer = self._renderer()
-        ids = renderer.cut_prompt(renderer.prompt(name, prompt), self.max_length)
-        return Prompt(prompt_id(prompt), tuple(ids), plain_text(prompt))
 
     def trained_on(self, texts: Sequence[str]) -> list[bool]:
         """Whether each of these prompts, or a near-duplicate of it, is in the train split."""
@@ -321,22 +254,12 @@ class TokenisedData(LightningDataModule, ABC, Generic[Tokenised, AnySource]):
             self._facts = facts
             self._tokenised = from_arrays(self.kind, arrays, facts.pop("texts"))
 
-    def _renderer(self) -> Renderer:
-        return Renderer(self.tokenizer, self.today, rendered=self.rendered)
-
     def _read(self) -> tuple[Tokenised, dict[str, Any]]:
         tokeniser = Tokeniser(self._renderer(), self.max_length, self.on_bad_row)
         tokenised, preparation, lines = self._tokenise(tokeniser, progress=getattr(rank_zero_only, "rank", 0) == 0)
         report = {"preparation": preparation, "tokenisation": tokeniser.report.to_dict()}
         facts = {"report": report, "lines": [*lines, *tokeniser.report.lines()], "warnings": tokeniser.report.warnings}
         return tokenised, json.loads(json.dumps(facts))  # the same types as from the cache
-
-
-def _day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"template_date must be a day such as 2025-01-01, got {text!r}") from None
 
 
 def evaluation_only(sources: Sequence[Source | SftSource]) -> set[int]:

@@ -48,6 +48,7 @@ COMMANDS: tuple[str, ...] = (
     "annotate",
     "fit_scorer",
     "refusals",
+    "evaluate",
     "reach",
     "profile",
     "sample",

@@ -23,7 +23,7 @@ class InverseCDF(transformers.LogitsProcessor):
 
     Args:
         uniforms: [n, steps] in [0, 1).
-        temperature: Divides the logits.
+        temperature: Divides the logits. 0 takes the most likely token, the limit of small temperatures.
         begin: Number of tokens before the first step.
     """
 
@@ -43,6 +43,10 @@ class InverseCDF(transformers.LogitsProcessor):
             )
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.temperature == 0:
+            finite_n1 = scores.amax(-1, keepdim=True).isfinite()  # a NaN is the largest
+            self.finite_n1 = finite_n1 if self.finite_n1 is None else self.finite_n1 & finite_n1
+            return scores  # generate takes the largest
         step = input_ids.shape[1] - self.begin
         place = exact_device(scores.device)
         cumulative_nV = (scores.to(place).double() / self.temperature).softmax(-1).cumsum(-1)
@@ -82,7 +86,7 @@ def generate(
         model: The model. Its mode (training or evaluation) is restored afterwards.
         prompts: Token ids of each prompt, none empty.
         uniforms: [n, max_new_tokens] in [0, 1): all random numbers; no global generator is used.
-        temperature: > 0; divides the logits.
+        temperature: Divides the logits. 0 takes the most likely token of each step (greedy decoding).
         stop_ids: Tokens that end a response. The first one drawn is the response's last token.
         share_prompts: Compute each distinct prompt once. If false, once for each response; results are the same up to
             rounding.
@@ -140,8 +144,8 @@ def _check(
         raise ValueError(f"need uniforms [{len(prompts)}, max_new_tokens >= 1], got {tuple(uniforms.shape)}")
     if not bool(((uniforms >= 0) & (uniforms < 1)).all()):
         raise ValueError("uniforms must lie in [0, 1)")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}")
+    if not temperature >= 0:
+        raise ValueError(f"temperature must be >= 0, got {temperature}")
     if empty := [i for i, prompt in enumerate(prompts) if len(prompt) == 0]:
         raise ValueError(f"prompt {empty[0]} has no tokens")
     longest = max(map(len, prompts)) + uniforms.shape[1]

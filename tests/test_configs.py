@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_safe.cli import main
+from lit_safe.cli import SafeCLI, main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # the only thing a machine without an accelerator may replace
@@ -60,8 +60,19 @@ def test_a_shipped_yaml_is_constructed(path: Path) -> None:
     assert not list(Path.cwd().iterdir()), "a constructor did I/O"
 
 
+@pytest.mark.parametrize("path", sorted((CONFIGS / "evaluation").glob("*.yaml")), ids=lambda path: path.name)
+def test_a_shipped_evaluation_is_constructed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SafeCLI, "_run_subcommand", lambda self, command: None)
+    base = ["-c", str(CONFIGS / "base.yaml"), "--data", "data.questions.Questions", *HERE]
+    built = main(["evaluate", *base, "-c", str(path)]).config_init["evaluate"]
+    assert all(hasattr(suite.source, "describe") for suite in built["suites"].values())
+    assert callable(built["refusal_judge"])
+    assert not list(Path.cwd().iterdir()), "a constructor did I/O"
+
+
 def test_no_yaml_is_left_out() -> None:
     others = {CONFIGS / "base.yaml", *(CONFIGS / "scorer").glob("*.yaml")}  # scorers: tests/models/test_scorers*.py
+    others |= set((CONFIGS / "evaluation").glob("*.yaml"))
     others |= set((CONFIGS / "pipeline").glob("*.yaml"))  # tests/lit_safe/stages/test_pipeline.py
     others |= set((CONFIGS / "suite").glob("*.yaml"))  # below, all in one command
     assert set(CONFIGS.rglob("*.yaml")) == {*SHIPPED, *others}

@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_safe.commands.fit_scorer import LabelledTexts, TextPair, labelled_responses
 from lit_safe.commands.sizes import check_sizes
 from lit_safe.errors.message import SettingError
-from lit_safe.execution.devices import chosen_device, use
+from lit_safe.execution.devices import chosen_device, name_for_rank, use
 from lit_safe.execution.ranks import joined_ranks, rank_and_world
 from lit_safe.rollouts.scoring import place
 from lit_safe.rollouts.text_scores import Text, kept_beside, score_texts
@@ -71,7 +71,7 @@ def annotate(
     if path.suffix not in SUFFIXES:
         raise SettingError(f"--out {out}: the name must end in {' or '.join(SUFFIXES)}")
     with joined_ranks() as local:
-        where = use(chosen_device(device if local is None else _local(device, local)))
+        where = use(chosen_device(name_for_rank(device, local)))
         for one in (scorer, reward):
             place(one, where)
         pairs = {split: [pair for pair in data.pairs(split) if not pair.evaluation_only] for split in SPLITS}
@@ -98,14 +98,6 @@ def annotate(
         _agreement(pairs["val"], np.max(costs, 0)[first : first + len(pairs["val"])])
     log.info("%s", _source(path, list(named), data.order))
     return 0
-
-
-def _local(device: str, local: int) -> str:
-    """The device of this rank: the ``local``-th accelerator of this machine, unless a device is named."""
-    import torch
-
-    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return f"{there.type}:{local}" if device == "auto" and there is not None else device
 
 
 def _columns(scorer: CostFunction, score_nC: Tensor) -> dict[str, Tensor]:

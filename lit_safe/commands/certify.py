@@ -21,7 +21,6 @@ from lit_safe.constraint.certificate.responses import (
     Draws,
     choose,
     draw_responses,
-    policy_digest,
     probe,
     responses_key,
     score_responses,
@@ -33,6 +32,7 @@ from lit_safe.errors.message import SettingError
 from lit_safe.execution.ranks import rank_and_world
 from lit_safe.hashing import hash64
 from lit_safe.protocols.trainer import connected
+from lit_safe.rollouts.texts import policy_digest
 from lit_safe.training.stepping import StepModule
 from lit_safe.types import CostFunction
 

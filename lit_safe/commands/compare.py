@@ -20,6 +20,7 @@ from lit_safe.evaluation.settings import Settings, differing, not_comparable, se
 from lit_safe.report.curves import Curves, curves_markdown, curves_table, plot_curves, shown, write_curves
 from lit_safe.report.hparams import Entry, write_hparams
 from lit_safe.report.plots import plot_comparison, read_curves
+from lit_safe.report.safety_compare import evaluations_markdown, read_evaluation
 from lit_safe.report.tables import (
     MAIN,
     PAIRS,
@@ -61,8 +62,9 @@ def compare(runs: list[str], out: str = "runs/compare", baseline: str | None = N
     Writes ``compare.md``, ``compare.csv``, ``compare.png`` and a TensorBoard hparams entry for each run with a report
     into ``out``, and ``curves.png`` and ``curves.csv`` of every run with a ``metrics.csv``. Runs with a
     ``certificate.json`` and a ``refusals.json`` (from ``certify`` and ``refusals``) are set side by side on two axes,
-    unsafe responses and refusals of safe prompts: ``axes.png`` and ``axes.csv``. A run without a report is
-    compared by its curves alone. Other folders are skipped with a message, so ``runs/*`` works.
+    unsafe responses and refusals of safe prompts: ``axes.png`` and ``axes.csv``. Runs with an ``evaluation/`` (from
+    ``evaluate``) are compared on both axes by prompt, and seeds are averaged. A run without a report is compared by
+    its curves alone. Other folders are skipped with a message, so ``runs/*`` works.
 
     If a run uses another ``order`` than the baseline, the two responses of each pair are brought into the baseline's
     order. If runs were evaluated with different settings (scorer, decoding, template, seeds), a line names the setting
@@ -135,6 +137,8 @@ def _compare(runs: list[str], out: str, baseline: str | None, make_reports: bool
         plot_axes(axes, to / "axes.png")
         write_axes(axes, to / "axes.csv")
         lines += axes_markdown(axes, "axes.png")
+    evaluated = [one for folder in kept if (one := read_evaluation(folder, names[folder])) is not None]
+    lines += evaluations_markdown(evaluated) if len(evaluated) > 1 else []
     (to / "compare.md").write_text("\n".join(lines), encoding="utf-8")
     log.info("written to %s%s", to, f" (tensorboard --logdir {to / 'tensorboard'})" if len(finished) >= 2 else "")
     return status

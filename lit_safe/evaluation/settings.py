@@ -30,7 +30,7 @@ def evaluation_settings(
     """
     settings = {
         "order": getattr(data, "order", None),
-        "template": _template(data),
+        "template": template_digest(data),
         "data seed": getattr(data, "seed", None),
     }
     if cost is None:
@@ -97,7 +97,7 @@ def _digest(folder: object) -> str | None:
     return found.hexdigest()[:16]
 
 
-def _template(data: Any) -> str | None:
+def template_digest(data: Any) -> str | None:
     """A hash of the chat template's text. None if the tokenizer has no template."""
     text = getattr(getattr(data, "tokenizer", None), "chat_template", None)
     return None if text is None else hashlib.sha256(str(text).encode()).hexdigest()[:16]

@@ -38,6 +38,12 @@ def chosen_device(name: str, trainer: Any = None) -> torch.device:
     return device
 
 
+def name_for_rank(name: str, local: int | None) -> str:
+    """The name of a rank's device: with ``auto`` the ``local``-th accelerator of this machine, else ``name``."""
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return name if local is None or name != "auto" or there is None else f"{there.type}:{local}"
+
+
 def use(device: torch.device) -> torch.device:
     """Make ``device`` the current device of its type, which kernels and random states use. Returns ``device``."""
     if device.type != "cpu" and device.index is not None:

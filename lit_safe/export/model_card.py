@@ -10,7 +10,7 @@ import yaml
 
 from lit_safe.constraint.certificate.contents import CERTIFICATE
 from lit_safe.constraint.certificate.page import card_section
-from lit_safe.constraint.certificate.responses import policy_digest
+from lit_safe.rollouts.texts import policy_digest
 from lit_safe.runs.move_aside import CONFIG
 from lit_safe.training.stepping import StepModule
 

@@ -65,15 +65,21 @@ def as_costs(cost: object, found: object, count: int) -> Tensor:
     return found.detach().cpu().double()
 
 
-def check_scores(cost: CostFunction, costs: Tensor, labels: Sequence[object]) -> None:
+def check_scores(cost: CostFunction, costs: Tensor, labels: Sequence[object], *, finite: bool = True) -> None:
     """Check that costs [n] or [n, C] are finite, and inside the range that the cost function declares.
+
+    Args:
+        cost: The cost function.
+        costs: What it gave.
+        labels: Names of the responses for messages.
+        finite: False lets NaN pass.
 
     Raises:
         ValueError: If a cost is NaN, infinite or outside the range. The message names the cost function and the
             response's label.
     """
     wrong_n = ~costs.isfinite().reshape(len(costs), -1).all(-1)
-    if wrong_n.any():
+    if finite and wrong_n.any():
         first = int(wrong_n.nonzero()[0])
         raise ValueError(f"the cost function {name_of(cost)} gave {costs[first].tolist()} for {labels[first]}")
     declared = declared_range(cost)

@@ -45,7 +45,14 @@ class Text(NamedTuple):
 
 
 def score_texts(
-    scorer: CostFunction, texts: Sequence[Text], *, batch: int, cache_dir: Path | None, device: torch.device
+    scorer: CostFunction,
+    texts: Sequence[Text],
+    *,
+    batch: int,
+    cache_dir: Path | None,
+    device: torch.device,
+    unknown: bool = False,
+    what: str = "scores",
 ) -> Tensor:
     """[n, C] float64 scores of ``texts``, equal on all ranks.
 
@@ -58,9 +65,12 @@ def score_texts(
         batch: Texts of one call of the scorer.
         cache_dir: Folder of kept scores, or None.
         device: Device on which ranks exchange scores.
+        unknown: Whether a score that is not finite is returned as NaN. It is not kept, so a later call asks again.
+        what: Description for the progress bar.
 
     Raises:
-        ValueError: If the scorer returns no scores, or one is not finite. The message names the row.
+        ValueError: If the scorer returns no scores, or one is not finite and ``unknown`` is False. The message names
+            the row.
     """
     keys = [text.key for text in texts]
     distinct = dict(zip(reversed(keys), reversed(texts), strict=True))  # the first text of each key
@@ -73,15 +83,18 @@ def score_texts(
         todo = of_first_rank(sorted((key for key in distinct if key not in known), key=lambda k: _size(distinct[k], k)))
         rank, world = rank_and_world()
         mine = todo[rank::world] or todo[:1]  # a rank without a text repeats one, to learn the number of columns
-        for start in progress(range(0, len(mine), batch), "scores, batch"):
+        for start in progress(range(0, len(mine), batch), f"{what}, batch"):
             part = mine[start : start + batch]
             some = [distinct[key] for key in part]
             found = score(scorer, [text.prompt for text in some], [text.response for text in some])
-            check_scores(scorer, found, [f"row {text.row}" for text in some])
+            if unknown:
+                found = found.where(found.isfinite(), torch.nan)
+            check_scores(scorer, found, [f"row {text.row}" for text in some], finite=not unknown)
             rows = found.reshape(len(some), -1).numpy()
             known.update(zip(part, rows, strict=True))
-            if store is not None:
-                store.add(part, rows)
+            whole = [(key, row) for key, row in zip(part, rows, strict=True) if np.isfinite(row).all()]
+            if store is not None and whole:
+                store.add([key for key, _ in whole], np.stack([row for _, row in whole]))
                 store.flush(rank)
         width = len(next(iter(known.values())))
         wrong = next((key for key, row in known.items() if len(row) != width), None)

@@ -108,7 +108,7 @@ def test_nothing_to_sample_gives_nothing(model):
     [
         ({"numbers": torch.zeros(2, 4)}, r"uniforms \[3, max_new_tokens >= 1\], got \(2, 4\)"),
         ({"numbers": torch.ones(3, 4)}, r"must lie in \[0, 1\)"),
-        ({"temperature": 0.0}, "temperature must be > 0, got 0.0"),
+        ({"temperature": -1.0}, "temperature must be >= 0, got -1.0"),
         ({"prompts": [[1], []]}, "prompt 1 has no tokens"),
         ({"prompts": [[1] * 4090]}, "may take 4102 tokens; LlamaForCausalLM has 4096 positions"),
     ],
@@ -130,10 +130,18 @@ def test_a_pair_stops_at_its_tokenizers_end_and_checkpointing_does_not_matter():
     assert responses == generate(pair.policy.causal_lm, [ids] * 40, numbers, temperature=9.0, stop_ids=[258])
 
 
+def test_temperature_zero_is_the_limit_of_small_temperatures_and_reads_no_number(model):
+    greedy = sample(model, temperature=0.0, stop_ids=())
+    assert greedy == sample(model, temperature=1e-9, stop_ids=())
+    assert greedy == sample(model, temperature=0.0, stop_ids=(), numbers=draws(3, 12, "other"))
+    assert greedy != sample(model, stop_ids=())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
-def test_logits_that_are_not_finite_are_an_error_that_names_the_prompt(wrong, random_model):
+def test_logits_that_are_not_finite_are_an_error_that_names_the_prompt(wrong, temperature, random_model):
     model = random_model("llama")
     with torch.no_grad():
         model.get_input_embeddings().weight[9] = wrong  # only the second prompt has this token
     with pytest.raises(ValueError, match=r"not finite \(prompt 1 of 3\)"):
-        sample(model)
+        sample(model, steps=1, temperature=temperature)

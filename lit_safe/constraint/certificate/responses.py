@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from lit_safe.execution.quiet import quiet
 from lit_safe.execution.ranks import merge, of_first_rank, rank_and_world
 from lit_safe.hashing import hash64, uniforms
-from lit_safe.rollouts.answers import Answering, Decoding, Rows, answers
+from lit_safe.rollouts.answers import Answering, Decoding
 from lit_safe.rollouts.scoring import check_scores, place, score
+from lit_safe.rollouts.texts import draw_texts
 from lit_safe.types import CostFunction, Prompt
 
 log = logging.getLogger(__name__)
@@ -43,24 +44,6 @@ class Draws(NamedTuple):
     seed: int
     max_new_tokens: int
     temperature: float
-
-
-def policy_digest(source: str, weights: Mapping[str, Any]) -> str:
-    """A hash of a policy: of where its model came from, and of the weights that were trained since.
-
-    Args:
-        source: From the pair's facts.
-        weights: The state that a checkpoint ships, in the dtypes of the file; of a model without a checkpoint, its
-            own. Only its tensors count.
-    """
-    found = hashlib.sha256(source.encode())
-    for name in sorted(weights):
-        tensor = weights[name]
-        if not isinstance(tensor, Tensor):
-            continue
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def responses_key(digest: str, precision: str, prompts: Sequence[Prompt], draws: Draws) -> str:
@@ -109,26 +92,19 @@ def draw_responses(
 def _answer(
     module: Answering, data: Decoding, prompts: Sequence[Prompt], draws: Draws, batch_size: int, device: torch.device
 ) -> list[Response]:
-    jobs = [(prompt, 0) for prompt in prompts]
-    rows = Rows(len(jobs))  # [n, 1 + max_new_tokens]: whether it is complete, and ids + 1, padded with 0
-    for batch in answers(
+    drawn = draw_texts(
         module,
         data,
-        jobs,
+        [(prompt, 0) for prompt in prompts],
         lambda prompt, number: uniforms(draws.max_new_tokens, "certify", draws.seed, prompt.prompt_id, number),
-        batch_size=batch_size,
+        max_new_tokens=draws.max_new_tokens,
         temperature=draws.temperature,
+        batch_size=batch_size,
+        device=device,
         what="batch of responses to certify",
-    ):
-        table = torch.zeros(len(batch.ids), 1 + draws.max_new_tokens, dtype=torch.int64)
-        for row, ids, complete in zip(table, batch.ids, batch.complete, strict=True):
-            row[0] = int(complete)
-            row[1 : 1 + len(ids)] = torch.tensor(ids, dtype=torch.int64) + 1
-        rows.put(batch, table)
-    return [
-        Response(prompt.prompt_id, prompt.text, data.decode([int(i) - 1 for i in ids if i > 0]), bool(complete))
-        for prompt, (complete, *ids) in zip(prompts, rows.everywhere(device).tolist(), strict=True)
-    ]
+    )
+    pairs = zip(prompts, drawn, strict=True)
+    return [Response(prompt.prompt_id, prompt.text, one.text, one.complete) for prompt, one in pairs]
 
 
 def probe(cost: CostFunction, prompt: str, device: torch.device) -> int:

@@ -9,6 +9,7 @@ import pytest
 from lit_safe.commands.annotate import annotate
 from lit_safe.commands.certify import certify
 from lit_safe.commands.doctor import doctor
+from lit_safe.commands.evaluate import evaluate
 from lit_safe.commands.reach import reach
 from lit_safe.commands.refusals import refusals
 from lit_safe.commands.sample import sample
@@ -17,6 +18,7 @@ from lit_safe.errors.message import SettingError
 COMMANDS: dict[str, tuple[Callable[..., int], dict[str, Any]]] = {
     "sample": (sample, {"module": None, "data": None}),
     "refusals": (refusals, {"module": None, "data": None, "judge": None, "prompts": "", "ckpt_path": ""}),
+    "evaluate": (evaluate, {"module": None, "data": None, "suites": {}, "refusal_judge": None}),
     "certify": (certify, {"module": None, "data": None}),
     "annotate": (annotate, {"data": None, "scorer": None}),
     "doctor": (doctor, {"module": None, "data": None}),
@@ -29,6 +31,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], dict[str, Any]]] = {
     [
         *(("sample", name) for name in ("samples_per_prompt", "batch_size", "max_new_tokens")),
         *(("refusals", name) for name in ("samples_per_prompt", "batch_size", "max_new_tokens")),
+        *(("evaluate", name) for name in ("samples_per_prompt", "batch_size", "max_new_tokens")),
         *(("certify", name) for name in ("prompts", "batch_size", "max_new_tokens")),
         *(("reach", name) for name in ("batch_size", "max_new_tokens")),
         ("annotate", "batch_pairs"),

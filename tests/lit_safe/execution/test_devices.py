@@ -14,6 +14,7 @@ from lit_safe.cli import COMMANDS, _command
 from lit_safe.commands.annotate import annotate
 from lit_safe.commands.certify import certify
 from lit_safe.commands.doctor import doctor
+from lit_safe.commands.evaluate import evaluate as evaluate_safety
 from lit_safe.commands.export import export
 from lit_safe.commands.fit_scorer import fit_scorer
 from lit_safe.commands.reach import reach
@@ -77,7 +78,7 @@ def test_auto_follows_the_trainers_accelerator() -> None:
     assert chosen_device("cuda:1", trainer()) == torch.device("cuda:1")
 
 
-RUN_A_MODEL = ("doctor", "export", "annotate", "fit_scorer", "refusals", "sample", "certify", "reach")
+RUN_A_MODEL = ("doctor", "export", "annotate", "fit_scorer", "refusals", "sample", "certify", "reach", "evaluate")
 
 
 @pytest.mark.parametrize("name", RUN_A_MODEL)
@@ -115,6 +116,9 @@ def unread_module() -> Any:
         lambda folder: refusals(
             unread_module(), Unread(), judge=Follower(), prompts=asked(folder), ckpt_path="", out="", device="cuda:7"
         ),
+        lambda folder: evaluate_safety(
+            unread_module(), Unread(), suites={}, refusal_judge=Follower(), out=str(folder), device="cuda:7"
+        ),
         lambda folder: reach(
             unread_module(),
             Unread(),
@@ -123,7 +127,7 @@ def unread_module() -> Any:
             device="cuda:7",
         ),
     ],
-    ids=["doctor", "sample", "certify", "export", "annotate", "fit_scorer", "refusals", "reach"],
+    ids=["doctor", "sample", "certify", "export", "annotate", "fit_scorer", "refusals", "evaluate", "reach"],
 )
 def test_a_missing_device_ends_a_command_before_anything_is_read(
     command: Callable[[Path], int], tmp_path: Path

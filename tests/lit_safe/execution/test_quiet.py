@@ -18,10 +18,14 @@ from lit_safe.constraint.costs.importance import ImportanceCost
 from lit_safe.constraint.costs.rollout import RolloutCost
 from lit_safe.constraint.reachability.draw import draw_samples
 from lit_safe.evaluation.evaluate import evaluate
+from lit_safe.evaluation.judged import Judges, judge
+from lit_safe.evaluation.kept_answers import Draws, kept_answers
+from lit_safe.evaluation.suites import Suite, questions
 from lit_safe.execution.quiet import device_of, quiet
 from lit_safe.training.reference_cache import ReferenceCache
 from models.pair import PolicyReference
 from models.sources import TinyLlama
+from tests.lit_safe.evaluate_world import Asked
 from tests.lit_safe.pair_world import Fruit, aligned, pairs, trainer
 
 
@@ -79,6 +83,14 @@ def certificate(module: Any, data: Any, cost: Any, folder: Path) -> None:
     certify(module, asked, scorer=cost, unsafe_limit=0.5, out=str(folder), trainer=module.trainer, **SHORT)
 
 
+def safety(module: Any, data: Any, cost: Any, folder: Path) -> None:
+    asked = questions({"good": Suite(Asked("good", 2), False)}, data)
+    draws = Draws(0, 2, 1.0, (), "")
+    jobs = [(question.prompt, 0) for question in asked]
+    drawn = kept_answers(module, data, jobs, draws, digest="", path=folder / "kept.jsonl", batch_size=2)
+    judge(Judges(cost, {}), asked, drawn, batch=2, cache_dir=folder, device=torch.device("cpu"))
+
+
 PASSES: dict[str, Callable[[Any, Any, Any, Path], Any]] = {
     "reference cache": lambda module, data, cost, folder: ReferenceCache().fill(module, data.batches_of("train")),
     "anchor": anchor_prepare,
@@ -90,6 +102,7 @@ PASSES: dict[str, Callable[[Any, Any, Any, Path], Any]] = {
     ),
     "refusals": over_refusals,
     "certify": certificate,
+    "safety": safety,
     "reachability": lambda module, data, cost, folder: draw_samples(
         module, data, cost, cost, prompts=2, samples_per_prompt=2, batch_size=2, seed=0, **SHORT
     ),

@@ -1,1 +1,0 @@
-"""Responses in the files of other tools: lm-evaluation-harness and Inspect; and in our own Parquet file."""
