@@ -36,7 +36,8 @@ SETTINGS_kto_safe := --model.objective configs/objective/kto_safe.yaml $(UNSTEER
 SETTINGS_c_dpo_2 := --model.multiplier 2 $(UNSTEERED)
 SETTINGS_c_dpo_4 := --model.multiplier 4 $(UNSTEERED)
 SETTINGS_c_dpo :=
-METHODS ?= dpo c_dpo_2 c_dpo_4 c_dpo safe_dpo safe_dpo_anchored
+SETTINGS_c_dpo_from_4 := --model.multiplier 4
+METHODS ?= dpo dpo_harmless safe_dpo c_dpo_2 c_dpo_4 c_dpo c_dpo_from_4
 RUNS_OF_STUDY = $(foreach seed,$(SEEDS),$(foreach name,$(METHODS),$(STUDY)/$(name)/seed_$(seed)))
 # Of a target runs/study/NAME/seed_N/…: the recipe of NAME
 OF_STUDY = -c configs/base.yaml -c configs/experiment/quickstart.yaml -c configs/experiment/study.yaml \
@@ -47,7 +48,7 @@ PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --nu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .SECONDARY:
-.PHONY: help setup embedded quickstart study oracle methods profile lint types test test-all test-lowest test-newest gpu test-peers lock wheel release-check clean
+.PHONY: help setup embedded quickstart study oracle methods profile lint types test test-all test-lowest test-newest gpu test-peers bench-step lock wheel release-check clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -140,6 +141,9 @@ gpu: ## On a machine with a CUDA device: tests, kernels against float64, the hea
 
 test-peers: embedded ## Compare with TRL in a throw-away environment
 	bash tests/peers/run.sh $(PYTHON)
+
+bench-step: ## Time steps beside TRL's in a throw-away environment; nothing else may run (PAIRS=, LONG=: JSONL files; SIZE=--tiny)
+	bash tests/peers/bench.sh $(PYTHON) $(if $(PAIRS),--pairs "$(PAIRS)") $(if $(LONG),--long "$(LONG)") $(SIZE)
 
 lock: setup ## Write requirements/lock.txt and triton.txt anew from pyproject's ranges, for every Python and platform
 	$(BIN)/python requirements/lock.py

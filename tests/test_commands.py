@@ -40,6 +40,15 @@ NOT_OURS = {
     "pip install": "the program's name",
     "pip check": "of an environment that make has made",
     "git clone --depth 1 https://github.com/paul-rottger/xstest downloads/xstest": "reads the network",
+    **{
+        f"git clone --depth 1 https://github.com/{owner}/{name} downloads/{folder}": "reads the network"
+        for owner, name, folder in (
+            ("centerforaisafety", "HarmBench", "HarmBench"),
+            ("line", "sacpo", "sacpo"),
+            ("PKU-Alignment", "safe-rlhf", "safe-rlhf"),
+            ("alexandrasouly", "strongreject", "strongreject"),
+        )
+    },
     "uv sync": "installs from the network",
     "uv pip install -e .": "installs from the network",
 }

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from lit_safe.constraint.controllers import Controller, Stateful
-from lit_safe.constraint.controllers.subgradient import ProjectedSubgradient
+from lit_safe.constraint.controllers.chosen import chosen
 from lit_safe.constraint.costs import CostEstimator
 from lit_safe.constraint.dual_checks import check_dual, start_of
 from lit_safe.constraint.dual_curves import constraints, measured, named, publish, publish_multiplier, show, suffixes
@@ -23,6 +23,7 @@ from lit_safe.constraint.frozen_policy import complete_epochs, warn_of_frozen_po
 from lit_safe.constraint.limits import Standing, standing
 from lit_safe.constraint.multiplier import BoundWatch, agree
 from lit_safe.constraint.safety_margin import CertifiedWith, Margin, SafetyMargin
+from lit_safe.constraint.stop_rule import StopRule
 from lit_safe.errors.message import SettingError
 from lit_safe.execution.ranks import failing_together
 from lit_safe.protocols.run import SavesEpochEnd
@@ -68,6 +69,7 @@ class DualAscent(Callback):
         every_n_epochs: Estimate and step at the end of every n-th epoch alone.
         warmup_epochs: Epochs at the start whose ends take no step (they are estimated and logged).
         freeze_last_epochs: Epochs at the end that train under one multiplier, with no step after them either.
+        stop: When to end before the last epoch; null never does.
         ship: What the module holds after training. ``last`` is on the limit once ``lr`` is no more than Newton's step.
             ``average`` is the polynomial-decay average, over the epochs since ``warmup_epochs``, of the trained
             parameters and the multiplier: close to the solution even where the multiplier swings, but it drags the
@@ -95,6 +97,7 @@ class DualAscent(Callback):
         every_n_epochs: int = 1,
         warmup_epochs: int = 0,
         freeze_last_epochs: int = 0,
+        stop: StopRule | None = None,
         ship: Ship = "last",
         seed: int | None = None,
         show_samples: int = 0,
@@ -103,7 +106,7 @@ class DualAscent(Callback):
         self.limit = torch.tensor(limit, dtype=torch.float64)
         if not bool(self.limit.isfinite().all()):
             raise ValueError(f"limit must be finite, got {limit}")
-        self.controller = _controller(controller, lr, schedule, maximum)
+        self.controller = chosen(controller, lr, schedule, maximum)
         self.margin = SafetyMargin(margin, margin_for)
         if self.steps and estimator is None:
             who = "lr > 0" if controller is None else f"controller {type(controller).__name__}"
@@ -111,6 +114,9 @@ class DualAscent(Callback):
         self.epochs = DualEpochs(every_n_epochs, warmup_epochs, freeze_last_epochs)
         if ship not in get_args(Ship):
             raise ValueError(f"ship must be one of {get_args(Ship)}, got {ship!r}")
+        if stop is not None and estimator is None:
+            raise ValueError("stop needs an estimate of the cost: set dual.estimator")
+        self.stop, self.counted = stop, 0  # estimates in a row that count towards the stop
         self.estimator = estimator
         self.ship = ship
         self.seed = seed
@@ -183,6 +189,7 @@ class DualAscent(Callback):
             # Lightning counts an epoch as done whose checkpoint was written after its last batch but before its end,
             # and never ends it on resume; the policy is still the one it left
             self._end_of_epoch(trainer, module, trainer.current_epoch - 1)
+        trainer.should_stop = trainer.should_stop or self.stopped
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the epoch, then estimate, step, log; before any checkpoint callback, which Lightning keeps last."""
@@ -194,6 +201,7 @@ class DualAscent(Callback):
                 if isinstance(callback, SavesEpochEnd):
                     callback.save_within_epoch_end(trainer, self)
         self._end_of_epoch(trainer, _aligned(module), trainer.current_epoch)
+        trainer.should_stop = trainer.should_stop or self.stopped
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the shipped iterate into the module, after the checkpoint of the last one."""
@@ -214,6 +222,11 @@ class DualAscent(Callback):
             self.failed = f"dual: the shipped average's cost was not estimated ({type(error).__name__}: {error})"
             log.error("%s", self.failed)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the rule ``stop`` ends the run."""
+        return self.stop is not None and self.counted >= self.stop.in_a_row
+
     def acts_after_training(self) -> bool:
         """Whether an average takes the iterate's place."""
         return self.ship == "average" and self.average.count > 0
@@ -224,7 +237,7 @@ class DualAscent(Callback):
         The multiplier is one of the module's buffers.
         """
         known: dict[str, Any] = {"standing": None if self.standing is None else self.standing.state_dict(),
-                 "bounds": self.bounds.state_dict()}  # fmt: skip
+                 "bounds": self.bounds.state_dict(), "counted": self.counted}  # fmt: skip
         if isinstance(self.controller, Stateful):
             known |= {"controller": type(self.controller).__name__, "controller_state": self.controller.state_dict()}
         return {**known, **(self.average.state_dict() if self.ship == "average" else {})}
@@ -236,6 +249,7 @@ class DualAscent(Callback):
         if state_dict.get("standing") is not None:
             self.standing = Standing.from_state_dict(state_dict["standing"])
         self.bounds.load_state_dict(state_dict.get("bounds", {}))
+        self.counted = int(state_dict.get("counted", 0))
         if isinstance(self.controller, Stateful) and state_dict.get("controller") == type(self.controller).__name__:
             self.controller.load_state_dict(state_dict["controller_state"])
             self._remembers = True
@@ -270,6 +284,9 @@ class DualAscent(Callback):
         module.multiplier.copy_(after)
         module.dual_epoch.fill_(epoch)
         self.standing = standing(constraints(trainer), self.limit, estimate, epoch)
+        if self.stop is not None:
+            counts = self.stop.counts(self.standing, before, after, self.controller.maximum, moves)
+            self.counted = self.counted + 1 if counts else 0
         if trainer.is_global_zero:
             reads = module.objective.reads_multiplier
             for line in dual_lines(self.standing, estimate, before, after, reads):
@@ -325,22 +342,3 @@ def _aligned(module: LightningModule) -> PreferenceAlignment:
 def _iterate(module: PreferenceAlignment) -> dict[str, Tensor]:
     trained = {name: p.data for name, p in module.named_parameters() if p.requires_grad}
     return {**trained, "multiplier": module.multiplier}
-
-
-def _controller(
-    controller: Controller | None,
-    lr: float | list[float],
-    schedule: Schedule | None,
-    maximum: float | list[float] | None,
-) -> Controller:
-    """The rule of the step: the one that is named, else the subgradient step of the other settings."""
-    if controller is None:
-        return ProjectedSubgradient(lr, schedule, 10.0 if maximum is None else maximum)
-    given = {"lr": lr not in (0, 0.0), "schedule": schedule is not None, "maximum": maximum is not None}
-    both = [name for name, named in given.items() if named]
-    if both:
-        raise ValueError(
-            f"controller {type(controller).__name__} and dual.{both[0]} are both given: leave dual.{both[0]} out, and "
-            "set the controller's own settings"
-        )
-    return controller

@@ -65,10 +65,13 @@ def validation_batches(trainer: Trainer, data: Any) -> Iterator[Any]:
 def reference_stays(module: Any, trainer: Trainer, scored_ahead: bool) -> bool:
     """Whether the reference stays in memory while the policy trains.
 
-    It does if steps score with it, or if something asks for it again and again: an anchor, or a callback that measures
-    costs or drift. Otherwise it leaves before the first step. Whatever asks for it later reads it again.
+    It does if steps score with it, or if something asks for it again and again: an objective that compares with
+    responses to other prompts (KTO), an anchor, or a callback that measures costs or drift. Otherwise it leaves before
+    the first step. Whatever asks for it later reads it again.
     """
     if not scored_ahead or not isinstance(module.pair, FreesReference) or module.anchor.reads_reference:
+        return True
+    if module.mismatch is not None:
         return True
     callbacks = connected(trainer).callbacks
     return any(isinstance(callback, ReadsReference) and callback.reads_reference for callback in callbacks)

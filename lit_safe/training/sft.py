@@ -3,7 +3,9 @@
 Letters: N sequences, T positions, R scored ones.
 """
 
+from collections.abc import Iterator
 from functools import partial
+from itertools import chain, islice
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -11,11 +13,14 @@ from torch import Tensor
 
 from lit_safe.errors.message import SettingError
 from lit_safe.phases import phase
-from lit_safe.protocols.pair import FreesReference, PairModel, ScoresTokens
+from lit_safe.protocols.pair import FreesReference, HasTrunk, PairModel, ScoresTokens
+from lit_safe.protocols.trainer import connected
 from lit_safe.training.chunk_scores import ChunkScores
 from lit_safe.training.optimizers import gentle_adamw
+from lit_safe.training.reference_plan import validation_batches
 from lit_safe.training.schedules import Constant, Schedule
 from lit_safe.training.stepping import StepModule
+from lit_safe.training.trunk_cache import TrunkCache
 from lit_safe.types import IGNORE, Measured, SequenceBatch, TokenObjective
 
 TOKEN_NAMES = ("loss/nll", "loss/kl", "weights/token")
@@ -54,6 +59,7 @@ class SupervisedFineTuning(StepModule):
         names = ("loss", "lengths/response", *(() if token_objective is None else TOKEN_NAMES))
         super().__init__(pair, optimizer, schedule or Constant(), gradient_clip_norm, names, decay_norms)
         self.token_objective, self.token_weights = token_objective, token_weights
+        self.trunk_cache: TrunkCache | None = None
 
     def setup(self, stage: str) -> None:
         """Check that the pair gives what the token objective reads.
@@ -68,8 +74,9 @@ class SupervisedFineTuning(StepModule):
         super().setup(stage)
 
     def on_train_start(self) -> None:
-        """Score the responses if tokens are weighed, and give back the memory of a reference that has no use."""
+        """Score responses if tokens are weighed, store states of frozen layers, and free a reference without use."""
         self._weigh()
+        self._store_trunk()
         if not self.reads_reference and isinstance(self.pair, FreesReference):
             self.pair.free_reference()
         super().on_train_start()
@@ -86,13 +93,31 @@ class SupervisedFineTuning(StepModule):
         if self.token_weights is not None:
             self.token_weights.prepare(self)
 
+    def _store_trunk(self) -> None:
+        """Store states of frozen layers for training and validation, if the pair asks. Token objectives read none."""
+        storage = self.pair.trunk_storage() if isinstance(self.pair, HasTrunk) else None
+        if storage is None or self.token_objective is not None:
+            return
+        trainer, data = self.trainer, connected(self.trainer).datamodule
+        total, each = int(trainer.estimated_stepping_batches), int(trainer.num_training_batches)
+
+        def batches() -> Iterator[SequenceBatch]:
+            loader = data.train_dataloader()  # of the first epoch; other epochs have the same rows, unless limited
+            steps = islice(loader, total if total <= each else len(loader))
+            return chain(chain.from_iterable(steps), validation_batches(trainer, data))
+
+        self.trunk_cache = TrunkCache(storage)
+        self.trunk_cache.fill(self, batches)  # type: ignore[arg-type]  # the storage shows that the pair has a trunk
+
     @property
     def reads_reference(self) -> bool:
         """Whether steps may ask for the reference."""
         return self.token_objective is not None
 
     def completed(self, batch: SequenceBatch) -> SequenceBatch:
-        """A batch with the rows of the models' input, and with token weights if tokens are weighed."""
+        """A batch with the rows of the models' input, stored states, and token weights if tokens are weighed."""
+        if self.trunk_cache is not None:
+            batch = batch._replace(sequences=self.trunk_cache.attach(batch.sequences))
         batch = super().completed(batch)
         if self.token_weights is None or self.trainer.predicting:
             return batch

@@ -31,7 +31,7 @@ from lit_safe.precision import compute_dtype
 from lit_safe.protocols.pair import HasTrunk
 from lit_safe.sequences import select_sequences
 from lit_safe.training.trunk_file import TrunkFile, TrunkWriter
-from lit_safe.types import IGNORE, PackedBatch, PackedSequences, TrunkStorage
+from lit_safe.types import IGNORE, PackedBatch, PackedSequences, SequenceBatch, TrunkStorage
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class TrunkCache:
         self.storage = storage
         self._files: dict[int, TrunkFile] = {}
 
-    def fill(self, module: WithTrunk, batches: Callable[[], Iterable[PackedBatch]]) -> None:
+    def fill(self, module: WithTrunk, batches: Callable[[], Iterable[PackedBatch | SequenceBatch]]) -> None:
         """Compute and store the states of all sequences of ``batches()`` that the folder lacks.
 
         All ranks must call this and read the same folder. Each stores the states of its own batches.
@@ -74,7 +74,7 @@ class TrunkCache:
         Raises:
             ValueError: If the states need more than ``storage.max_gib``, or the disk has less space. Nothing is written
                 then.
-            FloatingPointError: If a state is not finite. The message names the pair.
+            FloatingPointError: If a state is not finite. The message names the pair or the row.
         """
         with quiet(module, seed=0) as device:
             folder = self._folder(module, device)
@@ -129,7 +129,7 @@ class TrunkCache:
             file = TrunkFile(path)
             self._files.update(dict.fromkeys(file.places, file))
 
-    def _wanted(self, batches: Iterable[PackedBatch]) -> tuple[dict[int, int], PackedSequences | None]:
+    def _wanted(self, batches: Iterable[PackedBatch | SequenceBatch]) -> tuple[dict[int, int], PackedSequences | None]:
         """Lengths of the unknown pieces by key, in the batches' order, and a sequence that has one."""
         lengths: dict[int, int] = {}
         example = None
@@ -162,7 +162,9 @@ class TrunkCache:
         log.info("%s; each is computed once, and later runs with these frozen weights read them", need)
 
 
-def _compute(module: WithTrunk, writer: TrunkWriter, batches: Iterable[PackedBatch], device: torch.device) -> None:
+def _compute(
+    module: WithTrunk, writer: TrunkWriter, batches: Iterable[PackedBatch | SequenceBatch], device: torch.device
+) -> None:
     """Write the states of all pieces that ``writer`` lacks."""
     missing = writer.missing()
     for batch in progress(batches, "trunk states, batch"):
@@ -175,9 +177,15 @@ def _compute(module: WithTrunk, writer: TrunkWriter, batches: Iterable[PackedBat
             if key in missing:
                 missing.discard(key)
                 if not bool(state_TD[start:end].isfinite().all()):
-                    pair = int(batch.pair_id[wanted[number] // 2])
-                    raise FloatingPointError(f"the hidden states of a response of pair {pair} are not finite")
+                    raise FloatingPointError(f"the hidden states of {_name(batch, wanted[number])} are not finite")
                 writer.write(key, state_TD[start:end])
+
+
+def _name(batch: PackedBatch | SequenceBatch, number: int) -> str:
+    """What a message calls a sequence of a batch."""
+    if isinstance(batch, SequenceBatch):
+        return f"row {int(batch.row_id[number])}"
+    return f"a response of pair {int(batch.pair_id[number // 2])}"
 
 
 def _pieces(sequences: PackedSequences) -> list[Piece]:

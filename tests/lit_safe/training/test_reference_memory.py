@@ -10,6 +10,7 @@ from lit_safe.anchors.preferred_nll import PreferredNLL
 from lit_safe.anchors.reference_support import ReferenceSupport
 from lit_safe.constraint.costs.labels import LabelledUnsafe
 from lit_safe.constraint.dual_ascent import DualAscent
+from lit_safe.objectives import KTO
 from lit_safe.training.reference_plan import memory_of_a_step
 from lit_safe.training.sft import SupervisedFineTuning
 from models.pair import PolicyReference
@@ -40,10 +41,19 @@ class Watch(Callback):
         (AHEAD | {"anchor": PreferredNLL(0.5)}, [], False),
         ({"precompute_reference": False}, [], True),
         (AHEAD | {"anchor": ReferenceSupport()}, [], True),
+        (AHEAD | {"objective": KTO()}, [], True),
         (AHEAD, [DualAscent(estimator=LabelledUnsafe(), lr=0.0)], True),
         (AHEAD, [DualAscent(lr=0.0)], False),
     ],
-    ids=["scored ahead", "nll", "scored in each step", "an anchor reads it", "costs are estimated", "none is"],
+    ids=[
+        "scored ahead",
+        "nll",
+        "scored in each step",
+        "an anchor reads it",
+        "an objective",
+        "costs are estimated",
+        "none is",
+    ],
 )
 def test_a_step_holds_the_reference_only_if_the_run_asks_for_it(
     options: dict[str, Any], callbacks: list[Callback], held: bool, tmp_path: Path

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from lit_safe.sequences import select_sequences
+from lit_safe.training.sft import SupervisedFineTuning
 from lit_safe.training.trunk_cache import TrunkCache, _pieces
 from lit_safe.training.trunk_file import TrunkWriter
 from lit_safe.types import PackedSequences, TrunkStorage
 from models.adaptation import LastLayers
 from models.pair import PolicyReference
 from models.sources import TinyLlama
-from tests.lit_safe.pair_world import Fruit, aligned, pairs, trainer, weights
+from tests.lit_safe.pair_world import Fruit, adamw, aligned, pairs, talk, trainer, weights
 from tests.ranks import run_on_two_ranks
 
 
@@ -207,3 +208,19 @@ def test_a_state_that_is_not_finite_names_its_pair(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Counting, "trunk_states", lambda self, s: torch.full((len(s.input_ids), 4), torch.nan))
     with pytest.raises(FloatingPointError, match=r"a response of pair -?\d+ are not finite"):
         filled(tmp_path)
+
+
+def test_fine_tuning_and_its_validations_run_on_stored_states(tmp_path: Path) -> None:
+    ended, losses, computed = [], [], []
+    for options in ({}, *({"cache_trunk": True, "trunk_dir": str(tmp_path / "kept")} for _ in range(2))):
+        pair = Counting(TinyLlama(), LastLayers(1, **options))
+        run = trainer(tmp_path, max_epochs=2, limit_val_batches=1.0)
+        run.fit(module := SupervisedFineTuning(pair, adamw(0.01)), talk(rows_per_step=5))
+        ended.append(weights(module))
+        losses.append(float(run.callback_metrics["eval/loss"]))
+        computed.append(pair.computed)
+        assert pair.known == (2 * (11 + 1) if options else 0), "26 rows in passes of 4 and 1, and a held-out batch"
+    assert computed[0] == computed[2] == 0 < computed[1], "a later run computes no state"
+    torch.testing.assert_close(ended[1], ended[0], rtol=0, atol=1e-5)
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert torch.equal(ended[1], ended[2])

@@ -1,0 +1,1 @@
+"""Responses in the files of other tools: lm-evaluation-harness and Inspect; and in our own Parquet file."""
