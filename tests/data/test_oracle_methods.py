@@ -11,7 +11,7 @@ from scipy.special import expit, logsumexp
 
 import lit_safe.objectives
 from data.oracle.study import Job
-from data.oracle.study.methods import METHODS, compare, jobs_of, table
+from data.oracle.study.methods import METHODS, compare, document, jobs_of, table
 from data.oracle.study.methods_plot import plot_methods
 from data.oracle.truth.measure import OracleMeasure
 from data.oracle.truth.optimum import per_token, tilt
@@ -22,6 +22,7 @@ from tests.data.test_oracle_measure import PROMPTS, theatre, vocabulary
 
 __all__ = ["vocabulary"]  # a fixture
 
+DOCS = Path(__file__).parents[2] / "docs"
 LENGTH = torch.tensor([1.0, 2.0, 5.0, 3.0], dtype=torch.float64)
 REWARD = torch.tensor([0.3, -1.0, 1.5, 0.0], dtype=torch.float64)
 REFERENCE = torch.tensor([0.4, 0.1, 0.2, 0.3], dtype=torch.float64).log()
@@ -144,6 +145,26 @@ def test_the_table_gives_regret_or_the_reason_why_there_is_none() -> None:
 def test_the_figure_is_drawn_of_every_method(tmp_path: Path) -> None:
     plot_methods(made("A", "B", "C"), tmp_path / "m.png")
     assert (tmp_path / "m.png").stat().st_size > 10_000
+
+
+def shown() -> dict[str, Any]:
+    """The figures that the documents show."""
+    content: dict[str, Any] = json.loads((DOCS / "methods.json").read_text(encoding="utf-8"))
+    return content
+
+
+def test_the_page_has_the_table_of_the_stored_figures() -> None:
+    assert table(shown()) in (DOCS / "objectives.md").read_text(encoding="utf-8")
+    names, order = [method["name"] for method in shown()["methods"]], [method.name for method in METHODS]
+    assert names == [name for name in order if name in names]
+
+
+def test_the_documents_are_written_from_the_figures(tmp_path: Path) -> None:
+    (tmp_path / "objectives.md").write_text("a\n<!-- methods -->\nold\n<!-- end -->\nb", encoding="utf-8")
+    document(tmp_path, shown())
+    assert (tmp_path / "objectives.md").read_text(encoding="utf-8").startswith("a\n<!-- methods -->\n\n| # | method")
+    assert json.loads((tmp_path / "methods.json").read_text(encoding="utf-8")) == shown()
+    assert {path.name for path in tmp_path.iterdir()} == {"objectives.md", "methods.json", "methods.png"}
 
 
 def test_runs_of_no_method_are_refused() -> None:

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.oracle.study.controllers import with_tables
 from data.oracle.study.folder import Study
 from data.oracle.study.inputs import REFERENCE_TABLE
 from data.oracle.study.job import Job
@@ -173,6 +174,15 @@ def write(folder: Path, compared: Mapping[str, Any]) -> None:
     plot_methods(compared, folder / "methods.png")
 
 
+def document(docs: Path, compared: Mapping[str, Any]) -> None:
+    """Write ``methods.json`` and ``methods.png`` into the folder of documents, and the table into ``objectives.md``."""
+    page = docs / "objectives.md"
+    text = with_tables(page.read_text(encoding="utf-8"), {"methods": table(compared)})
+    write(docs, compared)
+    (docs / "methods.md").unlink()  # the page has the table
+    page.write_text(text, encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -182,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="parallel runs, one thread each")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of every run, each of --steps (default {EPOCHS})")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"optimizer steps of an epoch (default {STEPS})")
+    parser.add_argument("--docs", type=Path, help="also write the figures into this folder of documents")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     study = Study(options.folder, options.prompts)
@@ -198,7 +209,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.error("stopped by Ctrl-C: run the same command to continue")
         return 128 + signal.SIGINT
-    write(study.folder, compare(study, METHODS, study.results(jobs[0].options)))
+    wanted = [run for run in study.results(jobs[0].options) if run["seed"] in options.seeds]
+    write(study.folder, compared := compare(study, METHODS, wanted))
+    if options.docs:
+        document(options.docs, compared)
     log.info("%.1f minutes; %s", (time.monotonic() - started) / 60, study.folder / "methods.md")
     return 1 if failed else 0
 
