@@ -62,8 +62,12 @@ TESTED_BY = {
         "tests/lit_safe/constraint/test_certificate_bounds.py"
     ),
     "python -m tests.data.oracle_certificate 2000": "tests/data/test_oracle_certificate.py",
+    (
+        "python -m lit_safe.evaluation.judge_card --judge configs/scorer/wild_guard.yaml --labels labels.csv "
+        "--out judges/wild"
+    ): "tests/lit_safe/evaluation/test_judge_card.py",
 }
-"""Programs without a parser: they take plain words. The tests call their functions with fewer draws."""
+"""Programs without a parser of argparse: they take plain words, or class paths. The tests call their functions."""
 
 GIVEN = {
     "[LOW, HIGH]": "[-1, 1]",
