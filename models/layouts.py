@@ -6,6 +6,7 @@ Letters: N sequences, T packed tokens, K rows of the decoder's input, S longest 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -85,20 +86,25 @@ def packed(sequences: PackedSequences) -> Rows:
 
 
 def shared(sequences: PackedSequences) -> Rows:
-    """Each prompt once, before the responses of the consecutive sequences that begin with it, padded on the right.
+    """Each prompt before the responses of the consecutive sequences that begin with it, padded on the right.
 
-    A prompt ends where the first token is scored. No content of a response decides where anything stands.
+    A prompt ends where the first token is scored. A row has at most MOST responses, and fewer if the rows of the batch
+    then have fewer positions: padding the others to one long row can take more than repeating its prompt. No content of
+    a response decides where anything stands.
     """
     ids, scored = sequences.input_ids.tolist(), (sequences.target != IGNORE).tolist()
     spans = []
     for start, end in itertools.pairwise(sequences.cu_seqlens.tolist()):
         first = next((t for t in range(start, end) if scored[t]), end - 1)
         spans.append((start, first + 1, end))
+    prompts = [ids[start:middle] for start, middle, _ in spans]
+    begins = [True, *(one != other for one, other in itertools.pairwise(prompts))]
+    most = min(range(MOST, 0, -1), key=lambda most: _positions(spans, begins, most))  # of equals the largest
     row_T, column_T, branch_T = [], [], []
-    row, width, branch, prompt = -1, 0, 0, None
-    for start, middle, end in spans:
-        if ids[start:middle] != prompt or branch == MOST:
-            prompt, row, width, branch = ids[start:middle], row + 1, middle - start, 0
+    row, width, branch = -1, 0, 0
+    for (start, middle, end), new in zip(spans, begins, strict=True):
+        if new or branch == most:
+            row, width, branch = row + 1, middle - start, 0
         branch += 1
         size, rest = middle - start, end - middle
         row_T += [row] * (size + rest)
@@ -112,6 +118,24 @@ def shared(sequences: PackedSequences) -> Rows:
     position_KS[places] = sequences.position
     branch_KS[places] = torch.tensor(branch_T)
     return Rows(ids_KS, position_KS, *places, branch_KS)
+
+
+def _positions(spans: Sequence[tuple[int, int, int]], begins: Sequence[bool], most: int) -> int:
+    """Positions of all rows, padding included, with at most ``most`` responses in a row.
+
+    Args:
+        spans: Start of each sequence, end of its prompt, and its end.
+        begins: Whether a sequence has another prompt than the one before it.
+        most: The bound.
+    """
+    widths, branch = [0], 0
+    for (start, middle, end), new in zip(spans, begins, strict=True):
+        if new or branch == most:
+            widths.append(middle - start)
+            branch = 0
+        branch += 1
+        widths[-1] += end - middle
+    return (len(widths) - 1) * max(widths)
 
 
 LAYOUTS = {"padded": padded, "packed": packed, "shared": shared}

@@ -3,14 +3,16 @@
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import flex_attention
 
 from models import shared_rows
 from models.backbone import Backbone
-from models.layouts import MOST, shared
+from models.layouts import MOST, padded, shared
 from models.pair import PolicyReference
 from models.reference import Checkpoint
-from tests.models.conftest import CONFIGS, _random_model
+from tests.models.conftest import CONFIGS, _pack, _random_model
 from tests.models.test_trunk import WINDOWED, assert_same, policy, windowed
 
 PAIRS = [
@@ -65,8 +67,20 @@ def test_each_prompt_stands_once_and_every_token_has_the_position_of_its_sequenc
     assert rows.branch_KS[0].tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2] + [-1] * 19
     assert [(row >= 0).sum().item() for row in rows.branch_KS] == [9, 2, 28]
     assert torch.equal(rows.ids_KS[rows.row_T, rows.column_T], batch.input_ids)
-    many = shared(pack(*[([1, 2], [3])] * (MOST + 1)))
-    assert many.branch_KS.max(1).values.tolist() == [MOST, 1]
+    many = shared(pack(*[([1, 2], [3])] * (2 * MOST)))
+    assert many.branch_KS.max(1).values.tolist() == [MOST, MOST]
+
+
+def test_a_row_of_many_responses_does_not_make_the_others_wide(pack):
+    alike, others = [([1] * 20, [2] * 10)] * 4, [([3] * 20, [4] * 10), ([6] * 20, [4] * 10)]
+    assert shared(pack(*alike)).ids_KS.shape == (1, 20 + 4 * 10), "alone, they share a row"
+    assert shared(pack(*alike, *others)).ids_KS.shape == (4, 40), "three rows of 60 would take more"
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 9)), min_size=1, max_size=8), st.integers(1, 9))
+def test_shared_rows_never_take_more_positions_than_padded_ones(drawn, size):
+    batch = _pack(*[([prompt] * size, [5] * length) for prompt, length in drawn])
+    assert shared(batch).ids_KS.numel() <= padded(batch).ids_KS.numel()
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mistral"])
