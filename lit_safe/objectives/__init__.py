@@ -14,6 +14,7 @@ from lit_safe.objectives.robust_dpo import RobustDPO
 from lit_safe.objectives.sacpo import SACPO
 from lit_safe.objectives.safe_daa import SafeDAA
 from lit_safe.objectives.safe_dpo import SafeDPO
+from lit_safe.objectives.safety_offset import SafetyOffsetDPO
 from lit_safe.objectives.safety_penalty import SafetyPenaltyDPO
 from lit_safe.objectives.simpo import SimPO
 
@@ -32,6 +33,7 @@ __all__ = [
     "RobustDPO",
     "SafeDAA",
     "SafeDPO",
+    "SafetyOffsetDPO",
     "SafetyPenaltyDPO",
     "SimPO",
 ]

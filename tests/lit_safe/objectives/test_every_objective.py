@@ -24,6 +24,7 @@ from lit_safe.objectives import (
     RobustDPO,
     SafeDAA,
     SafeDPO,
+    SafetyOffsetDPO,
     SafetyPenaltyDPO,
     SimPO,
 )
@@ -42,6 +43,7 @@ ALL = [
     SACPO(),
     SACPO(labels="soft"),
     SafetyPenaltyDPO(),
+    SafetyOffsetDPO(offset=1.0),
     *(SafeDAA(offset=1.0, link=link) for link in ("logistic", "square", "hinge")),
     IPO(),
     IPO(average=True),
