@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -116,7 +116,7 @@ class Candidates:
             (chosen.turns, rejected.turns),
         )
 
-    def splits(self, index: Int64s, evaluation_only: frozenset[int]) -> dict[int, Split]:
+    def splits(self, index: Int64s, placed: Mapping[int, Split]) -> dict[int, Split]:
         """The split of every prompt of the pairs at ``index``, as ``data.split.assign`` gives it."""
         found: dict[int, Split] = {}
         grouped: set[int] = set()
@@ -127,7 +127,7 @@ class Candidates:
                 found[key] = SPLITS[group]
             elif key not in found:
                 found[key] = self._split_of[key]
-        return {key: "val" if key in evaluation_only else split for key, split in found.items()}
+        return {key: placed.get(key, split) for key, split in found.items()}
 
     def opposed(self) -> npt.NDArray[np.bool_]:
         """[N] whether the pair appears in both orders."""

@@ -15,10 +15,10 @@ from data.preparation import Order, Prepared, prepared
 from data.render import TODAY
 from data.rendered import check_sizes
 from data.schema import Annotator, PromptSource, Source
-from data.split import Split, split_key
+from data.split import Split, placed, split_key
 from data.steps import EvalLoader, StepLoader, ordered
 from data.texts import TextPair, text_pairs
-from data.tokenised import TokenisedData, evaluation_only
+from data.tokenised import TokenisedData
 from data.tokeniser import OnBadRow, Tokeniser
 from data.tokens import AUTHORS, SPLITS, Int64s, TokenisedPairs
 from lit_safe.types import Annotation, Need, PackedBatch, Prompt, ResponsesFrom
@@ -266,7 +266,7 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
 
     def _tokenise(self, tokeniser: Tokeniser, *, progress: bool) -> tuple[TokenisedPairs, dict[str, Any], list[str]]:
         rows = self._prepared()
-        pairs = tokeniser.pairs(rows, rows.splits(evaluation_only(self.sources)), progress=progress)
+        pairs = tokeniser.pairs(rows, rows.splits(placed(self.sources)), progress=progress)
         return pairs, rows.report.to_dict(), rows.report.lines()
 
     def _prepared(self) -> Prepared:
@@ -277,7 +277,7 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
             self.on_bad_row,
             self.contradictions,
             self.max_pairs_per_prompt,
-            evaluation=True,  # prompts of evaluation-only sources are put into val
+            evaluation=True,  # prompts of evaluation-only sources are put into val or where they say
             duplicates=self.duplicates,
         )
 

@@ -6,7 +6,7 @@ second gives the kept pairs one by one, so no list of texts is needed.
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from data.candidates import Candidates
 from data.report import PreparationReport, SourceReport, safety
 from data.schema import Annotator, BadRow, PreferenceRow, Row, Source
-from data.split import Split
+from data.split import NOWHERE, Split
 from data.tokens import Int64s
 from lit_safe.hashing import hash64
 
@@ -67,9 +67,9 @@ class Prepared:
             if k < len(index) and found.source[index[k]] == number:
                 raise ValueError(f"row {found.name[index[k]]} is gone: its source changed while it was read")
 
-    def splits(self, evaluation_only: Collection[int] = ()) -> dict[int, Split]:
+    def splits(self, placed: Mapping[int, Split] = NOWHERE) -> dict[int, Split]:
         """The split of every prompt, by its split key, as ``data.split.assign`` gives it."""
-        return self._candidates.splits(self._index, frozenset(evaluation_only))
+        return self._candidates.splits(self._index, placed)
 
 
 def prepare(

@@ -14,9 +14,9 @@ from data.pack import pack_rows, scored_sizes
 from data.render import TODAY
 from data.rendered import check_sizes
 from data.schema import BadRow, SftRow, SftSource
-from data.split import Split, assign, text_id
+from data.split import Split, assign, placed, text_id
 from data.steps import EvalLoader, StepLoader, ordered
-from data.tokenised import TokenisedData, evaluation_only
+from data.tokenised import TokenisedData
 from data.tokeniser import OnBadRow, Tokeniser
 from data.tokens import Int64s, TokenisedRows
 from lit_safe.types import ResponseIds, SequenceBatch
@@ -156,7 +156,7 @@ class SftData(TokenisedData[TokenisedRows, SftSource]):
     def _tokenise(self, tokeniser: Tokeniser, *, progress: bool) -> tuple[TokenisedRows, dict[str, Any], list[str]]:
         places = [array("q") for _ in self.sources]
         dropped: Counter[str] = Counter()
-        splits = assign(self._first_reading(places, dropped), evaluation_only(self.sources))
+        splits = assign(self._first_reading(places, dropped), placed(self.sources))
         kept = _Kept(self.sources, places)
         licences = sorted({source.licence for source in self.sources})
         report = {"kept": len(kept), "dropped": dict(dropped), "licences": licences}

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as as_json  # one string as JSON
+from types import MappingProxyType
 from typing import Literal, get_args
 
-from data.schema import Message, PreferenceRow, SftRow
+from data.schema import Message, PreferenceRow, Row, SftRow, SftSource, Source
 from lit_safe.hashing import hash64, uniform
 
 Split = Literal["train", "val", "dual", "certify"]
@@ -83,15 +84,35 @@ def split_of(
     return "train"  # reached only by a rounding error
 
 
-def assign(rows: Iterable[PreferenceRow | SftRow], evaluation_only: Collection[int] = ()) -> dict[int, Split]:
+NOWHERE: Mapping[int, Split] = MappingProxyType({})
+
+
+def assign(rows: Iterable[PreferenceRow | SftRow], placed: Mapping[int, Split] = NOWHERE) -> dict[int, Split]:
     """The split of every prompt of ``rows``, by its ``split_key``.
 
-    A prompt that has a split group in any row follows its group in all rows. A prompt among ``evaluation_only`` (split
-    keys) is in ``val``, whichever source repeats it.
+    A prompt that has a split group in any row follows its group in all rows. A prompt that ``placed`` names by its
+    split key is where ``placed`` says, whichever source repeats it.
     """
     prompts: dict[int, tuple[tuple[Message, ...] | str, str | None]] = {}
     for row in rows:
         key = split_key(row.prompt)
         if key not in prompts or prompts[key][1] is None:
             prompts[key] = (row.prompt, row.split_group)
-    return {i: "val" if i in evaluation_only else split_of(prompt, group) for i, (prompt, group) in prompts.items()}
+    return {i: placed.get(i) or split_of(prompt, group) for i, (prompt, group) in prompts.items()}
+
+
+def placed(sources: Sequence[Source | SftSource]) -> dict[int, Split]:
+    """The split of the prompts whose sources decide it, by split key; the hash decides that of all others.
+
+    Prompts of sources with ``evaluation_only`` are in their ``placed_in``, or in ``val``; training never reads them.
+    The first of two such sources decides.
+    """
+    found: dict[int, Split] = {}
+    barred = [source for source in sources if getattr(source, "evaluation_only", False)]
+    trained = [source for source in sources if getattr(source, "placed_in", None) == "train"]
+    for source in (*barred, *trained):
+        split: Split = getattr(source, "placed_in", "val")
+        for row in source:
+            if isinstance(row, Row | SftRow):
+                found.setdefault(split_key(row.prompt), split)
+    return found

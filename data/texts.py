@@ -8,8 +8,7 @@ from typing import Any
 
 from data.conversation import plain_text
 from data.schema import Message, PreferenceRow, Source
-from data.split import Split, assign, prompt_id, split_key
-from data.tokenised import evaluation_only
+from data.split import Split, assign, placed, prompt_id, split_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +45,11 @@ class TextPair:
 
 def text_pairs(rows: Sequence[PreferenceRow], sources: Sequence[Source], split: Split | None) -> list[TextPair]:
     """The pairs of one split, or all, in ``rows``' order. ``sources`` tell which prompts are for evaluation only."""
-    barred = evaluation_only(sources)
-    splits = assign(rows, barred)
+    known = placed(sources)
+    splits = assign(rows, known)
     keys = [split_key(row.prompt) for row in rows]
     return [
-        TextPair(prompt_id(row.prompt), plain_text(row.prompt), row, key in barred)
+        TextPair(prompt_id(row.prompt), plain_text(row.prompt), row, known.get(key, "train") != "train")
         for key, row in zip(keys, rows, strict=True)
         if split is None or splits[key] == split
     ]

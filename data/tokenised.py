@@ -18,7 +18,7 @@ from data.limits import check_readable
 from data.micro_batches import MicroBatchLimit, MicroBatchSize, Rank
 from data.render import TODAY
 from data.rendered import Rendered
-from data.schema import PromptSource, Row, SftRow, SftSource, Source
+from data.schema import PromptSource, SftSource, Source
 from data.split import Split, split_key
 from data.steps import StepLoader, ordered, position
 from data.tokeniser import OnBadRow, Tokeniser
@@ -260,9 +260,3 @@ class TokenisedData(Rendered, ABC, Generic[Tokenised, AnySource]):
         report = {"preparation": preparation, "tokenisation": tokeniser.report.to_dict()}
         facts = {"report": report, "lines": [*lines, *tokeniser.report.lines()], "warnings": tokeniser.report.warnings}
         return tokenised, json.loads(json.dumps(facts))  # the same types as from the cache
-
-
-def evaluation_only(sources: Sequence[Source | SftSource]) -> set[int]:
-    """Split keys of the prompts that training must not read (of sources with ``evaluation_only``)."""
-    barred = [source for source in sources if getattr(source, "evaluation_only", False)]
-    return {split_key(row.prompt) for source in barred for row in source if isinstance(row, Row | SftRow)}

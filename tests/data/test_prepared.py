@@ -60,7 +60,7 @@ def test_splits_and_counts_are_those_of_the_rows_that_the_second_reading_gives(r
     assert repr(list(found)) == repr(list(found)) == repr(kept), "repr, because NaN differs from itself"
     assert len(found) == len(kept) == report.kept
     assert report.read == len(made) == report.kept + sum(entry.count for entry in report.dropped.values())
-    barred = {split_key((Message("user", "q1"),))}
+    barred = {split_key((Message("user", "q1"),)): "certify"}
     assert found.splits() == assign(kept)
     assert found.splits(barred) == assign(kept, barred)
 

@@ -126,7 +126,7 @@ def test_a_group_stays_together_and_takes_its_prompts_along_wherever_they_stand(
 
 def test_prompts_for_evaluation_alone_are_never_in_train_dual_or_certify():
     rows = [SftRow(f"a:{i}", f"prompt {i}", "r", split_group="g" if i % 2 else None) for i in range(100)]
-    barred = {split_key(row.prompt) for row in rows[:40]}
+    barred = {split_key(row.prompt): "val" for row in rows[:40]}
     splits = assign(rows, barred)
     assert {splits[i] for i in barred} == {"val"}
     assert "train" in {split for i, split in splits.items() if i not in barred}
