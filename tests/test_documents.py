@@ -73,17 +73,6 @@ def test_the_first_commands_of_readme_are_those_that_make_offers():
         assert f"make {target}" in helped
 
 
-@pytest.mark.parametrize(
-    "recipe", sorted((ROOT / "configs" / "experiment").glob("*_dpo_7b.yaml")), ids=lambda p: p.stem
-)
-def test_a_recipe_of_a_paper_says_where_each_value_comes_from(recipe):
-    header = text(recipe).partition("\ntrainer:")[0]
-    assert "PDF was not available to us" in header
-    assert "known from the paper" not in header, "nobody here has read it"
-    for mark in ("main text", "second", "different here:", "UNKNOWN, chosen here:"):
-        assert mark in header, mark
-
-
 def test_papers_are_cited_with_all_authors_and_the_version_whose_equations_are_used():
     names = re.findall(r"family-names: (\w+)", text(ROOT / "CITATION.cff"))
     assert names == ["Liu", "Sun", "Zheng", "Kim", "Kim", "Kim", "Lee", "Bae", "Jang", "Lee"]

@@ -2,11 +2,13 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -48,8 +50,31 @@ def pku_30k(i: int) -> dict[str, Any]:
 
 
 def scored(i: int) -> dict[str, Any]:
-    texts = {key: pku_30k(i)[key] for key in ("prompt", "response_0", "response_1")}
-    return texts | {"reward_0": i % 5, "reward_1": 1.5, "cost_0": i % 3 - 1, "cost_1": 0.5}
+    prompt = [{"role": "user", "content": pku_30k(i)["prompt"]}]
+    row = {"prompt": prompt, "chosen": f"Number {i} is well.", "rejected": f"Ask number {i + 1}.", "split_group": None}
+    return row | {"chosen_reward": i % 5, "rejected_reward": 1.5, "chosen_cost": i % 3 - 1, "rejected_cost": 0.5}
+
+
+class Length:
+    """In place of a scorer of 7 billion weights."""
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([len(text) % 5 - 2.0 for text in responses])
+
+
+def on_rows(value: Any, folder: Path) -> Any:
+    """The recipe on files of ``folder``: each path by its split, and small evaluations with a scorer of no weights."""
+    if isinstance(value, list):
+        return [on_rows(part, folder) for part in value]
+    if not isinstance(value, dict):
+        return str(folder / "train.jsonl") if value == "beavertails_15k.jsonl" else value
+    if "path" in value and "split" in value:
+        name = value["split"].rpartition("_")[2]
+        return value | {"path": str(folder / f"{name}.jsonl"), "split": "train"}
+    if value.get("class_path", "").endswith("ScoreFolder"):
+        return {"class_path": f"{__name__}.Length"}
+    small = {"prompts": 3, "max_new_tokens": 3} if "samples_per_prompt" in value else {}
+    return {key: on_rows(part, folder) for key, part in (value | small).items()}
 
 
 RECIPES = {
@@ -61,20 +86,18 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_7b_recipe_trains_two_steps_on_rows_of_its_set(
+def test_a_7b_recipe_trains_two_steps_on_rows_of_its_set_and_reports_on_its_test_prompts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
     row, name, more = RECIPES[recipe]
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row(i)) for i in range(ROWS)), encoding="utf-8")
+    for split, numbers in (("train", range(ROWS)), ("test", range(ROWS, ROWS + 10))):
+        lines = [json.dumps(row(i)) for i in numbers]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     model = llama_folder(tmp_path / "llama")
-    experiment = (CONFIGS / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
-    for path in ("PKU-Alignment/PKU-SafeRLHF-30K", "pairs.jsonl"):
-        experiment = experiment.replace(f"path: {path}", f"path: {tmp_path / 'rows.jsonl'}")
-    assert "rows.jsonl" in experiment
-    experiment = experiment.replace("../", f"{CONFIGS}/")
-    (tmp_path / "here.yaml").write_text(experiment, encoding="utf-8")
+    experiment = yaml.safe_load((CONFIGS / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "here.yaml").write_text(yaml.safe_dump(on_rows(experiment, tmp_path)), encoding="utf-8")
     size = "rows_per_step" if name == "sft_7b" else "pairs_per_step"
     cli = main(
         [
@@ -89,3 +112,11 @@ def test_a_7b_recipe_trains_two_steps_on_rows_of_its_set(
     prompt = data.tokenizer.decode(data.tokenised.prompt.at(0))
     assert prompt.replace("<s> ", "<s>") == "<s>BEGINNING OF CONVERSATION: USER: How is number 0? ASSISTANT:"
     assert data.stop_ids == {2}
+    asked = {int("".join(filter(str.isdigit, one.text))) for one in data.prompts("val")}
+    if name == "c_dpo_7b":  # pairs by hash; the prompts of the test split are asked
+        assert set(range(ROWS, ROWS + 10)) <= asked
+    else:  # the published splits as they are
+        assert asked == set(range(ROWS, ROWS + 10))
+        assert len(data.prompts("train")) == ROWS
+    if name != "sft_7b":
+        assert (tmp_path / "runs" / name / "report.json").exists()

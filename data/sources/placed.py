@@ -1,30 +1,23 @@
-"""A source that says in which split its prompts are, in place of the hash that decides otherwise."""
+"""Sources that say in which split their prompts are, in place of the hash that decides otherwise."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import get_args
+from typing import Any, get_args
 
 from data.schema import BadRow, PromptRow, PromptSource, Row, SftRow, SftSource, Source
 from data.sources.wrapped import Wrapped
 from data.split import Split
 
 
-class Placed(Wrapped):
-    """The rows of ``source``, all in one split: for published train and test splits, which are used as they are.
-
-    In another split than ``train``, the prompts are for evaluation only: the same prompt in a training source is not
-    trained on. A prompt that two sources place in different splits is in the first one's, and never in ``train``.
-
-    Args:
-        source: A source of pairs, of responses, or of prompts alone. The latter cannot be in ``train``.
-        split: ``train``, ``val``, ``dual`` or ``certify``.
+class _Placed(Wrapped):
+    """What the three kinds of sources share.
 
     Raises:
         ValueError: If ``split`` is unknown, or the source is for evaluation only and would be trained on.
     """
 
-    def __init__(self, source: Source | SftSource | PromptSource, split: Split = "val") -> None:
+    def __init__(self, source: Any, split: Split) -> None:
         super().__init__(source)
         if split not in get_args(Split):
             raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
@@ -40,5 +33,50 @@ class Placed(Wrapped):
     def describe(self) -> dict[str, str]:
         return {**self.source.describe(), "placed_in": self.placed_in}
 
-    def __iter__(self) -> Iterator[Row | SftRow | PromptRow | BadRow]:
+
+class Placed(_Placed):
+    """The pairs of ``source``, all in one split: for published train and test splits, which are used as they are.
+
+    In another split than ``train``, the prompts are for evaluation only: the same prompt in a training source is not
+    trained on. A prompt that two sources place in different splits is in the first one's, and never in ``train``.
+
+    Args:
+        source: Source of the pairs.
+        split: ``train``, ``val``, ``dual`` or ``certify``.
+    """
+
+    def __init__(self, source: Source, split: Split = "val") -> None:
+        super().__init__(source, split)
+
+    def __iter__(self) -> Iterator[Row | BadRow]:
+        yield from self.source
+
+
+class PlacedResponses(_Placed):
+    """The responses of ``source``, all in one split, for fine-tuning; otherwise like ``Placed``.
+
+    Args:
+        source: Source of the responses.
+        split: ``train``, ``val``, ``dual`` or ``certify``.
+    """
+
+    def __init__(self, source: SftSource, split: Split = "val") -> None:
+        super().__init__(source, split)
+
+    def __iter__(self) -> Iterator[SftRow | BadRow]:
+        yield from self.source
+
+
+class PlacedPrompts(_Placed):
+    """The prompts of ``source``, all in one split, for ``prompt_sources``; otherwise like ``Placed``.
+
+    Args:
+        source: Source of the prompts.
+        split: ``val``, ``dual`` or ``certify``. Nothing trains on prompts, so ``train`` is refused when they are read.
+    """
+
+    def __init__(self, source: PromptSource, split: Split = "val") -> None:
+        super().__init__(source, split)
+
+    def __iter__(self) -> Iterator[PromptRow | BadRow]:
         yield from self.source
