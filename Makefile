@@ -14,6 +14,9 @@ QUICK := runs/quickstart
 STUDY := runs/study
 SEEDS ?= 0 1
 ANCHORS ?= reference_support
+SCALE ?= oracle
+COMMA := ,
+SPACE := $(subst ,, )
 # Empty: as chosen before, or requirements/torch.txt. TORCH=keep uses the torch of the environment of PYTHON
 TORCH ?=
 TORCH_INDEX ?=
@@ -48,7 +51,7 @@ PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --nu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .SECONDARY:
-.PHONY: help setup embedded quickstart study oracle methods profile lint types test test-all test-lowest test-newest gpu test-peers bench-step lock wheel release-check clean
+.PHONY: help setup embedded quickstart study oracle methods reproduce profile lint types test test-all test-lowest test-newest gpu test-peers bench-step lock wheel release-check clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -115,6 +118,9 @@ methods: setup ## Train every method of the library in that world, and draw all 
 
 profile: embedded ## Where a training step's time goes, in per cent by part, and a trace (CONFIG=: any settings of fit)
 	$(RUN) profile -c configs/base.yaml $(CONFIG) --trainer.default_root_dir runs/profile
+
+reproduce: setup ## Both papers' methods at a scale, their figures beside ours (SCALE=oracle|135m|7b, SEEDS=, ONLY=plan|report)
+	$(RUN) reproduce --scale $(SCALE) --seeds '[$(subst $(SPACE),$(COMMA),$(strip $(SEEDS)))]' $(if $(ONLY),--only $(ONLY))
 
 lint: setup ## ruff, and hadolint on the Dockerfile
 	$(BIN)/ruff check .

@@ -55,6 +55,7 @@ COMMANDS: tuple[str, ...] = (
     "certify",
     "report",
     "stages",
+    "reproduce",
     "merge",
     "safe_patch",
     "configs",

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lit_safe.report.tables import ROLLOUTS
+from lit_safe.reproduction.methods import METHODS
 from lit_safe.statistics.seeds import Pooled, over_seeds
 
 Floats = npt.NDArray[np.float64]
@@ -42,8 +43,9 @@ class Seen(NamedTuple):
 
     @property
     def methods(self) -> list[str]:
-        """The methods that were measured, in the order in which they were found."""
-        return list(self.cells)
+        """The methods that were measured, in the order of ``METHODS``; runs of other names come last."""
+        order = list(METHODS)
+        return sorted(self.cells, key=lambda name: order.index(name) if name in METHODS else len(order))
 
     def mean(self, method: str, measure: str) -> Pooled | None:
         """The mean over seeds and prompts. None if it was not measured."""
@@ -104,28 +106,27 @@ def exact(policy_PK: Floats, reward_PK: Floats, cost_PKC: Floats) -> dict[str, F
 def read_runs(folder: Path) -> Seen:
     """The runs ``<folder>/seed_<k>/<method>``, with what ``BeforeAfter`` and ``evaluate`` left in them.
 
-    SFT is the policy before training of the first method that names its start: that of ``dpo_helpful`` if it is there.
+    Where both measured the same, it is the measurement of ``evaluate``. SFT is the policy before the training of
+    ``dpo_helpful``, or of the first run.
 
     Raises:
         ValueError: If a file is damaged. The message names it.
     """
     seen = Seen({}, {}, {})
     values: dict[str, dict[str, list[float]]] = {}
-    for place in sorted(folder.glob("seed_*")):
-        seed = int(place.name.rpartition("_")[2])
+    places = [place for place in folder.glob("seed_*") if place.is_dir() and place.name.removeprefix("seed_").isdigit()]
+    for place in sorted(places, key=_seed):
         for method, seconds in _seconds(place / "stages.json").items():
             seen.seconds.setdefault(method, []).append(seconds)
-        runs = sorted((run for run in place.iterdir() if (run / ROLLOUTS).exists()), key=lambda run: run.name)
+        runs = [run for run in sorted(place.iterdir()) if (run / ROLLOUTS).exists() or (run / EVALUATION).exists()]
+        start = next((run for run in runs if run.name == "dpo_helpful"), runs[0] if runs else None)
         for run in runs:
-            _add(seen, values, run.name, seed, _rollouts(run / ROLLOUTS, "after"))
-        starts = [run for run in runs if run.name == "dpo_helpful"] or runs[:1]
-        for run in starts:
-            _add(seen, values, "sft", seed, _rollouts(run / ROLLOUTS, "before"))
-        for path in sorted(place.glob(f"*/{EVALUATION}")):
-            for model, rows in _evaluated(path).items():
-                name = path.parents[1].name if model == "policy" else "sft"
-                if name != "sft" or path.parents[1] in starts:
-                    _add(seen, values, name, seed, rows)
+            judged = _evaluated(run / EVALUATION) if (run / EVALUATION).exists() else {}
+            for method, when, model in ((run.name, "after", "policy"), ("sft", "before", "reference")):
+                if method == "sft" and run != start:
+                    continue
+                own = _rollouts(run / ROLLOUTS, when) if (run / ROLLOUTS).exists() else {}
+                _add(seen, values, method, _seed(place), {**own, **judged.get(model, {})})
     for method, measures in values.items():
         seen.spread[method] = {name: float(np.std(found, ddof=1)) for name, found in measures.items() if len(found) > 1}
     return seen
@@ -133,6 +134,11 @@ def read_runs(folder: Path) -> Seen:
 
 Responses = Mapping[str, list[tuple[int, float]]]
 """Measure → (prompt, value) of each response."""
+
+
+def _seed(folder: Path) -> int:
+    """The seed of a folder ``seed_<k>``."""
+    return int(folder.name.removeprefix("seed_"))
 
 
 def _add(seen: Seen, values: dict[str, dict[str, list[float]]], method: str, seed: int, rows: Responses) -> None:

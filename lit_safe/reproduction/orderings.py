@@ -68,10 +68,10 @@ class Found(NamedTuple):
     advice: str = ""
 
 
-def judge(ordering: Ordering, difference: Pooled | None) -> Found:
-    """The verdict on a claim by the 95 % interval of the paired difference."""
+def judge(ordering: Ordering, difference: Pooled | None, missing: str = "not measured") -> Found:
+    """The verdict on a claim by the 95 % interval of the paired difference; ``missing`` says why there is none."""
     if difference is None:
-        return Found(ordering, None, UNTOLD, "not measured")
+        return Found(ordering, None, UNTOLD, missing)
     if difference.known and ordering.sign * (difference.low if ordering.sign > 0 else difference.high) > 0:
         return Found(ordering, difference, HOLDS)
     if difference.known and ordering.sign * (difference.high if ordering.sign > 0 else difference.low) < 0:
@@ -91,8 +91,12 @@ def _advice(difference: Pooled) -> str:
 def judged(seen: Seen, orderings: tuple[Ordering, ...] = ORDERINGS) -> list[Found]:
     """Every claim about methods that were both measured."""
     there = set(seen.methods)
-    return [
-        judge(one, seen.difference(one.one, one.other, one.measure))
-        for one in orderings
-        if {one.one, one.other} <= there
-    ]
+    found = []
+    for one in orderings:
+        if not {one.one, one.other} <= there:
+            continue
+        difference = seen.difference(one.one, one.other, one.measure)
+        missing = [title(name) for name in (one.one, one.other) if one.measure not in seen.cells[name]]
+        why = f"not measured of {', '.join(missing)}" if missing else "no prompt in common: asked other prompts"
+        found.append(judge(one, difference, why))
+    return found
