@@ -12,7 +12,7 @@ from lit_safe.commands.reproduce import reproduce
 from lit_safe.errors.message import SettingError
 from lit_safe.reproduction.plan import ORACLE_METHODS
 from lit_safe.runs.run_lock import RunLock
-from tests.lit_safe.reproduction.test_measured import HALVES, write_oracle, write_run
+from tests.lit_safe.reproduction.test_reproduction_measured import HALVES, write_oracle, write_run
 
 
 class Commands:
