@@ -1,17 +1,17 @@
-"""Sources that say in which split their prompts are, in place of the hash that decides otherwise."""
+"""Pairs and responses that are all in one split, in place of the hash; for prompts alone: ``places.Reserved``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from data.schema import BadRow, PromptRow, PromptSource, Row, SftRow, SftSource, Source
+from data.schema import BadRow, Row, SftRow, SftSource, Source
 from data.sources.wrapped import Wrapped
 from data.split import Split
 
 
 class _Placed(Wrapped):
-    """What the three kinds of sources share.
+    """What the two kinds of sources share.
 
     Raises:
         ValueError: If ``split`` is unknown, or the source is for evaluation only and would be trained on.
@@ -64,19 +64,4 @@ class PlacedResponses(_Placed):
         super().__init__(source, split)
 
     def __iter__(self) -> Iterator[SftRow | BadRow]:
-        yield from self.source
-
-
-class PlacedPrompts(_Placed):
-    """The prompts of ``source``, all in one split, for ``prompt_sources``; otherwise like ``Placed``.
-
-    Args:
-        source: Source of the prompts.
-        split: ``val``, ``dual`` or ``certify``. Nothing trains on prompts, so ``train`` is refused when they are read.
-    """
-
-    def __init__(self, source: PromptSource, split: Split = "val") -> None:
-        super().__init__(source, split)
-
-    def __iter__(self) -> Iterator[PromptRow | BadRow]:
         yield from self.source

@@ -7,7 +7,8 @@ from data.module import PreferenceData
 from data.schema import Message, PromptRow, Response, Row
 from data.sft import SftData
 from data.sources.instructions import ResponsesOf
-from data.sources.placed import Placed, PlacedPrompts, PlacedResponses
+from data.sources.placed import Placed, PlacedResponses
+from data.sources.places import Reserved
 from data.split import split_of
 from models.sources import TinyLlama
 
@@ -78,15 +79,9 @@ def test_fine_tuning_keeps_the_same_places():
     assert numbers(data, "val") == set(range(60, 80))
 
 
-def test_prompts_without_responses_are_asked_in_the_split_that_is_named():
-    data = ready(
-        Placed(Pairs(0, 60), "train"),
-        prompt_sources=[PlacedPrompts(Asked(50, 90)), PlacedPrompts(Asked(90, 95), "dual")],
-    )
-    assert numbers(data, "val") == set(range(60, 90)), "what was trained on is not asked"
-    assert numbers(data, "dual") == set(range(90, 95))
-    with pytest.raises(ValueError, match="nothing trains on prompts"):
-        ready(Placed(Pairs(0, 60), "train"), prompt_sources=[PlacedPrompts(Asked(0, 9), "train")]).prompts("val")
+def test_prompts_of_the_pairs_places_are_not_asked_where_they_trained():
+    data = ready(Placed(Pairs(0, 60), "train"), prompt_sources=[Reserved(Asked(50, 90), "val")])
+    assert numbers(data, "val") == set(range(60, 90))
 
 
 def test_pairs_as_texts_follow_the_places_and_say_which_are_for_evaluation():

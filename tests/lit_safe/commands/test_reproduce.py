@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.oracle.run import main as study
+from data.oracle.study.inputs import SFT
 from lit_safe.commands import reproduce as module
 from lit_safe.commands.reproduce import reproduce
 from lit_safe.errors.message import SettingError
@@ -96,9 +98,16 @@ def test_a_folder_in_use_and_wrong_settings_are_refused(run: Commands, tmp_path:
 
 
 @pytest.mark.slow
-def test_the_oracle_scale_works_with_real_runs_of_one_step(tmp_path: Path) -> None:
-    options = ["--prompts", "2", "--options", "--trainer.limit_train_batches=1", "--trainer.max_epochs=1"]
-    assert reproduce("oracle", str(tmp_path), [0], options=options) == 0
-    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+@pytest.mark.timeout(900)
+def test_the_oracle_scale_works_with_real_runs_of_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The study's own command, in this process, with a barely trained reference."""
+    monkeypatch.chdir(tmp_path)
+    short = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1")
+    monkeypatch.setattr("data.oracle.study.inputs.SFT", (*SFT, *short))
+    monkeypatch.setattr(module, "run_command", lambda words: study(words[1:]))
+    options = ["--prompts", "2", "--workers", "1", "--options", *short]
+    assert reproduce("oracle", "runs/here", [0], options=options) == 0
+    text = Path("runs/here/report.md").read_text(encoding="utf-8")
     assert "orderings hold at this scale" in text
-    assert text.count("| SafeDPO |") >= 1
+    for name in ("DPO-HARMLESS", "DPO-SAFEBETTER", "SafeDPO", "C-DPO λ = 1"):
+        assert f"| {name} |" in text
