@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from lit_safe.report.tables import ROLLOUTS
 from lit_safe.reproduction.methods import METHODS
-from lit_safe.statistics.seeds import Pooled, over_seeds
+from lit_safe.statistics.pooled import Pooled, over_seeds
 
 Floats = npt.NDArray[np.float64]
 Cells = dict[tuple[int, int], float]

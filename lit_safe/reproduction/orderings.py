@@ -5,7 +5,7 @@ from typing import NamedTuple
 from lit_safe.reproduction.measured import Seen
 from lit_safe.reproduction.methods import title
 from lit_safe.reproduction.published import C_DPO, SAFE_DPO
-from lit_safe.statistics.seeds import Pooled
+from lit_safe.statistics.pooled import Pooled
 
 HOLDS, FAILS, UNTOLD = "holds", "does not hold", "cannot be told"
 NAMES = {"reward": "reward", "cost": "cost", "unsafe": "unsafe responses", "refused": "refused harmless prompts"}

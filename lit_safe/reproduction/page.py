@@ -15,7 +15,7 @@ from lit_safe.reproduction.methods import title
 from lit_safe.reproduction.orderings import HOLDS, NAMES, Found, judged
 from lit_safe.reproduction.published import published_table
 from lit_safe.reproduction.tables import cell, cross_counts, helpfulness, markdown, means, needs, sweep
-from lit_safe.statistics.seeds import Pooled
+from lit_safe.statistics.pooled import Pooled
 
 PAGE, SUMMARY, PLANE = "report.md", "summary.json", "plane.png"
 
@@ -70,7 +70,7 @@ def lines(seen: Seen, found: Sequence[Found], facts: Sequence[str], drawn: bool)
 
 ORDERINGS_NOTE = (
     "A difference is paired by seed and prompt, with a 95 % interval over seeds and prompts "
-    "(`lit_safe/statistics/seeds.py`). It holds if the interval has the sign of the claim alone. The intervals are not "
+    "(`lit_safe/statistics/pooled.py`). It holds if the interval has the sign of the claim alone. Intervals are not "
     "adjusted for the number of claims: of twenty, one may be wrong by chance."
 )
 MEANS_NOTE = "Means with 95 % intervals over seeds and prompts. With one seed they say nothing about other seeds."

@@ -6,7 +6,7 @@ import numpy as np
 
 from lit_safe.reproduction.measured import MEASURES, Seen
 from lit_safe.reproduction.methods import METHODS, title
-from lit_safe.statistics.seeds import Pooled
+from lit_safe.statistics.pooled import Pooled
 from lit_safe.words import duration
 
 HEADS = {"reward": "reward", "cost": "cost", "unsafe": "unsafe %", "refused": "refused harmless %"}

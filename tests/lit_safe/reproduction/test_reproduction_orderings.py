@@ -7,7 +7,7 @@ import pytest
 from lit_safe.reproduction.measured import Seen
 from lit_safe.reproduction.orderings import FAILS, HOLDS, ORDERINGS, UNTOLD, Ordering, judge, judged
 from lit_safe.reproduction.published import PUBLISHED
-from lit_safe.statistics.seeds import Pooled
+from lit_safe.statistics.pooled import Pooled
 from tests.lit_safe.reproduction.seen_world import seen
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from lit_safe.statistics.seeds import over_seeds
+from lit_safe.statistics.pooled import over_seeds
 
 
 def test_the_two_parts_of_the_variance_by_hand() -> None:
