@@ -95,7 +95,8 @@ def test_every_objective_of_the_library_is_compared() -> None:
     named = {
         job.config["model"]["init_args"]["objective"]["class_path"].rpartition(".")[2] for job in jobs_of(METHODS, [0])
     }
-    assert named == set(lit_safe.objectives.__all__)
+    ablations = {"SafetyOffsetDPO"}  # of SafeDPO: `reproduce` runs it
+    assert named == set(lit_safe.objectives.__all__) - ablations
     assert len({job.name for job in jobs_of(METHODS, [0])}) == len(METHODS)
     assert len({job.options for job in jobs_of(METHODS, [0, 1])}) == 1  # the same steps for all
 
