@@ -29,7 +29,7 @@ from lit_safe.errors.parser import SafeParser
 from lit_safe.essentials import with_essentials
 from lit_safe.protocols.data import missing_members
 from lit_safe.protocols.trainer import connected
-from lit_safe.runs.checkpoint_path import resolve_checkpoint
+from lit_safe.runs.checkpoint_path import AUTO, newest_checkpoint, resolve_checkpoint
 from lit_safe.runs.checkpoints import CheckpointError, glance
 from lit_safe.runs.end_of_run import failures
 from lit_safe.runs.progress_bar import Progress
@@ -232,7 +232,12 @@ class SafeCLI(LightningCLI):
         if not path or "trainer" not in self.config[command]:
             return
         try:
-            path = resolve_checkpoint(path, Path(self.config[command].trainer.default_root_dir or ""))
+            folder = Path(self.config[command].trainer.default_root_dir or "")
+            if path == AUTO and command == "fit":
+                self.config[command]["ckpt_path"] = path = newest_checkpoint(folder)
+            if path is None:
+                return
+            path = resolve_checkpoint(path, folder)
             stored = glance(path).get("hyper_parameters")
         except (ValueError, FileNotFoundError, CheckpointError) as error:
             raise SystemExit(str(error)) from None

@@ -6,14 +6,16 @@ No formula covers every architecture, adapter, attention kernel and autocast. Th
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from lit_safe.sharded import local
 from lit_safe.types import IGNORE, PackedSequences
 from models.backbone import Backbone
+from models.layouts import lay_out
 
 FEW = 8  # tokens of the shorter of two passes; the longer one has twice as many
 
@@ -36,7 +38,8 @@ def saved_for_backward(policy: Backbone) -> Saved:
     length, such as the probabilities of eager attention, is counted at this length only. Fused attention keeps none.
     """
     kind = policy.device.type
-    products = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    rounds = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    products = torch.get_autocast_dtype(kind) if rounds else None
     key = products, policy.layout, sum(p.requires_grad for p in policy.parameters())
     if key not in (found := _FOUND.setdefault(policy, {})):
         found[key] = _line(policy)
@@ -57,24 +60,34 @@ def _line(policy: Backbone) -> Saved:
 
 def _saved(policy: Backbone, tokens: int) -> int:
     """Bytes of the distinct tensors that are saved in one pass over a sequence of ``tokens`` tokens."""
-    weights = {p.untyped_storage().data_ptr() for p in policy.parameters()}
+    weights = _storages(policy)
     kept: dict[int, torch.UntypedStorage] = {}  # it holds them, so that no address is used twice
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        policy.response_hidden(_sequence(tokens, policy.device))
-    return sum(storage.nbytes() for storage in kept.values())
+        policy.response_hidden(_sequence(tokens, policy))
+    weights |= _storages(policy)  # those of a sharded model's root are whole by now; its layers have been given back
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in weights)
 
 
-def _sequence(tokens: int, device: torch.device) -> PackedSequences:
-    """One sequence of token 0, the last position scored."""
-    target_T = torch.full((tokens,), IGNORE, device=device)
+def _storages(policy: Backbone) -> set[int]:
+    return {local(p).untyped_storage()._cdata for p in policy.parameters()}
+
+
+def _sequence(tokens: int, policy: Backbone) -> PackedSequences:
+    """One sequence of token 0, the last position scored. Its rows are known, so nothing is read from the device."""
+    target_T = torch.full((tokens,), IGNORE)
     target_T[-1] = 0
-    position_T = torch.arange(tokens, device=device)
-    bounds_N1 = torch.tensor([0, tokens], dtype=torch.int32, device=device)
-    return PackedSequences(torch.zeros_like(position_T), target_T, position_T, bounds_N1)
+    position_T = torch.arange(tokens)
+    bounds_N1 = torch.tensor([0, tokens], dtype=torch.int32)
+    host = PackedSequences(torch.zeros_like(position_T), target_T, position_T, bounds_N1)
+    laid = lay_out(host, policy.layout)
+    moved: dict[str, Any] = {
+        name: part.to(policy.device) for name, part in laid._asdict().items() if isinstance(part, Tensor)
+    }
+    return PackedSequences(*(part.to(policy.device) for part in host[:4]))._replace(laid_out=laid._replace(**moved))

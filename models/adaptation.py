@@ -16,6 +16,7 @@ from lit_safe.types import TrunkStorage
 from models.adapter import check_reach
 from models.extras import require
 from models.layers import layers_of, modules_after
+from models.quantised import is_quantised, made_trainable, refuse_quantised
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Full:
     """Every parameter trains."""
 
     def apply(self, model: transformers.PreTrainedModel) -> nn.Module:
+        refuse_quantised(model, "Full")
         return model.requires_grad_(True)
 
 
@@ -76,6 +78,7 @@ class LastLayers:
         return TrunkStorage(self.trunk_dir, self.trunk_dtype == "bfloat16", self.trunk_max_gib)
 
     def apply(self, model: transformers.PreTrainedModel) -> nn.Module:
+        refuse_quantised(model, "LastLayers")
         layers = layers_of(model)
         if not 1 <= self.k <= len(layers):
             raise ValueError(f"k must be 1 to {len(layers)}, the layers of {type(model).__name__}; got {self.k}")
@@ -120,6 +123,8 @@ class LoRA:
     def apply(self, model: transformers.PreTrainedModel) -> nn.Module:
         peft = require("peft", extra="lora", reason="LoRA")
 
+        if is_quantised(model):
+            model = made_trainable(model)
         config = peft.LoraConfig(
             task_type="CAUSAL_LM",
             r=self.r,

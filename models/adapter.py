@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+
+IGNORED = "Merge lora module to 4-bit linear may get different generations"
+"""Beginning of peft's warning. Nothing is merged into 4 bits but the copy of the check below."""
 
 
 def check_adapter(model: Any) -> None:
@@ -49,7 +53,9 @@ def check_adapter(model: Any) -> None:
         if type(layer) not in seen and not hasattr(layer, "parameter_name"):  # fused parameters always merge
             seen.add(type(layer))
             try:
-                copy.deepcopy(layer).merge(safe_merge=True)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", IGNORED, UserWarning)
+                    copy.deepcopy(layer).merge(safe_merge=True)
             except Exception as fault:  # the exception type depends on the kind of adapter
                 raise ValueError(
                     f"the adapter on {_plain(path)} of {name} cannot be merged ({fault}): use plain LoRA"

@@ -67,6 +67,7 @@ class Backbone(nn.Module):
         self.model: Any = model
         self.backend = backend
         self.layout = layout
+        self.place: torch.device | None = None
         self.trunk: Trunk | None = None
         """The frozen layers, once ``models.trunk_check.find_trunk`` has checked that their output can replace them."""
         self._plain_masks = PlainMasks()
@@ -79,8 +80,8 @@ class Backbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
-        return next(self.parameters()).device
+        """Device of the computation: that of the weights, unless ``place`` says otherwise."""
+        return next(self.parameters()).device if self.place is None else self.place
 
     @property
     def head(self) -> Unembedding:
@@ -238,7 +239,9 @@ class Backbone(nn.Module):
                 found["in training mode"] = self.response_hidden(sequences).hidden_RD
         for module, flag in flags.items():
             module.training = flag
-        rounds = own_TV.dtype.itemsize < 4
+        products: list[torch.dtype] = [own_TV.dtype]
+        products += [kind for module in self.modules() if (kind := vars(module).get("compute_dtype"))]  # 4-bit layers
+        rounds = min(kind.itemsize for kind in products) < 4
         size, own_TV = 1 + own_TV.abs().max().item(), own_TV.float().log_softmax(-1)
         for name, hidden_TD in found.items():
             apart = (self.log_softmax(hidden_TD) - own_TV).abs().max().item()
@@ -283,9 +286,9 @@ class Backbone(nn.Module):
         """
         kind = self.device.type
         dtypes = {p.dtype for p in self.parameters()}
-        if len(dtypes) == 1 or torch.is_autocast_enabled(kind):
+        if len(dtypes) == 1 or (self.model is not self.causal_lm and not self._whole_copies):
             return nullcontext()
-        if self.model is not self.causal_lm and not self._whole_copies:
+        if torch.is_autocast_enabled(kind):
             return nullcontext()
         return torch.autocast(kind, min(dtypes, key=lambda dtype: dtype.itemsize), cache_enabled=False)
 

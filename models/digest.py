@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor, nn
 
+from lit_safe.sharded import whole
 from models.backbone import Backbone
 from models.trunk import parameters_above
 
@@ -43,11 +44,12 @@ def trunk_digest(policy: Backbone) -> str:
 def _hash(model: Backbone, tensors: Iterable[tuple[str, Tensor]]) -> str:
     found = hashlib.sha256()
     config = model.causal_lm.config.to_dict()
-    plain = {key: value for key, value in config.items() if key not in NOT_COMPUTED_WITH}
-    found.update(json.dumps(plain, sort_keys=True, default=str).encode())
+    settings = {key: value for key, value in config.items() if key not in NOT_COMPUTED_WITH}
+    found.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in tensors:
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        plain = whole(tensor.detach()).contiguous().to("cpu", copy=True)  # numpy would pin memory that is given back
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 

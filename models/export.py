@@ -11,6 +11,7 @@ import transformers
 
 from models.backbone import Backbone
 from models.modes import open_to_readers
+from models.quantised import is_quantised, merged_in_full
 
 SHARD = "5GB"  # maximum size of a file of weights
 
@@ -49,7 +50,9 @@ def save_pretrained(
     if adapter_only and not has_adapter:
         raise ValueError("adapter_only needs an adapter: set adaptation to models.adaptation.LoRA")
     model = policy.model
-    if not adapter_only:
+    if is_quantised(policy.causal_lm) and not adapter_only:
+        model, has_adapter = merged_in_full(policy), False
+    elif not adapter_only:
         kinds = {parameter.dtype for parameter in policy.parameters()}
         if has_adapter or len(kinds) > 1:
             model = copy.deepcopy(policy.model)

@@ -11,6 +11,7 @@ from lit_safe.types import MemoryEstimate
 from models.activations import saved_for_backward
 from models.backbone import Backbone
 from models.layers import layers_of
+from models.sharding.plan import units_of
 from ops.sequence_logratio.slabs import BLOCK_BYTES
 
 
@@ -21,6 +22,7 @@ def memory_estimate(
     tokens: int,
     scored: int,
     checkpointed: bool,
+    sharers: int = 1,
 ) -> MemoryEstimate:
     """Estimate the memory of an optimizer step at its peak, in bytes.
 
@@ -37,11 +39,12 @@ def memory_estimate(
         tokens: Tokens in a micro-batch, including padding.
         scored: Response tokens among them.
         checkpointed: Whether activations are recomputed in the backward pass.
+        sharers: Number of ranks that hold each weight together; 1 if each rank holds all of them.
     """
     own = list(policy.parameters())
     shared = {id(p) for p in own}
     trained = _bytes(p for p in own if p.requires_grad)
-    return MemoryEstimate(
+    whole = MemoryEstimate(
         weights=_bytes(own),
         reference=_bytes(p for p in reference if id(p) not in shared),
         gradients=trained,
@@ -49,6 +52,27 @@ def memory_estimate(
         activations=_activations(policy, tokens, checkpointed),
         logits=_logits(policy, scored),
         buckets=trained if _ranks() > 1 else 0,
+    )
+    return whole if sharers == 1 else _shared(whole, policy, sharers)
+
+
+def _shared(whole: MemoryEstimate, policy: Backbone, sharers: int) -> MemoryEstimate:
+    """The estimate of one of the ranks that share weights, gradients and moments.
+
+    ``buckets`` is what is whole for a while: the embeddings and the head with their gradients, the layer that computes
+    with its gradients, and the layer that is gathered next.
+    """
+    layers = [list(unit.parameters()) for unit in units_of(policy.causal_lm)]
+    sizes = [(_bytes(layer), _bytes(p for p in layer if p.requires_grad)) for layer in layers]
+    root = whole.weights - sum(size for size, _ in sizes)
+    root_gradient = whole.gradients - sum(gradient for _, gradient in sizes)
+    most, gradient = max(size for size, _ in sizes), max(gradient for _, gradient in sizes)
+    return whole._replace(
+        weights=-(-whole.weights // sharers),
+        reference=-(-whole.reference // sharers),
+        gradients=-(-whole.gradients // sharers),
+        optimizer=-(-whole.optimizer // sharers),
+        buckets=root + root_gradient + 2 * most + gradient,
     )
 
 

@@ -30,6 +30,7 @@ from models.adapter import check_adapter
 from models.backbone import Backbone, Layout
 from models.digest import digest, trunk_digest
 from models.export import eos_ids, save_pretrained
+from models.facts import model_facts
 from models.layouts import lay_out
 from models.load_checks import check_tokens, say_router_loss, verify_layout
 from models.memory import memory_estimate
@@ -37,6 +38,7 @@ from models.policy_reader import PolicyReader
 from models.reference import FrozenCopy, MadeAgain, NoReference, OpenReference, Reference
 from models.response_tree import tree_logp
 from models.sampling import generate
+from models.sharding.pair import ShardablePair
 from models.sources import ModelSource
 from models.token_scores import token_scores
 from models.trainable_state import keep_trainable
@@ -44,7 +46,7 @@ from models.trunk_check import find_trunk
 from ops.sequence_logratio import support_logratio, token_stats
 
 
-class PolicyReference(nn.Module):
+class PolicyReference(ShardablePair):
     """A policy that trains and a reference that does not.
 
     ``state_dict`` holds only the trained parameters, and ``load_state_dict`` takes exactly those. Everything else is
@@ -144,11 +146,12 @@ class PolicyReference(nn.Module):
             policy.checkpoint_activations()
         say_router_loss(policy)
         check_tokens(self.source, self.load_tokenizer, getattr(self.reference, "source", None))
-        if self.disable_dropout:  # with dropout, no layer has the same output twice
+        if self.disable_dropout and not self.sharded:  # with dropout, no layer has the same output twice
             find_trunk(policy, asked=self.trunk_storage() is not None)
         policy.train()  # models are loaded in evaluation mode, which silently disables checkpointing
-        self._open_reference = self.reference.attach(policy)
+        self._open_reference = self._opened(policy)
         self.policy = policy
+        self.reshard()
         keep_trainable(self)
 
     def free_reference(self) -> None:
@@ -260,20 +263,7 @@ class PolicyReference(nn.Module):
 
     def facts(self) -> ModelFacts:
         """The description of this pair in reports."""
-        policy = self._loaded()
-        description = self.source.describe()
-        parameters = list(policy.parameters())
-        return ModelFacts(
-            source=str(description),
-            reference=self.reference.describe(),
-            parameters=sum(p.numel() for p in parameters),
-            trainable=sum(p.numel() for p in parameters if p.requires_grad),
-            dtype=str(parameters[0].dtype).removeprefix("torch."),
-            backend=self.backend,
-            licence=description.licence,
-            own_reference=getattr(self.reference, "own", True),
-            has_reference=self.has_reference,
-        )
+        return model_facts(self._loaded(), self.source, self.reference)
 
     def save_pretrained(self, folder: str, *, adapter_only: bool = False) -> None:
         """Write the policy as a Hugging Face folder (safetensors): merged, or only its adapter."""
@@ -286,7 +276,11 @@ class PolicyReference(nn.Module):
         if self._open_reference is not None and self.has_reference:
             with self._open_reference() as reference:
                 held = list(reference.parameters())
-        return memory_estimate(policy, held, tokens=tokens, scored=scored, checkpointed=self.gradient_checkpointing)
+        size = {"tokens": tokens, "scored": scored, "sharers": self.sharers}
+        try:
+            return memory_estimate(policy, held, checkpointed=self.gradient_checkpointing, **size)
+        finally:
+            self.reshard()  # the estimate makes passes
 
     def base_fingerprint(self) -> str:
         """A hash of the weights as read from ``source``, from at most 1024 numbers of each tensor."""
@@ -345,6 +339,5 @@ class PolicyReference(nn.Module):
     def _both(self) -> tuple[Backbone, OpenReference]:
         policy = self._loaded()
         if self._open_reference is None:
-            assert isinstance(self.reference, MadeAgain)
-            self._open_reference = self.reference.again(policy, lambda: self._reader.again(policy.layout))
+            self._open_reference = self._opened(policy)
         return policy, self._open_reference

@@ -66,6 +66,7 @@ TESTED_BY = {
         "python -m lit_safe.evaluation.judge_card --judge configs/scorer/wild_guard.yaml --labels labels.csv "
         "--out judges/wild"
     ): "tests/lit_safe/evaluation/test_judge_card.py",
+    "python -m models.sharding.forecast": "tests/models/test_forecast.py",
 }
 """Programs without a parser of argparse: they take plain words, or class paths. The tests call their functions."""
 

@@ -31,6 +31,7 @@ from lit_safe.protocols.trainer import connected
 from lit_safe.training.averaging import IterateAverage
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.training.schedules import Schedule
+from lit_safe.training.shared_weights import reshard
 from lit_safe.types import CostEstimate
 
 log = logging.getLogger(__name__)
@@ -144,10 +145,10 @@ class DualAscent(Callback):
             return
         module = _aligned(pl_module)
         self.check(trainer, module, connected(trainer).datamodule)
-        if self.ship == "average" and not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
-            raise SettingError(
-                f"ship: average needs whole parameters on every rank, not {type(trainer.strategy).__name__}"
-            )
+        strategy = trainer.strategy
+        gives_whole = isinstance(strategy, DDPStrategy | SingleDeviceStrategy) or hasattr(strategy, "plan")
+        if self.ship == "average" and not gives_whole:
+            raise SettingError(f"ship: average needs whole parameters on every rank, not {type(strategy).__name__}")
         if int(module.dual_epoch) < 0:
             module.multiplier.copy_(start_of(self, module))
 
@@ -340,5 +341,6 @@ def _aligned(module: LightningModule) -> PreferenceAlignment:
 
 
 def _iterate(module: PreferenceAlignment) -> dict[str, Tensor]:
+    reshard(module.pair)
     trained = {name: p.data for name, p in module.named_parameters() if p.requires_grad}
     return {**trained, "multiplier": module.multiplier}

@@ -7,7 +7,7 @@ from lit_safe.errors.message import FAILED, USAGE, Message
 from lit_safe.errors.places import Words
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp", "deepspeed_stage_2", "deepspeed_stage_3")
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 
 TABLE: tuple[tuple[str, str, str, str, int], ...] = (
     ("invalid accelerator name", "accelerator", "there is no accelerator {value}", ", ".join(ACCELERATORS), USAGE),
@@ -21,7 +21,7 @@ TABLE: tuple[tuple[str, str, str, str, int], ...] = (
     ("torch_xla", "accelerator", "", "--trainer.accelerator cpu, or auto for what is there", FAILED),
     ("invalid strategy name", "strategy", "there is no strategy {value}", ", ".join(STRATEGIES), USAGE),
     ("requires a GPU accelerator", "strategy", "", "--trainer.strategy auto or ddp", USAGE),
-    ("[Dd]eep[Ss]peed installed", "strategy", "", "pip install deepspeed, or --trainer.strategy ddp", FAILED),
+    ("[Dd]eep[Ss]peed installed", "strategy", "", "-c configs/trainer/fsdp2.yaml, which divides models too", FAILED),
     ("requested gpu|DeviceIndices", "devices", "", "as many devices as the machine has, or auto", FAILED),
     ("[Dd]evices", "devices", "{value} is not a value of trainer.devices", "a whole number >= 1, or auto", USAGE),
     ("val_check_interval", "val_check_interval", "", "a smaller number, or a share of an epoch in (0, 1]", USAGE),

@@ -1,7 +1,7 @@
 """Runs models outside training steps without affecting training."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -9,6 +9,7 @@ from torch import nn
 from lit_safe.execution.ranks import failing_together
 from lit_safe.execution.rng import isolated
 from lit_safe.precision import run_precision
+from lit_safe.protocols.pair import Shardable
 
 
 @contextmanager
@@ -31,11 +32,23 @@ def quiet(module: object, seed: int, *others: object) -> Iterator[torch.device]:
     for network in networks:
         network.eval()
     try:
-        with failing_together(), torch.no_grad(), isolated(seed), run_precision(module, device_of(module)):
+        with (
+            torch.no_grad(),
+            _whole(module),
+            failing_together(),
+            isolated(seed),
+            run_precision(module, device_of(module)),
+        ):
             yield device_of(module)
     finally:
         for part, flag in training.items():
             part.training = flag
+
+
+def _whole(module: object) -> AbstractContextManager[None]:
+    """A block in which the weights are whole, because ranks may compute different numbers of passes in it."""
+    pair = getattr(module, "pair", module)
+    return pair.whole_weights() if isinstance(pair, Shardable) else nullcontext()
 
 
 def device_of(module: object) -> torch.device:

@@ -61,6 +61,9 @@ def compare_folder(pair: PairModel, folder: Path, held_out: PackedSequences | No
     dtype = max((p.dtype for p in pair.parameters()), key=lambda one: one.itemsize)
     dtype = torch.promote_types(dtype, torch.float32)
     pair.to(dtype)
+    for part in pair.modules():
+        if getattr(part, "compute_dtype", None) is not None:  # a layer in 4 bits, whose weights stay as they are
+            vars(part)["compute_dtype"] = dtype
     device = device_of(pair)
     model = _read(pair, folder, dtype).to(device, dtype).eval()
     config = model.config.get_text_config()

@@ -6,7 +6,8 @@ Letters: N sequences, T tokens, D hidden width. Log-probs are sums over a respon
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -152,6 +153,20 @@ class FreesReference(Protocol):
 
     def free_reference(self) -> None:
         """Give back the memory of the reference. Whatever asks for the reference later reads it again."""
+
+
+@runtime_checkable
+class Shardable(Protocol):
+    """A pair whose weights can be divided over ranks. A sharded strategy asks for it."""
+
+    def shard_over(self, plan: Any) -> None:
+        """Divide both models when they are loaded, as ``plan`` says (``models.sharding.plan``)."""
+
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """A block in which ranks may compute different numbers of passes. All ranks must enter it."""
+
+    def reshard(self) -> None:
+        """Give back the weights that passes without gradient have left whole, before anything reads or changes them."""
 
 
 @runtime_checkable

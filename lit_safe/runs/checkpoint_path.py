@@ -1,11 +1,34 @@
 """Resolves ``--ckpt_path`` to a file."""
 
+import logging
+import zipfile
 from pathlib import Path
 
 from lit_safe.runs.checkpoints import BEST, FOLDER, LAST
 
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+"""Word for the newest checkpoint, or none."""
+
 NAMES = {"last": LAST, "best": BEST}
 """Short names for files in a run folder's ``checkpoints/``."""
+
+
+def newest_checkpoint(run: Path) -> str | None:
+    """The newest whole checkpoint of a run folder, for ``--ckpt_path auto``; None if it has none.
+
+    Files that are not whole are named in the log. A file system that fails can leave such a file.
+    """
+    folder = run / FOLDER
+    found = sorted(folder.glob("*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name == LAST), reverse=True)
+    for path in found:
+        if zipfile.is_zipfile(path):
+            log.info("--ckpt_path auto: continuing from %s", path)
+            return str(path)
+        log.warning("--ckpt_path auto: %s is not a checkpoint, or only part of one: trying an older one", path)
+    log.info("--ckpt_path auto: there is no checkpoint in %s, so the run begins", folder)
+    return None
 
 
 def resolve_checkpoint(typed: str, run: Path) -> str:

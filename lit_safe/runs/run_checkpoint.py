@@ -41,15 +41,25 @@ class RunCheckpoint(Checkpoint):
             cost meets every limit. The best candidate has the highest held-out accuracy (``eval/rewards/accuracies``
             of a validation at that step). If no accuracy is measured, it is the one whose bounds are furthest below
             the limits. ``best.json`` gives the reason.
+        keep_last: Also keep the newest checkpoints, as ``step-<n>.ckpt``: this many, the last one included. It is a
+            second name of the same file.
 
     Raises:
-        ValueError: If ``every_n_steps`` is not positive.
+        ValueError: If ``every_n_steps`` is not positive, or ``keep_last`` is negative.
     """
 
-    def __init__(self, every_n_steps: int | None = 100, keep_epochs: bool = False, keep_best: bool = False) -> None:
+    def __init__(
+        self,
+        every_n_steps: int | None = 100,
+        keep_epochs: bool = False,
+        keep_best: bool = False,
+        keep_last: int = 0,
+    ) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"every_n_steps must be >= 1 or null, got {every_n_steps}")
-        self.every_n_steps = every_n_steps
+        if keep_last < 0:
+            raise ValueError(f"keep_last must be >= 0, got {keep_last}")
+        self.every_n_steps, self.keep_last = every_n_steps, keep_last
         self.keep_epochs = keep_epochs
         self.best = Best() if keep_best else None
         self.only_end = False  # True for a run that was resumed only for its report
@@ -179,10 +189,10 @@ class RunCheckpoint(Checkpoint):
             if unwritten is not None:
                 raise unwritten
             if trainer.is_global_zero:
-                self._put(new, path, ended, best)
+                self._put(new, path, ended, best, trainer.global_step)
         trainer.strategy.barrier("last.ckpt")
 
-    def _put(self, new: Path, path: Path, ended: int | None, best: bool) -> None:
+    def _put(self, new: Path, path: Path, ended: int | None, best: bool, step: int) -> None:
         """Put the complete file ``new`` in the places of the checkpoints that it is."""
         _check(new)
         try:
@@ -195,7 +205,11 @@ class RunCheckpoint(Checkpoint):
                 _keep(new, path.with_name(BEST))
                 record = json.dumps(self.best.record, indent=2, allow_nan=False)
                 path.with_name(BEST).with_suffix(".json").write_text(record + "\n", encoding="utf-8")
+            if self.keep_last:
+                _keep(new, path.with_name(f"step-{step}.ckpt"))
             os.replace(new, path)
+            if self.keep_last:
+                _leave_newest(path.parent, self.keep_last)
         except OSError as error:
             raise CheckpointError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
 
@@ -211,6 +225,13 @@ def _keep(file: Path, name: Path) -> None:
         with beside.open("r+b") as copy:
             os.fsync(copy.fileno())
     os.replace(beside, name)
+
+
+def _leave_newest(folder: Path, count: int) -> None:
+    """Delete all but the newest files ``step-<n>.ckpt``. A run that went back to an older step has newer, smaller n."""
+    found = sorted(folder.glob("step-*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    for path in found[:-count]:
+        path.unlink(missing_ok=True)
 
 
 def _ends_epoch(trainer: Trainer, batch_idx: int) -> bool:

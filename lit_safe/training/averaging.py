@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_safe.sharded import as_shared, whole
+
 
 class IterateAverage:
-    """Polynomial-decay average of named tensors, stored on the CPU in at least fp32.
+    """Polynomial-decay average of named tensors, stored on the CPU in at least fp32, whole on every rank.
 
     The t-th iterate is added with weight (eta + 1) / (t + eta) (Shamir & Zhang 2013, arXiv:1212.1824, section 4). The
     weight of early iterates decays, the length of the run need not be known, and a resumed run computes the same
@@ -28,14 +30,14 @@ class IterateAverage:
         self.count += 1
         share = (self.eta + 1) / (self.count + self.eta)
         for name, tensor in tensors.items():
-            new = tensor.detach().to("cpu", torch.promote_types(tensor.dtype, torch.float32), copy=True)
+            new = whole(tensor.detach()).to("cpu", torch.promote_types(tensor.dtype, torch.float32), copy=True)
             self.mean[name] = new if self.count == 1 else self.mean[name].lerp(new, share)
 
     @torch.no_grad()
     def put(self, tensors: Mapping[str, Tensor]) -> None:
         """Write the average into ``tensors``, in their dtype and on their device."""
         for name, tensor in tensors.items():
-            tensor.copy_(self.mean[name])
+            tensor.copy_(as_shared(self.mean[name], tensor))
 
     def state_dict(self) -> dict[str, Any]:
         """The state as tensors and a number, loadable with ``weights_only=True``."""

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lit_safe.sharded import is_shared
+
 
 class FiniteNorms:
     """Checks the gradient norm of each optimizer step. A step whose norm is not finite changes no weight.
@@ -45,7 +47,9 @@ class FiniteNorms:
 def leaves_out_steps(optimizer: torch.optim.Optimizer) -> bool:
     """Whether this optimizer leaves out a step where its attribute ``found_inf`` is 1, with its step counts."""
     fused = all(group.get("fused") for group in optimizer.param_groups)
-    return type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and fused
+    # torch has no fused kernel for weights of which each rank holds a part and a flag that all hold
+    shared = is_shared(p for group in optimizer.param_groups for p in group["params"])
+    return type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and fused and not shared
 
 
 def _read_later(value: Tensor) -> Callable[[], float] | None:

@@ -26,11 +26,13 @@ from lit_safe.protocols.data import RunData
 from lit_safe.protocols.pair import LaysOut, PairModel
 from lit_safe.protocols.trainer import connected
 from lit_safe.runs.checkpoints import shipped
+from lit_safe.sharded import whole
 from lit_safe.training.finite import FiniteNorms
 from lit_safe.training.metrics import SUMS, Means, Scalars, on_host, together
 from lit_safe.training.micro_batch import choose_micro_batch, ranks_on
 from lit_safe.training.optimizers import optimizer_over
 from lit_safe.training.schedules import Schedule
+from lit_safe.training.shared_weights import check_strategy, reshard, share_weights
 from lit_safe.types import PackedSequences
 
 WINDOW = "window"  # key in a checkpoint
@@ -96,9 +98,10 @@ class StepModule(LightningModule):
         """Add no callbacks. Check the trainer's settings before anything is read.
 
         Raises:
-            ValueError: If the trainer's precision, accumulation, clipping or a callback is not supported.
+            ValueError: If the trainer's precision, strategy, accumulation, clipping or a callback is not supported.
         """
         check_trainer_precision(str(self.trainer.precision))
+        check_strategy(self.trainer.strategy)
         if self.trainer.accumulate_grad_batches != 1:
             raise SettingError(
                 "trainer.accumulate_grad_batches: not supported; set data.pairs_per_step (pairs per optimizer step) "
@@ -127,6 +130,7 @@ class StepModule(LightningModule):
 
     def configure_model(self) -> None:
         """Load policy and reference, once. Choose the size of the micro-batches if the user has not."""
+        share_weights(self.pair, self._trainer)
         self.pair.load()
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             device, data = self.trainer.strategy.root_device, self.trainer.datamodule  # type: ignore[attr-defined]
@@ -195,7 +199,7 @@ class StepModule(LightningModule):
         with phase("optimizer"):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             bound = float("inf") if self.gradient_clip_norm is None else self.gradient_clip_norm
-            norm = torch.nn.utils.clip_grad_norm_(parameters, bound)
+            norm = whole(torch.nn.utils.clip_grad_norm_(parameters, bound))
             self._norms.take(norm.detach(), optimizer.optimizer, self.global_step)
             self._window.rate = optimizer.param_groups[0]["lr"]
             optimizer.step()
@@ -319,6 +323,7 @@ class StepModule(LightningModule):
         if not self.trainer.sanity_checking:
             self._publish_split("eval")
         self.eval_means.reset()
+        reshard(self.pair)
 
     def _publish_split(self, prefix: str) -> None:
         means = self.eval_means.compute()
@@ -335,6 +340,7 @@ class StepModule(LightningModule):
         """Publish the means over the split, exact over ranks."""
         self._publish_split("test")
         self.eval_means.reset()
+        reshard(self.pair)
 
 
 def _peak_gib(device: torch.device) -> float:

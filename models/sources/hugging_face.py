@@ -13,6 +13,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 from models.adapter import check_adapter
 from models.extras import require
+from models.quantised import settings_of
 from models.sources.source import Description
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -31,6 +32,8 @@ class HuggingFace:
         dtype: Type of the weights; ``auto`` takes the checkpoint's own, and float32 for a GGUF file.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ...; null lets the library choose.
         gguf_file: Name of a GGUF file inside ``name_or_path``.
+        quantization: ``nf4`` holds the decoder's linear layers in 4 bits with double quantisation (bitsandbytes), for
+            LoRA (arXiv:2305.14314). Products are in bfloat16, or in float32 with ``dtype: float32``.
     """
 
     name_or_path: str
@@ -38,6 +41,13 @@ class HuggingFace:
     dtype: Dtype = "auto"
     attn_implementation: str | None = None
     gguf_file: str | None = None
+    quantization: Literal["nf4"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantization is not None and self.gguf_file is not None:
+            raise ValueError(
+                f"quantization {self.quantization}: not of a GGUF file: leave out quantization or gguf_file"
+            )
 
     def load_model(self) -> transformers.PreTrainedModel:
         options = {"revision": self.revision, "dtype": self._dtype(), "trust_remote_code": False}
@@ -50,8 +60,15 @@ class HuggingFace:
             )
             return _forget_quantization(model)
         options["use_safetensors"] = True
+        if self.quantization is not None:
+            options["quantization_config"] = settings_of(torch.float32 if self.dtype == "float32" else torch.bfloat16)
         if find_adapter_config_file(self.name_or_path, revision=self.revision) is None:
             return transformers.AutoModelForCausalLM.from_pretrained(self.name_or_path, **options)
+        if self.quantization is not None:
+            raise ValueError(
+                f"quantization {self.quantization}: {self.name_or_path} is an adapter, which is merged into its base: "
+                "export the merged model first, and quantise its folder"
+            )
         peft = require("peft", extra="lora", reason=f"the adapter {self.name_or_path}")
 
         # peft's auto class is not used: it resizes the embeddings to the tokenizer's length
