@@ -1,10 +1,12 @@
 """The forecast for sizes that were not tried: the parts that have a closed form equal it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from models.adaptation import Full, LoRA
-from models.sharding.forecast import GIB, NF4, RANKS, Size, on_paper, row
+from models.sharding.forecast import GIB, NF4, RANKS, SIZES, Size, lines, on_paper, row
 
 SMALL = Size("small", 2, 64, 128, 4, 2, 1000)
 
@@ -30,3 +32,11 @@ def test_a_base_in_4_bits_holds_its_embeddings_and_head_in_bf16() -> None:
     found = row(SMALL, "QLoRA", policy, 8)
     assert found.held * GIB == pytest.approx(2 * outer + NF4 * (frozen - outer) + 16 * trained, abs=4)
     assert found.outside == found.held, "nothing is sharded"
+
+
+def test_the_page_has_the_commands_numbers() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
+    assert next(lines()) in page
+    policy = on_paper(SIZES[0], Full())
+    for ranks in RANKS:
+        assert f"| {' | '.join(row(SIZES[0], 'full', policy, ranks).cells())} |" in page
