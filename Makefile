@@ -40,7 +40,9 @@ SETTINGS_c_dpo_2 := --model.multiplier 2 $(UNSTEERED)
 SETTINGS_c_dpo_4 := --model.multiplier 4 $(UNSTEERED)
 SETTINGS_c_dpo :=
 SETTINGS_c_dpo_from_4 := --model.multiplier 4
-METHODS ?= dpo dpo_harmless safe_dpo c_dpo_2 c_dpo_4 c_dpo c_dpo_from_4
+SETTINGS_c_dpo_nll := --model.anchor configs/anchor/preferred_nll.yaml --model.anchor.weight 1
+SETTINGS_safe_dpo_nll := $(SETTINGS_safe_dpo) --model.anchor configs/anchor/preferred_nll.yaml --model.anchor.weight 1
+METHODS ?= dpo safe_dpo safe_dpo_nll c_dpo_4 c_dpo c_dpo_from_4 c_dpo_nll
 RUNS_OF_STUDY = $(foreach seed,$(SEEDS),$(foreach name,$(METHODS),$(STUDY)/$(name)/seed_$(seed)))
 # Of a target runs/study/NAME/seed_N/…: the recipe of NAME
 OF_STUDY = -c configs/base.yaml -c configs/experiment/quickstart.yaml -c configs/experiment/study.yaml \
