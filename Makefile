@@ -27,22 +27,23 @@ RECIPE := -c configs/base.yaml -c configs/experiment/quickstart.yaml $(if $(filt
 # The study has its own requests (configs/experiment/study.yaml); what each of its runs changes of the recipe
 STUDY_SFT := -c configs/base.yaml -c configs/experiment/quickstart_sft.yaml -c configs/experiment/study_sft.yaml
 UNSTEERED := --dual.estimator null --dual.lr 0 --dual.margin 0
+BARE := --model.anchor null
 SETTINGS_dpo := --model.objective configs/objective/dpo.yaml $(UNSTEERED)
 SETTINGS_dpo_harmless := $(SETTINGS_dpo) --data.order safer
 SETTINGS_safe_dpo := --model.objective configs/objective/safe_dpo.yaml $(UNSTEERED)
-SETTINGS_safe_dpo_0 := $(SETTINGS_safe_dpo) --model.objective.offset 0
-SETTINGS_safe_dpo_anchored := $(SETTINGS_safe_dpo) --model.anchor configs/anchor/reference_support.yaml
 SETTINGS_safe_daa := --model.objective configs/objective/safe_daa.yaml $(UNSTEERED)
 SETTINGS_ipo := --model.objective configs/objective/ipo.yaml $(UNSTEERED)
 SETTINGS_bfpo := --model.objective configs/objective/bfpo.yaml $(UNSTEERED)
 SETTINGS_kto_safe := --model.objective configs/objective/kto_safe.yaml $(UNSTEERED)
-SETTINGS_c_dpo_2 := --model.multiplier 2 $(UNSTEERED)
-SETTINGS_c_dpo_4 := --model.multiplier 4 $(UNSTEERED)
 SETTINGS_c_dpo :=
-SETTINGS_c_dpo_from_4 := --model.multiplier 4
-SETTINGS_c_dpo_nll := --model.anchor configs/anchor/preferred_nll.yaml --model.anchor.weight 1
-SETTINGS_safe_dpo_nll := $(SETTINGS_safe_dpo) --model.anchor configs/anchor/preferred_nll.yaml --model.anchor.weight 1
-METHODS ?= dpo safe_dpo safe_dpo_nll c_dpo_4 c_dpo c_dpo_from_4 c_dpo_nll
+SETTINGS_c_dpo_2 := --model.multiplier 2 $(UNSTEERED)
+SETTINGS_dpo_bare := $(SETTINGS_dpo) $(BARE)
+SETTINGS_safe_dpo_bare := $(SETTINGS_safe_dpo) $(BARE)
+SETTINGS_safe_dpo_support := $(SETTINGS_safe_dpo) --model.anchor configs/anchor/reference_support.yaml
+SETTINGS_c_dpo_bare := $(BARE)
+SETTINGS_c_dpo_4_bare := --model.multiplier 4 $(UNSTEERED) $(BARE)
+SETTINGS_c_dpo_from_4_bare := --model.multiplier 4 $(BARE)
+METHODS ?= dpo_bare safe_dpo_bare c_dpo_bare c_dpo_4_bare c_dpo_from_4_bare safe_dpo c_dpo
 RUNS_OF_STUDY = $(foreach seed,$(SEEDS),$(foreach name,$(METHODS),$(STUDY)/$(name)/seed_$(seed)))
 # Of a target runs/study/NAME/seed_N/…: the recipe of NAME
 OF_STUDY = -c configs/base.yaml -c configs/experiment/quickstart.yaml -c configs/experiment/study.yaml \
@@ -109,7 +110,7 @@ $(STUDY)/%/refusals.json: $(STUDY)/%/certificate.json
 	  --judge configs/scorer/refusal.yaml --prompts data/prompts/everyday_fresh.csv --keep '{use: fresh}' \
 	  --max_new_tokens 24 --batch_size 80 --out $@
 
-study: $(addsuffix /refusals.json,$(RUNS_OF_STUDY)) ## The objectives from one start, on fresh requests and two axes (METHODS=, SEEDS=; keeps what is done)
+study: $(addsuffix /refusals.json,$(RUNS_OF_STUDY)) ## The objectives from one start, with and without an anchor, on fresh requests and two axes (METHODS=, SEEDS=)
 	$(RUN) compare $(RUNS_OF_STUDY) --out $(STUDY)/compared
 
 oracle: setup ## Train every objective in a world whose optimum is known, and report (OBJECTIVES=, ANCHORS=, SEEDS= add to it)

@@ -41,7 +41,7 @@ def main() -> None:
         wanted.write_text(f"triton{triton.specifier} ; sys_platform == 'linux'\n", encoding="utf-8")
         _uv([*common, "--no-deps", "--output-file", str(HERE / "triton.txt"), str(wanted)])
     note = "# Written by `make lock`; not edited by hand."
-    _head("lock.txt", f"{note} Of pyproject's ranges with every extra, beside {torch}.\n")
+    _head("lock.txt", f"{note} Of pyproject's ranges with the extras of `all` and `dev`, beside {torch}.\n")
     _head("triton.txt", f"{note} What the CUDA build of {torch} asks for; for builds that bring no triton.\n")
 
 
