@@ -166,6 +166,7 @@ def _regret(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style]) -> None:
 
 
 def _shares(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style], name: str) -> None:
+    seen: list[float] = []
     for run in runs:
         points = [(point["step"], point["values"][name]) for point in run["curve"]]
         if run["steps"] > points[-1][0]:
@@ -174,8 +175,11 @@ def _shares(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style], name: st
         if known:
             steps, values = zip(*known, strict=True)
             shares = [max(LOWEST, 100 * value) for value in values]
+            seen += shares
             style = styles[run["name"]]
             ax.plot(steps, shares, color=style.colour, marker=style.marker, markersize=3.5, linewidth=1.3)
+    if len(set(seen)) == 1:  # an axis needs two ends
+        ax.set_ylim(seen[0] / 2, seen[0] * 2)
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     subs = (1.0,) if high > 1000 * low else (1.0, 2.0, 5.0)  # a short axis has few powers of ten to label

@@ -100,10 +100,12 @@ def test_a_folder_in_use_and_wrong_settings_are_refused(run: Commands, tmp_path:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_oracle_scale_works_with_real_runs_of_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The study's own command, in this process, with a barely trained reference."""
+    """The study's own command, in this process, with a reference that already writes texts of different cost."""
     monkeypatch.chdir(tmp_path)
     short = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1")
-    monkeypatch.setattr("data.oracle.study.inputs.SFT", (*SFT, *short))
+    monkeypatch.setattr(
+        "data.oracle.study.inputs.SFT", (*SFT, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "60")
+    )
     monkeypatch.setattr(module, "run_command", lambda words: study(words[1:]))
     options = ["--prompts", "2", "--workers", "1", "--options", *short]
     assert reproduce("oracle", "runs/here", [0], options=options) == 0
