@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def settings_of(dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
-    """nf4 with double quantisation (section 3 of the paper).
+    """nf4 with double quantisation (Dettmers et al. 2023, section 3).
 
     Args:
         dtype: Type of the products.

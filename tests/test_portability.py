@@ -113,7 +113,7 @@ def test_a_checkpoint_is_synced_by_a_handle_that_can_write(tmp_path: Path, monke
     (tmp_path / "checkpoints").mkdir()
     trainer: Any = SimpleNamespace(
         fast_dev_run=False, default_root_dir=tmp_path, save_checkpoint=save_checkpoint, is_global_zero=True,
-        strategy=SimpleNamespace(barrier=lambda name: None),
+        global_step=0,        strategy=SimpleNamespace(barrier=lambda name: None),
     )  # fmt: skip
     RunCheckpoint()._save(trainer)
     assert synced

@@ -56,7 +56,7 @@ SIZES = (
 METHODS: tuple[tuple[str, Adaptation], ...] = (("full", Full()), ("LoRA", LoRA(r=16)), ("QLoRA", LoRA(r=16)))
 RANKS = (1, 8, 64)
 NF4 = 0.516
-"""Bytes of a weight in nf4 with double quantisation: 4 bits, and 0.127 bits of scales (arXiv:2305.14314, section 3)."""
+"""Bytes of a weight in nf4: 4 bits, and 0.127 bits of scales (Dettmers et al. 2023, arXiv:2305.14314, section 3)."""
 
 
 class Row(NamedTuple):
