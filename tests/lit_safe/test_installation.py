@@ -55,13 +55,13 @@ def test_words_and_values_of_a_users_yaml_name_shipped_files(folder: Path) -> No
 
 
 def test_a_copy_brings_the_files_that_it_names_and_is_read_in_place_of_the_shipped(folder: Path) -> None:
-    assert configs(["copy", "experiment/safe_dpo_7b"]) == 0
+    assert configs(["copy", "experiment/real_135m"]) == 0
     copied = {path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml")}
-    assert "configs/experiment/safe_dpo_7b.yaml" in copied
+    assert "configs/experiment/real_135m.yaml" in copied
     assert "configs/objective/safe_dpo.yaml" in copied
     mine = folder / "configs" / "objective" / "safe_dpo.yaml"
     mine.write_text(mine.read_text(encoding="utf-8").replace("offset: 10.0", "offset: 3.0"), encoding="utf-8")
-    built = main(["-c", "configs/base.yaml", "-c", "configs/experiment/safe_dpo_7b.yaml", *HERE], run=False)
+    built = main(["-c", "configs/base.yaml", "-c", "configs/experiment/real_135m.yaml", *HERE], run=False)
     assert built.model.objective.offset == 3.0
 
 
