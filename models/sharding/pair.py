@@ -25,7 +25,7 @@ class ShardablePair(nn.Module):
 
     def trunk_storage(self) -> TrunkStorage | None:
         """Where training stores the hidden states below the layers that train; None if it stores none."""
-        raise NotImplementedError
+        raise NotImplementedError  # PolicyReference knows its adaptation; this class does not
 
     @property
     def sharded(self) -> bool:

@@ -264,4 +264,4 @@ def test_a_first_stage_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     config["model"]["init_args"]["pair"]["init_args"]["source"]["init_args"]["name_or_path"] = "my/model"
     monkeypatch.setattr("data.oracle.study.job.read_yaml", lambda path: config)
     with pytest.raises(ValueError, match=r"sacpo\.yaml: a first stage is runs/oracle/.*, not my/model"):
-        SECOND.first  # noqa: B018
+        SECOND.first  # noqa: B018  # reading the property is what fails

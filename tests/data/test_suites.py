@@ -103,7 +103,7 @@ def test_harm_bench_puts_the_context_first_and_leaves_copyright_out(tmp_path: Pa
     hub = made(tmp_path, [{"prompt": "Do it", "context": "A lock.", "category": "illegal"}], "hub.json")
     assert asked_of(HarmBench(hub)) == [("A lock.\n\n---\n\nDo it", "illegal", True)]
     with pytest.raises(ValueError, match="kinds must be one of standard, contextual, copyright, got 'multimodal'"):
-        HarmBench(path, kinds=["multimodal"])  # type: ignore[list-item]
+        HarmBench(path, kinds=["multimodal"])  # type: ignore[list-item]  # the fault under test
 
 
 def test_only_the_toxic_part_of_or_bench_is_harmful(tmp_path: Path) -> None:

@@ -127,7 +127,10 @@ def test_a_model_without_a_checkpoint_is_compared_with_nothing(tmp_path):
 
 def test_empty_responses_are_counted_and_named(tmp_path, monkeypatch):
     draw = kept_answers.draw_texts
-    silent = lambda *a, **o: [one._replace(text=" ") for one in draw(*a, **o)]  # noqa: E731
+
+    def silent(*words, **options):
+        return [one._replace(text=" ") for one in draw(*words, **options)]
+
     monkeypatch.setattr(kept_answers, "draw_texts", silent)
     report = run(tmp_path)
     assert report["responses"]["policy"]["empty"] == 14
