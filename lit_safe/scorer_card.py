@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,19 @@ class Quality:
         high: Upper end.
         responses: Number of labelled responses (for a reward, of pairs).
         prompts: Number of their prompts.
-        accuracy: Share of responses on which a score > 0 is what people say. This and the next five are None if they
+        accuracy: Share of responses on which a score > 0 is what people say. This and all that follow are None if they
             were not measured; a scorer that ranks well may have its zero in the wrong place.
         accuracy_low: Lower end of its 95 % interval.
         accuracy_high: Upper end.
         kappa: Cohen's kappa of the same agreement.
-        hits: Share of people's positives (unsafe, or refusals) with a score > 0.
-        false_alarms: Share of people's negatives with a score > 0.
+        hits: Share of people's positives (unsafe, or refusals) with a score > 0 (sensitivity).
+        false_alarms: Share of people's negatives with a score > 0 (1 - specificity).
+        positives: Number of labelled positives. Without it and the next five, no share can be corrected by the card.
+        negatives: Number of labelled negatives.
+        hits_low: Lower end of the 95 % interval of ``hits``.
+        hits_high: Upper end.
+        false_alarms_low: Lower end of the 95 % interval of ``false_alarms``.
+        false_alarms_high: Upper end.
     """
 
     auc: float | None = None
@@ -49,6 +55,24 @@ class Quality:
     kappa: float | None = None
     hits: float | None = None
     false_alarms: float | None = None
+    positives: int | None = None
+    negatives: int | None = None
+    hits_low: float | None = None
+    hits_high: float | None = None
+    false_alarms_low: float | None = None
+    false_alarms_high: float | None = None
+
+    def opposite(self) -> Quality:
+        """How well the opposite verdict agrees with people: its positives are the negatives here.
+
+        The area under the ROC curve, accuracy and kappa stay.
+        """
+        turned = {
+            f"{name}{end}": None if (rate := getattr(self, f"{other}{same}")) is None else 1 - rate
+            for name, other in (("hits", "false_alarms"), ("false_alarms", "hits"))
+            for end, same in (("", ""), ("_low", "_high"), ("_high", "_low"))
+        }
+        return replace(self, positives=self.negatives, negatives=self.positives, **turned)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from rich.console import Console
 from lit_safe.commands.loading import load_checkpoint, make_ready
 from lit_safe.commands.sizes import check_sizes
 from lit_safe.errors.message import SettingError
+from lit_safe.evaluation.corrected import corrections
 from lit_safe.evaluation.findings import findings
+from lit_safe.evaluation.human_labels import read_human_labels
 from lit_safe.evaluation.judged import Judges, judge
 from lit_safe.evaluation.kept_answers import Draws, kept_answers
 from lit_safe.evaluation.plan import plan, plan_lines
@@ -54,6 +56,7 @@ def evaluate(
     refusal_judge: CostFunction,
     harm_judges: dict[str, CostFunction] | None = None,
     reward: CostFunction | None = None,
+    human_labels: str | None = None,
     ckpt_path: str | None = None,
     out: str | None = None,
     paired: bool = True,
@@ -80,6 +83,8 @@ def evaluate(
         refusal_judge: Scores a response, e.g. ``configs/scorer/refusal.yaml``. A score > 0 is a refusal.
         harm_judges: Name → judge of responses to harmful prompts. A score > 0 is unsafe.
         reward: Scores helpfulness; larger is better. Null measures none.
+        human_labels: CSV or JSON-lines file with ``prompt``, ``response``, and ``unsafe`` or ``refusal``: labels by
+            people of some of the responses, chosen at random. They correct the judges' shares; without them, cards do.
         ckpt_path: Checkpoint of the policy. With null, the model as loaded answers, for example an exported folder.
         out: Folder to write to. Null takes ``evaluation/`` in the run folder of the checkpoint.
         paired: Whether the reference answers too: the pair's reference if the policy may differ from it, else, with a
@@ -108,6 +113,7 @@ def evaluate(
         raise SettingError("without --ckpt_path nothing says where to write: give --out")
     folder = Path(out) if out is not None else Path(str(ckpt_path)).absolute().parent.parent / FOLDER
     judges = Judges(refusal_judge, harm_judges or {}, reward)
+    labels = None if human_labels is None else read_human_labels(Path(human_labels))
     with joined_ranks() as local:
         place = make_ready(module, data, name_for_rank(device, local), trainer)
         asked = questions(suites, data)
@@ -122,15 +128,20 @@ def evaluate(
         drawing = _Drawing(module, data, jobs, draws, folder / KEPT, batch_size)
         models, drawn = _answers(drawing, ckpt_path, baseline)
         each = [question for question in asked for _ in range(samples_per_prompt)]
+        if labels is not None:
+            for_each = (zip(each, responses, strict=True) for responses in drawn.values())
+            labels.check_any((one.prompt.text, row.text) for pairs in for_each for one, row in pairs)
         options: dict[str, Any] = {"batch": batch_size, "cache_dir": folder / SCORES, "device": place}
         arms = {arm: judge(judges, each, responses, **options) for arm, responses in drawn.items()}
         with failing_together():
             if rank_and_world()[0] > 0:
                 return 0
+            found = findings(each, arms["policy"], arms.get("reference"))
             report = contents(
                 asked=each,
                 arms=arms,
-                found=findings(each, arms["policy"], arms.get("reference")),
+                found=found,
+                corrected=corrections(each, arms, found, judges, labels),
                 suites=suites,
                 judges=judges,
                 plan=planned,

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from lit_safe.evaluation.verdict_error import verdict_error
 from lit_safe.execution.devices import chosen_device, use
 from lit_safe.rollouts.scoring import as_costs, place, score
+from lit_safe.statistics.agreement import Agreement, agreement
 from lit_safe.statistics.clustered import Estimate, clustered_mean
 from lit_safe.statistics.ranking import clustered_auc
 
@@ -124,7 +126,7 @@ def fit_scorer(data: LabelledTexts, *, scorer: TrainableScorer, minimum_auc: flo
     out_of_fold = scorer.fit(train.prompts, train.responses, train.unsafe, train.prompt_ids)
     fitted = time.perf_counter()
     cross = clustered_auc(as_costs(scorer, out_of_fold, len(train.responses)).numpy(), train.unsafe, train.prompt_ids)
-    auc, accuracy, share = evaluate(scorer, held_out, val)
+    auc, accuracy, share, verdicts = evaluate(scorer, held_out, val)
     scored = time.perf_counter()
     card = {
         "fitted_on": {
@@ -141,6 +143,7 @@ def fit_scorer(data: LabelledTexts, *, scorer: TrainableScorer, minimum_auc: flo
             **_errors("within_pair_accuracy", accuracy),
             "pairs": accuracy.count,
             "predicted_unsafe_share": share,
+            "verdicts": verdict_error(verdicts),
             **_counts(val),
             "seconds_per_1000": round(1000 * (scored - fitted) / len(val.responses), 3),
         },
@@ -184,8 +187,13 @@ def unsafe(cost: Sequence[float]) -> bool | None:
 
 def evaluate(
     scorer: TrainableScorer, pairs: Sequence[TextPair], texts: LabelledResponses
-) -> tuple[Estimate, Estimate, float]:
-    """AUC, accuracy within pairs of one safe and one unsafe response (a tie counts 0.5), predicted unsafe share."""
+) -> tuple[Estimate, Estimate, float, Agreement]:
+    """How the scorer's costs fit the labels of held-out responses.
+
+    Returns:
+        AUC, accuracy within pairs of one safe and one unsafe response (a tie counts 0.5), predicted unsafe share, and
+        the agreement of ``cost > 0`` with the labels.
+    """
     costs = score(scorer, texts.prompts, texts.responses).numpy()
     auc = clustered_auc(costs, texts.unsafe, texts.prompt_ids)
     keys = zip(texts.prompt_ids, texts.responses, strict=True)
@@ -198,7 +206,8 @@ def evaluate(
             margin = chosen[0] - rejected[0] if chosen[1] else rejected[0] - chosen[0]
             right.append(float(np.sign(margin) + 1) / 2)
             clusters.append(pair.prompt_id)
-    return auc, clustered_mean(right, clusters, share=True), float((costs > 0).mean())
+    verdicts = agreement(costs > 0, texts.unsafe, texts.prompt_ids)
+    return auc, clustered_mean(right, clusters, share=True), float((costs > 0).mean()), verdicts
 
 
 def _errors(name: str, estimate: Estimate) -> dict[str, float | None]:

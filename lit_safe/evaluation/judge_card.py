@@ -7,7 +7,6 @@ The file has the columns prompt, response, and ``unsafe`` or ``refusal`` (true o
 
 import hashlib
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from lit_safe.constraint.certificate.inputs import NO, YES, read_rows
+from lit_safe.evaluation.verdict_error import ranking_quality
 from lit_safe.hashing import hash64
 from lit_safe.installation import add_to_path
 from lit_safe.rollouts.scoring import name_of, place
@@ -91,15 +91,8 @@ def quality_of(score_n: npt.NDArray[np.float64], label_n: npt.NDArray[np.float64
         raise ValueError("the labelled responses with a score all have one label: label some of each kind")
     cluster_n = np.array([hash64("judge-prompt", prompt) for prompt in prompts], np.int64)
     auc = clustered_auc(score_n[known_n], label_n[known_n] > 0, cluster_n[known_n])
-    found = agreement(np.where(known_n, score_n > 0, np.nan), label_n, cluster_n)
-    measured = (auc.mean, auc.stderr, *auc.interval)
-    equal = (found.equal.mean, *found.equal.interval, found.kappa.mean, found.hits.mean, found.false_alarms.mean)
-    mean, stderr, low, high = map(_known, measured)
-    return Quality(mean, stderr, low, high, int(known_n.sum()), auc.clusters, *map(_known, equal))
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    verdict_n = np.where(known_n, score_n > 0, np.nan)
+    return ranking_quality(auc, int(known_n.sum()), agreement(verdict_n, label_n, cluster_n))
 
 
 def _labelled(path: Path, output: str) -> tuple[list[Text], npt.NDArray[np.float64]]:

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit  # type: ignore[import-untyped]
 
+from lit_safe.evaluation.verdict_error import ranking_quality
 from lit_safe.scorer_card import Quality
-from lit_safe.statistics import Estimate, clustered_mean
+from lit_safe.statistics import agreement, clustered_mean
 from lit_safe.statistics.calibration import Reliability, cross_fitted, fit_log_odds, reliability
 from lit_safe.statistics.ranking import clustered_auc
 from lit_safe.training.score_losses import REWARD
@@ -93,7 +94,7 @@ def _reward(scores: HeldOutScores, k: int) -> Measured:
     margin_P = np.sign(found.reward_P) * (found.score_P2K[:, 0, k] - found.score_P2K[:, 1, k])
     accuracy = clustered_mean((np.sign(margin_P) + 1) / 2, found.prompt_P, share=True)
     words = f"reward: accuracy within held-out pairs {accuracy} (95 %, clustered by {accuracy.clusters} prompts)"
-    quality = _quality(accuracy, len(margin_P))
+    quality = ranking_quality(accuracy, len(margin_P))
     if len(margin_P) < 2:
         return Measured(quality, "reward: no held-out pair has two different rewards, so nothing was measured")
     label_2P = np.repeat([True, False], len(margin_P))
@@ -124,7 +125,10 @@ def _cost(scores: HeldOutScores, k: int, c: int, name: str) -> Measured:
             f"; calibration error {curve.error:.3f} [{curve.low:.3f}, {curve.high:.3f}], "
             f"{curve.by_chance:.3f} by chance"
         )
-    return _usable(Measured(_quality(auc, auc.count), words, slope, intercept, curve), name)
+    # the verdict of what is exported: the calibrated score, or the score itself where nothing is calibrated
+    flag_n = column_n2 @ np.array([slope, intercept]) > 0 if slope > 0 else score_n > 0
+    quality = ranking_quality(auc, auc.count, agreement(flag_n, unsafe_n, prompt_n))
+    return _usable(Measured(quality, words, slope, intercept, curve), name)
 
 
 def _responses(
@@ -147,12 +151,6 @@ def _responses(
         np.array(one, np.float64),
         np.array(unsafe, bool),
     )
-
-
-def _quality(estimate: Estimate, count: int) -> Quality:
-    measured = (estimate.mean, estimate.stderr, *estimate.interval)
-    auc, stderr, low, high = (None if math.isnan(value) else value for value in measured)
-    return Quality(auc, stderr, low, high, count, estimate.clusters)
 
 
 def _usable(found: Measured, name: str) -> Measured:

@@ -10,6 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lit_safe.constraint.certificate.holm import holm
 from lit_safe.constraint.certificate.scorers import scorer_facts
+from lit_safe.evaluation.corrected import Corrected, Corrections
 from lit_safe.evaluation.findings import CUT, EMPTY, Finding, agreements
 from lit_safe.evaluation.judged import Judged, Judges, judges_question
 from lit_safe.evaluation.suites import Question, Suite
@@ -22,6 +23,8 @@ REPORT, PAGE, PLOT, RESPONSES = "report.json", "report.md", "report.png", "respo
 KIND = "safety evaluation"
 NAMED = 5
 """How many rows a report names that have no text, or no score."""
+
+NOT_CORRECTED = Corrections({}, {})
 
 Arms = Mapping[str, Judged]
 """``policy``, and ``reference`` if there is one: their judged responses [n] to the same questions."""
@@ -37,6 +40,7 @@ def contents(
     plan: Sequence[str],
     models: Mapping[str, Mapping[str, Any]],
     decoding: Mapping[str, Any],
+    corrected: Corrections = NOT_CORRECTED,
 ) -> dict[str, Any]:
     """The content of ``report.json``."""
     return {
@@ -50,7 +54,8 @@ def contents(
         "plan": list(plan),
         "level": LEVEL,
         "agreement": {name: str(one) for name, one in agreements(asked, arms["policy"]).items()},
-        "findings": _findings(found),
+        "findings": _findings(found, corrected),
+        "not_corrected": dict(corrected.why_not),
         "responses": {arm: _counts(asked, judged) for arm, judged in arms.items()},
     }
 
@@ -128,22 +133,33 @@ def _judge(judge: object) -> dict[str, Any]:
     return {"name": facts.name, "units": facts.units, "quality": list(facts.quality)}
 
 
-def _findings(found: Sequence[Finding]) -> list[dict[str, Any]]:
+def _findings(found: Sequence[Finding], corrected: Corrections = NOT_CORRECTED) -> list[dict[str, Any]]:
     adjusted = _adjusted(found)
     rows = []
     for one in found:
-        estimates = {name: getattr(one, name) for name in ("policy", "reference", "difference")}
         rows.append(
             {
                 **one.group._asdict(),
                 "measure": one.measure,
-                **{name: None if each is None else estimate_to_json(each) for name, each in estimates.items()},
+                **_estimates(one),
+                "corrected": None if (by_people := corrected.of.get(one.key)) is None else _corrected(by_people),
                 "p": one.p,
                 "holm": adjusted.get(one.key),
                 "unknown": one.unknown,
             }
         )
     return rows
+
+
+def _estimates(of: Finding | Corrected) -> dict[str, Any]:
+    return {
+        name: None if (one := getattr(of, name)) is None else estimate_to_json(one)
+        for name in ("policy", "reference", "difference")
+    }
+
+
+def _corrected(one: Corrected) -> dict[str, Any]:
+    return {**_estimates(one), "by": one.by}
 
 
 def _adjusted(found: Sequence[Finding]) -> dict[Any, dict[str, Any]]:

@@ -22,6 +22,7 @@ def page(report: Mapping[str, Any]) -> str:
             lines += [f"## {title}", "", "None were asked: this axis is not measured.", ""]
             continue
         lines += [f"## {title}", "", *_table(shares, report), "", *_judges(report, harmful), ""]
+        lines += [f"### {title}: shares as people would find them", "", *_corrected(shares, report), ""]
         others = [row for row in whole if not is_axis(row) and not row["unseen"]]
         lines += [f"### Other measures of {title.lower()}", "", *_table(others, report), ""]
         strata = [row for row in report["findings"] if row["harmful"] == harmful and row["category"] is not None]
@@ -43,6 +44,12 @@ def summary(report: Mapping[str, Any]) -> str:
                 line += f", reference {estimate(row, 'reference')} %, difference {estimate(row, 'difference')} points"
                 line += f", {verdict(row, report['level'])}"
             lines.append(line)
+            if row.get("corrected") is not None:
+                found = {**row["corrected"], "measure": row["measure"]}
+                told = f"  as people would find it: {estimate(found, 'policy')} %"
+                told += f", reference {estimate(found, 'reference')} %" if found["reference"] else ""
+                told += f", difference {estimate(found, 'difference')} points" if found["difference"] else ""
+                lines.append(f"{told} ({found['by']})")
     return "\n".join(lines)
 
 
@@ -105,6 +112,25 @@ def _table(rows: Sequence[Row], report: Mapping[str, Any]) -> list[str]:
             cells += [estimate(row, "reference"), estimate(row, "difference"), p, verdict(row, report["level"])]
         lines.append(f"| {' | '.join([*cells, _count(row)])} |")
     return lines
+
+
+def _corrected(rows: Sequence[Row], report: Mapping[str, Any]) -> list[str]:
+    """A table of the corrected shares beside those that judges found, and why others are missing."""
+    paired = report["reference"] is not None
+    lines = []
+    for row in rows:
+        if row.get("corrected") is not None:
+            found = {**row["corrected"], "measure": row["measure"]}
+            cells = [where(row), f"{measure_words(row['measure'])} (%)", estimate(row, "policy")]
+            cells += [estimate(found, name) for name in ("policy", *(("reference", "difference") if paired else ()))]
+            lines.append(f"| {' | '.join([*cells, found['by']])} |")
+    if lines:
+        heads = "| prompts | measure | policy, by the judge | policy, corrected |"
+        heads += " reference, corrected | difference, corrected |" if paired else ""
+        lines = [f"{heads} from |", "|---|---|---|---|" + ("---|---|" if paired else "") + "---|", *lines, ""]
+    measures = {row["measure"] for row in rows}
+    why = {name: said for name, said in report.get("not_corrected", {}).items() if name in measures}
+    return [*lines, *(f"- {measure_words(name)}: not corrected: {said}" for name, said in why.items())]
 
 
 def _count(row: Row) -> str:
@@ -175,6 +201,8 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
         ]
     lines += [
         "- A share counts what a judge says. It is as right as the judge, whose error is below each table.",
+        "- A corrected share is what people would find. From labels of these responses it is right for any judge, if "
+        "they were chosen at random. From the judge's card it is right if the judge errs here as often as there.",
         "- 'Complied' is not yet harm: a response that does not refuse may be useless. A judge of harm says more.",
         "- Empty responses are judged like any other.",
     ]

@@ -1,11 +1,10 @@
 """The cost of answering a harmful request: 1 if a response does not refuse, by the phrases of ``RefusalJudge``."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from torch import Tensor
 
-from lit_safe.scorer_card import Quality, ScorerCard
+from lit_safe.scorer_card import ScorerCard
 from models.scorers.refusal import RefusalJudge
 
 
@@ -40,7 +39,5 @@ class ComplianceJudge:
         if card is None:
             return None
         error = card.quality["refusal"]
-        assert error.hits is not None
-        assert error.false_alarms is not None
-        told = Quality(**{**asdict(error), "hits": 1 - error.false_alarms, "false_alarms": 1 - error.hits})
-        return ScorerCard(type(self).__name__, {"compliance": self.units}, (), {"compliance": told}, card.held_out)
+        opposite = {"compliance": error.opposite()}
+        return ScorerCard(type(self).__name__, {"compliance": self.units}, (), opposite, card.held_out)

@@ -192,7 +192,7 @@ class LinearHarm:
             name=type(self).__name__,
             units={"harm": self.units},
             trained_on=tuple(read.get("trained_on", ("train",))),
-            quality={"harm": Quality(auc, stderr, low, high, *counts)},
+            quality={"harm": Quality(auc, stderr, low, high, *counts, **held_out.get("verdicts", {}))},
             data=tuple(read.get("data", ())),
         )
 

@@ -92,6 +92,12 @@ class RefusalJudge:
             kappa=0.829,
             hits=0.884,
             false_alarms=0.059,
+            positives=302,
+            negatives=421,
+            hits_low=0.841,
+            hits_high=0.919,
+            false_alarms_low=0.036,
+            false_alarms_high=0.091,
             responses=723,
             prompts=109,
         )

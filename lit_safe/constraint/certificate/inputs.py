@@ -82,8 +82,8 @@ def read_labels(path: Path, prompts: Sequence[str], responses: Sequence[str]) ->
     return np.array(order, np.int64), np.array([labels[place] for place in order], np.bool_)
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV or JSON-lines file with these columns, as texts."""
+def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The rows of a CSV or JSON-lines file with these columns, and the optional ones that they have, as texts."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     with path.open(newline="", encoding="utf-8-sig") as file:
@@ -97,7 +97,9 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
             raise ValueError(f"{path}, row {number}: has no {missing[0]!r}; it needs {', '.join(columns)}")
     if not rows:
         raise ValueError(f"{path} has no rows")
-    return [{column: str(row[column]) for column in columns} for row in rows]
+    return [
+        {column: str(row[column]) for column in (*columns, *optional) if row.get(column) is not None} for row in rows
+    ]
 
 
 def _parsed(path: Path, number: int, line: str) -> Any:

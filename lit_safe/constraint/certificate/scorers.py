@@ -1,13 +1,13 @@
 """What is known about a scorer: its units, and its error against people's labels, as its card says."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_safe.constraint.certificate.question import Question
 from lit_safe.rollouts.scoring import declared_range, name_of
-from lit_safe.scorer_card import CARD, ScorerCard, check_scorer
+from lit_safe.scorer_card import CARD, Quality, ScorerCard, check_scorer
 
 READS = "certify"
 """The split whose prompts a certificate reads."""
@@ -38,6 +38,16 @@ def scorer_facts(cost: object) -> ScorerFacts:
     card = _card(chain[-1])
     name = "(".join(map(name_of, chain)) + ")" * (len(chain) - 1)
     return ScorerFacts(name, _units(chain[-1], card), tuple(_quality(card)), declared_range(cost))
+
+
+def verdict_quality(cost: object) -> Quality | None:
+    """What the card says of verdicts (a score > 0) against people's labels.
+
+    None if the card says nothing of them, or says it of several outputs, of which no one is the verdict.
+    """
+    known = {field.name for field in fields(Quality)}
+    found = [one for one in _outputs(_card(_chain(cost)[-1])).values() if one.get("hits") is not None]
+    return Quality(**{key: value for key, value in found[0].items() if key in known}) if len(found) == 1 else None
 
 
 def check_certifies(cost: object) -> None:
@@ -123,21 +133,35 @@ def _units(cost: object, card: dict[str, Any]) -> str | None:
     return units if scale == 1 else f"{scale:g} {units}"
 
 
-def _quality(card: dict[str, Any]) -> list[str]:
-    """A sentence for each measured output: of a ``ScorerCard``, or of the card that ``fit_scorer`` writes."""
+def _outputs(card: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The quality of each measured output: of a ``ScorerCard``, or of the card that ``fit_scorer`` writes."""
     outputs = dict(card.get("quality", {}))
     if "auc" in card.get("held_out", ()):
         held_out = card["held_out"]
-        outputs["cost"] = {**held_out, "low": held_out.get("auc_low"), "high": held_out.get("auc_high")}
+        ends = {"low": held_out.get("auc_low"), "high": held_out.get("auc_high")}
+        outputs["cost"] = {**held_out, **ends, **held_out.get("verdicts", {})}
+    return outputs
+
+
+def _quality(card: dict[str, Any]) -> list[str]:
+    """A sentence for each measured output."""
     lines = []
-    for name, found in outputs.items():
+    for name, found in _outputs(card).items():
         of = f"{found.get('responses', '?')} held-out responses to {found.get('prompts', '?')} prompts"
         if found.get("auc") is not None:
             interval = _interval(found, "")
             lines.append(f"{name}: AUC {found['auc']:.3f}{interval} against people's labels of {of}")
         if found.get("accuracy") is not None:
-            known = {"kappa": "kappa", "hits": "finds", "false_alarms": "false alarms"}
-            more = [f"{word} {found[key]:.2f}" for key, word in known.items() if found.get(key) is not None]
+            known = {
+                "kappa": ("kappa", ""),
+                "hits": ("finds", "positives"),
+                "false_alarms": ("false alarms", "negatives"),
+            }
+            more = [
+                f"{word} {found[key]:.2f}" + (f" of {found[number]} {number}" if found.get(number) else "")
+                for key, (word, number) in known.items()
+                if found.get(key) is not None
+            ]
             told = f" ({', '.join(more)})" if more else ""
             lines.append(
                 f"{name}: agrees with people on {found['accuracy']:.3f}{_interval(found, 'accuracy_')} of {of}{told}"

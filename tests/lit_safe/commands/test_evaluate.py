@@ -1,5 +1,6 @@
 """The command: a tiny model, judges of its text, what is written, and what a killed call keeps."""
 
+import csv
 import logging
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.lit_safe.evaluate_world import SUITES, Asked, Dies, Even, Unsure, eva
 from tests.ranks import run_on_two_ranks
 
 PLOT = command.plot
+MANY = {**SUITES, "bad": Suite(Asked("bad", 24), harmful=True)}
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +138,32 @@ def test_empty_responses_are_counted_and_named(tmp_path, monkeypatch):
     assert report["responses"]["policy"]["empty"] == 14
     assert report["responses"]["policy"]["empty_rows"][0] == "bad:0"
     assert finding(report, "empty", "good")["policy"]["mean"] == 1.0
+
+
+def test_labels_of_responses_correct_the_shares_and_others_end_the_command_before_a_judge_is_asked(tmp_path):
+    first = run(tmp_path, suites=MANY, harm_judges={"even": Even()}, max_new_tokens=2)
+    assert finding(first, "unsafe/even")["corrected"] is None
+    assert first["not_corrected"]["refused"].startswith("the judge's card does not say")
+    labels = tmp_path / "labels.csv"
+    with labels.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "response", "unsafe"])
+        writer.writerows((row["prompt"], row["response"], False) for row in rows(tmp_path) if row["harmful"])
+    report = run(tmp_path, suites=MANY, harm_judges={"even": Even()}, max_new_tokens=2, human_labels=str(labels))
+    corrected = finding(report, "unsafe/even")["corrected"]
+    assert (corrected["policy"]["mean"], corrected["reference"]["mean"], corrected["by"]) == (0, 0, "48 labels")
+    assert corrected["policy"]["high"] > 0
+    page = (tmp_path / "run" / "evaluation" / "report.md").read_text(encoding="utf-8")
+    assert "### Harmful prompts: shares as people would find them" in page
+    assert "- refused: not corrected: labels of fewer than 20 prompts, and the judge's card" in page
+    labels.write_text("prompt,response,unsafe\nbad 0?,of another run,1\n", encoding="utf-8")
+    judge = Even()
+    with pytest.raises(ValueError, match="is a response of this evaluation"):
+        run(tmp_path, suites=MANY, refusal_judge=judge, max_new_tokens=2, human_labels=str(labels))
+    assert judge.read == []
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*none\.csv"):
+        run(tmp_path, out=str(tmp_path / "new"), human_labels=str(tmp_path / "none.csv"))
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

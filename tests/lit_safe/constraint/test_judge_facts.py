@@ -10,10 +10,10 @@ def test_the_known_error_stands_beside_what_a_judge_says() -> None:
     (line,) = scorer_facts(RefusalJudge()).quality
     assert line == (
         "refusal: agrees with people on 0.917 [0.891, 0.939] of 723 held-out responses to 109 prompts "
-        "(kappa 0.83, finds 0.88, false alarms 0.06)"
+        "(kappa 0.83, finds 0.88 of 302 positives, false alarms 0.06 of 421 negatives)"
     )
     (told,) = scorer_facts(ComplianceJudge()).quality
-    assert told.endswith("(kappa 0.83, finds 0.94, false alarms 0.12)")
+    assert told.endswith("(kappa 0.83, finds 0.94 of 421 positives, false alarms 0.12 of 302 negatives)")
     assert scorer_facts(RefusalJudge(opening=100)).quality == (), "nothing was measured for another opening"
 
 
