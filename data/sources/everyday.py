@@ -8,29 +8,33 @@ from typing import Literal
 from data.schema import BadRow, Message, PromptRow
 from data.sources.files import Record, Table
 
-FILE = Path(__file__).parent.parent / "prompts" / "everyday.csv"
+FOLDER = Path(__file__).parent.parent / "prompts"
+FILES = {"fresh": FOLDER / "everyday_fresh.csv"}
+FILE = FOLDER / "everyday.csv"
 
 
 class Everyday:
-    """240 requests for help with everyday tasks: 60 topics in four wordings each, without responses.
+    """Requests for help with everyday tasks, each topic in four wordings, without responses.
 
     A policy that learns to refuse harmful requests may learn to refuse these too, because they are worded alike.
 
     Args:
-        use: ``train``: 45 topics. ``held_out``: the other 15, for evaluations. ``all``: both.
+        use: ``train``: 45 topics. ``held_out``: 15 others, for evaluations. ``all``: both. ``fresh``: 40 further topics,
+            on which no recipe of this project was chosen.
     """
 
     licence = "Apache-2.0"
 
-    def __init__(self, use: Literal["train", "held_out", "all"] = "train") -> None:
+    def __init__(self, use: Literal["train", "held_out", "all", "fresh"] = "train") -> None:
         self.use = use
+        self._file = FILES.get(use, FILE)
 
     def describe(self) -> dict[str, str]:
-        digest = hashlib.sha256(FILE.read_bytes()).hexdigest()
+        digest = hashlib.sha256(self._file.read_bytes()).hexdigest()
         return {"source": type(self).__name__, "name": f"everyday/{self.use}", "sha256": digest}
 
     def __iter__(self) -> Iterator[PromptRow | BadRow]:
-        for item in Table(str(FILE)).parsed(_row):
+        for item in Table(str(self._file)).parsed(_row):
             if isinstance(item, BadRow):
                 yield item
             elif self.use in ("all", item[0]):

@@ -106,8 +106,8 @@ def exact(policy_PK: Floats, reward_PK: Floats, cost_PKC: Floats) -> dict[str, F
 def read_runs(folder: Path) -> Seen:
     """The runs ``<folder>/seed_<k>/<method>``, with what ``BeforeAfter`` and ``evaluate`` left in them.
 
-    Where both measured the same, it is the measurement of ``evaluate``. SFT is the policy before the training of
-    ``dpo_helpful``, or of the first run.
+    Where both measured the same, it is the measurement of ``evaluate``. SFT is the run ``sft`` if it was measured, else
+    the policy before the training of ``dpo_helpful``, or of the first run.
 
     Raises:
         ValueError: If a file is damaged. The message names it.
@@ -119,11 +119,11 @@ def read_runs(folder: Path) -> Seen:
         for method, seconds in _seconds(place / "stages.json").items():
             seen.seconds.setdefault(method, []).append(seconds)
         runs = [run for run in sorted(place.iterdir()) if (run / ROLLOUTS).exists() or (run / EVALUATION).exists()]
-        start = next((run for run in runs if run.name == "dpo_helpful"), runs[0] if runs else None)
+        start = next((run for name in ("sft", "dpo_helpful") for run in runs if run.name == name), next(iter(runs), None))
         for run in runs:
             judged = _evaluated(run / EVALUATION) if (run / EVALUATION).exists() else {}
             for method, when, model in ((run.name, "after", "policy"), ("sft", "before", "reference")):
-                if method == "sft" and run != start:
+                if method == "sft" and (run != start or (run.name == "sft") != (when == "after")):
                     continue
                 own = _rollouts(run / ROLLOUTS, when) if (run / ROLLOUTS).exists() else {}
                 _add(seen, values, method, _seed(place), {**own, **judged.get(model, {})})

@@ -124,8 +124,10 @@ def test_every_refusal_is_detected_as_one_and_the_opening_is_not() -> None:
     assert ComplianceJudge()([""] * 13, texts).tolist() == [0.0] * 12 + [1.0]
 
 
-def test_everyday_requests_are_240_of_60_topics_and_the_held_out_topics_are_not_trained() -> None:
-    found = {use: [row for row in Everyday(use) if isinstance(row, PromptRow)] for use in ("train", "held_out", "all")}  # type: ignore[arg-type]  # mypy widens the loop's words to str
+def test_everyday_requests_are_240_of_60_topics_and_160_fresh_ones_and_only_one_part_is_trained() -> None:
+    uses = ("train", "held_out", "all", "fresh")
+    found = {use: [row for row in Everyday(use) if isinstance(row, PromptRow)] for use in uses}  # type: ignore[arg-type]  # mypy widens the loop's words to str
     texts = {use: {row.prompt for row in some} for use, some in found.items()}
-    assert [len(texts[use]) for use in ("train", "held_out", "all")] == [180, 60, 240]
+    assert [len(texts[use]) for use in uses] == [180, 60, 240, 160]
+    assert not texts["all"] & texts["fresh"]
     assert not texts["train"] & texts["held_out"]

@@ -80,6 +80,15 @@ def test_what_evaluate_judged_is_read_beside_it(tmp_path: Path) -> None:
     assert found == {"reward": {(1, 1): 3.0}, "cost": {(1, 1): 0.5}, "unsafe": {(1, 1): 1.0}, "refused": {(1, 2): 0.0}}
 
 
+def test_a_measured_sft_run_takes_the_place_of_what_another_run_measured_before_its_training(tmp_path: Path) -> None:
+    write_run(tmp_path / "seed_0" / "dpo_helpful", [1, -1, -2], [2, 2, -2])
+    folder = tmp_path / "seed_0" / "sft" / "evaluation"
+    folder.mkdir(parents=True)
+    rows = {"model": ["policy"], "harmful": [True], "prompt_id": [3], "refusal": [-1.0], "unsafe/judge": [1.0]}
+    pyarrow.parquet.write_table(pyarrow.table(rows), folder / "responses.parquet")
+    assert read_runs(tmp_path).cells["sft"] == {"cost": {(0, 3): 1.0}, "unsafe": {(0, 3): 1.0}}
+
+
 def test_a_difference_is_paired_by_seed_and_prompt() -> None:
     found = seen().difference("dpo_helpful", "safe_dpo", "reward")
     assert found is not None

@@ -28,7 +28,8 @@ def test_every_stage_is_a_method_or_prepares_one_and_has_an_estimate(scale: Scal
     assert path is not None
     stages = pipeline(path, 3)
     for stage in stages:
-        assert stage.name in METHODS or stage.name in ("answers", "labels", "sft_llama2")
+        measures = stage.command == "evaluate" and stage.model in METHODS
+        assert stage.name in METHODS or measures or stage.name in ("answers", "labels", "sft_llama2")
         assert ("merge" if stage.merge else stage.command) in SCALES[scale].minutes
         if stage.merge is None and stage.command == "fit":
             assert stage.options["seed_everything"] == 3
