@@ -1,6 +1,7 @@
 """Objectives: pure functions that compute one loss per pair from log-ratios and labels."""
 
 from lit_safe.objectives.bfpo import BFPO
+from lit_safe.objectives.both_orders import BothOrders
 from lit_safe.objectives.constrained_dpo import ConstrainedDPO
 from lit_safe.objectives.cpo import CPO
 from lit_safe.objectives.dpo import DPO
@@ -27,6 +28,7 @@ __all__ = [
     "MODPO",
     "ORPO",
     "SACPO",
+    "BothOrders",
     "ConstrainedDPO",
     "Hinge",
     "LengthNormalisedDPO",

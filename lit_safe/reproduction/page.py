@@ -18,6 +18,7 @@ from lit_safe.reproduction.tables import cell, cross_counts, helpfulness, markdo
 from lit_safe.statistics.pooled import Pooled
 
 PAGE, SUMMARY, PLANE = "report.md", "summary.json", "plane.png"
+COLOURS, MARKERS = 10, "osD"  # the next ten methods have the next marker
 
 
 def write_report(folder: Path, seen: Seen, facts: Sequence[str], limit: float | None = None) -> Path:
@@ -115,8 +116,8 @@ def plot_plane(seen: Seen, path: Path, limit: float | None) -> bool:
             reward.mean,
             xerr=_ends(cost),
             yerr=_ends(reward),
-            fmt="o",
-            color=f"C{k % 10}",
+            fmt=MARKERS[k // COLOURS % len(MARKERS)],
+            color=f"C{k % COLOURS}",
             markersize=5,
             linewidth=0.8,
             label=title(method),

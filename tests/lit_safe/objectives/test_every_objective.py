@@ -18,6 +18,7 @@ from lit_safe.objectives import (
     MODPO,
     ORPO,
     SACPO,
+    BothOrders,
     ConstrainedDPO,
     Hinge,
     LengthNormalisedDPO,
@@ -59,6 +60,8 @@ ALL = [
     ORPO(),
     KTO(),
     KTO(desirable="safe"),
+    BothOrders(IPO(average=True), flip_rate=0.1),
+    BothOrders(SafeDPO()),
 ]
 finite = st.floats(-50, 50)
 VALUE = Pair(f64(-8.0, -9.0, -7.5), f64(-8.5, -8.0, -8.0))
