@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 BETA = 1.0  # of the frontier that is drawn, and of every method whose beta has DPO's scale
 ANCHOR = "reference_support"
-EPOCHS, STEPS = 8, 32  # of every run; a dual step follows each epoch
+EPOCHS, STEPS = 8, 64  # of every run; a dual step follows each epoch
 FIGURES = ("reward", "cost", "unsafe", "malformed", "malformed_worst", "kl", "wellformed/regret_share")
 WITHOUT = {"none": "no optimum known", "diverges": "optimum at infinity"}
 
