@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -228,8 +229,20 @@ def test_a_folder_in_use_and_a_launcher_are_refused(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "pipeline").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_pipeline_has_settings_that_fit_takes(path: Path, tmp_path: Path) -> None:
+    first, added = stages_of(path)
+    check([*first, *added])
+    used = [stage for stage in first if stage.name in ("answers", "sft", "dpo_helpful")]  # what is added starts from these
+    found = resolved([*used, *added], tmp_path)
+    assert list(found) == [stage.name for stage in (*used, *added)]
+
+
+def stages_of(path: Path) -> tuple[list[Stage], list[Stage]]:
+    """The stages that a file continues, and its own. A file with ``stages+`` continues the 135m reproduction."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    stages = [Stage(**{**one, "merge": Merge(**one["merge"]) if "merge" in one else None}) for one in content["stages"]]
-    check(stages)
-    found = resolved(stages, tmp_path)
-    assert list(found) == [stage.name for stage in stages]
+    if "stages" in content:
+        return [], [as_stage(one) for one in content["stages"]]
+    return stages_of(path.with_name("reproduce_135m.yaml"))[1], [as_stage(one) for one in content["stages+"]]
+
+
+def as_stage(one: dict[str, Any]) -> Stage:
+    return Stage(**{**one, "merge": Merge(**one["merge"]) if "merge" in one else None})
