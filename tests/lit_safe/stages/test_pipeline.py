@@ -232,8 +232,10 @@ def test_every_shipped_pipeline_has_settings_that_fit_takes(path: Path, tmp_path
     first, added = stages_of(path)
     check([*first, *added])
     used = [stage for stage in first if stage.name in ("answers", "sft", "dpo_helpful")]  # what is added starts from these
-    found = resolved([*used, *added], tmp_path)
-    assert list(found) == [stage.name for stage in (*used, *added)]
+    asked = [stage for stage in added if stage.command == "evaluate"][1:]  # they differ in the stage that is asked alone
+    used += [stage for stage in added if stage not in asked]
+    found = resolved(used, tmp_path)
+    assert list(found) == [stage.name for stage in used]
 
 
 def stages_of(path: Path) -> tuple[list[Stage], list[Stage]]:
