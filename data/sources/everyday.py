@@ -19,8 +19,8 @@ class Everyday:
     A policy that learns to refuse harmful requests may learn to refuse these too, because they are worded alike.
 
     Args:
-        use: ``train``: 45 topics. ``held_out``: 15 others, for evaluations. ``all``: both. ``fresh``: 40 further topics,
-            on which no recipe of this project was chosen.
+        use: ``train``: 45 topics. ``held_out``: 15 others, for evaluations. ``all``: both. ``fresh``: 40 further
+            topics, on which no recipe of this project was chosen.
     """
 
     licence = "Apache-2.0"

@@ -17,7 +17,7 @@ from lit_safe.types import NO_EXTRA, Annotation, Extra, Need, Objective, Pair, S
 
 @dataclass(frozen=True)
 class BothOrders:
-    """The expected loss of an objective over the order of each pair, P(chosen preferred) = sigma(r_chosen - r_rejected).
+    """The expected loss of an objective over the order of a pair, P(chosen preferred) = sigma(r_chosen - r_rejected).
 
     Args:
         objective: A pairwise loss that reads the order.
@@ -30,7 +30,8 @@ class BothOrders:
         >>> import torch
         >>> from lit_safe.objectives import DPO
         >>> from lit_safe.types import Annotation, Pair
-        >>> tie, logratio = Pair(torch.tensor([1.0]), torch.tensor([1.0])), Pair(torch.tensor([2.0]), torch.tensor([-3.0]))
+        >>> tie = Pair(torch.tensor([1.0]), torch.tensor([1.0]))
+        >>> logratio = Pair(torch.tensor([2.0]), torch.tensor([-3.0]))
         >>> BothOrders(DPO(beta=0.1))(logratio, Annotation(tie, tie), torch.tensor(0.0)).loss  # (0.4741 + 0.9741) / 2
         tensor([0.7241])
     """

@@ -119,7 +119,8 @@ def read_runs(folder: Path) -> Seen:
         for method, seconds in _seconds(place / "stages.json").items():
             seen.seconds.setdefault(method, []).append(seconds)
         runs = [run for run in sorted(place.iterdir()) if (run / ROLLOUTS).exists() or (run / EVALUATION).exists()]
-        start = next((run for name in ("sft", "dpo_helpful") for run in runs if run.name == name), next(iter(runs), None))
+        named = [run for name in ("sft", "dpo_helpful") for run in runs if run.name == name]
+        start = next(iter([*named, *runs]), None)
         for run in runs:
             judged = _evaluated(run / EVALUATION) if (run / EVALUATION).exists() else {}
             for method, when, model in ((run.name, "after", "policy"), ("sft", "before", "reference")):

@@ -74,8 +74,8 @@ SCALES: dict[ScaleName, Scale] = {
         -0.15,
     ),
     "135m": Scale(
-        "SmolLM2-135M on harmful and harmless requests, answered and refused; asked 240 others, and judged by the phrases "
-        "of a refusal",
+        "SmolLM2-135M on harmful and harmless requests, answered and refused; asked 240 others, and judged by the "
+        "phrases of a refusal",
         "two CPU cores and 8 GiB. The times are those of docs/results.md",
         {"fit": 3.0, "sample": 1.0, "evaluate": 1.5, "merge": 0.2},
         "configs/pipeline/reproduce_135m.yaml",

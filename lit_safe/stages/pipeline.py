@@ -19,7 +19,18 @@ Plain = str | int | float | bool | dict | list | None
 """A value of YAML. With ``Any``, the parser would build the classes that an option names."""
 MARK = "stage:"
 """``stage:NAME`` is replaced by the folder of that stage's model, ``stage:NAME/FILE`` by a file of its folder."""
-COMMANDS = ("fit", "annotate", "fit_scorer", "reach", "sample", "evaluate", "refusals", "certify", "safe_patch", "doctor")
+COMMANDS = (
+    "fit",
+    "annotate",
+    "fit_scorer",
+    "reach",
+    "sample",
+    "evaluate",
+    "refusals",
+    "certify",
+    "safe_patch",
+    "doctor",
+)
 """Commands that a stage can run."""
 
 

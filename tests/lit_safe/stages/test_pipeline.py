@@ -231,8 +231,8 @@ def test_a_folder_in_use_and_a_launcher_are_refused(tmp_path: Path, monkeypatch:
 def test_every_shipped_pipeline_has_settings_that_fit_takes(path: Path, tmp_path: Path) -> None:
     first, added = stages_of(path)
     check([*first, *added])
-    used = [stage for stage in first if stage.name in ("answers", "sft", "dpo_helpful")]  # what is added starts from these
-    asked = [stage for stage in added if stage.command == "evaluate"][1:]  # they differ in the stage that is asked alone
+    used = [stage for stage in first if stage.name in ("answers", "sft", "dpo_helpful")]  # others start from these
+    asked = [stage for stage in added if stage.command == "evaluate"][1:]  # all ask alike
     used += [stage for stage in added if stage not in asked]
     found = resolved(used, tmp_path)
     assert list(found) == [stage.name for stage in used]
