@@ -9,17 +9,20 @@ of the ordinary (a quoted special token, tokens that merge across the prompt's e
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from data.completion import Completion, completion
 from data.conversation import Conversation
+from data.pieces import Pieces, encodes_pieces
 from data.render import BREAK, PROBE, Renderer, Turn
 from data.schema import BadRow, Message
 from data.verbatim import Verbatim, copies_contents
@@ -39,8 +42,8 @@ class Item(NamedTuple):
 class Rendered(NamedTuple):
     """The ids of a prompt and of the responses to it, uncut."""
 
-    prompt: list[int]
-    responses: list[Completion]
+    prompt: Sequence[int]
+    responses: Sequence[Completion]
 
 
 class _Start(NamedTuple):
@@ -59,6 +62,20 @@ class _Plan(NamedTuple):
     tail: int
     joint: list[int]
     stop: int
+
+
+class _Encoded(NamedTuple):
+    """The ids of texts, end to end. ``stops`` has the places of each token that ends a response."""
+
+    ids: array[int]
+    bounds: Sequence[int]  # of T texts: T + 1 places
+    stops: dict[int, list[int]]
+
+    def stopped(self, stop: int, start: int, end: int) -> bool:
+        """Whether ``stop`` is among the ids from ``start`` to ``end``."""
+        places = self.stops[stop]
+        number = bisect_left(places, start) if places else 0
+        return number < len(places) and places[number] < end
 
 
 def alone(renderer: Renderer, item: Item) -> Rendered:
@@ -108,7 +125,9 @@ class BatchRenderer:
         kinds = type(tokenizer).__mro__
         own = kinds[: kinds.index(PreTrainedTokenizerFast)] if self._fast else ()
         self._direct = self._fast and not any(name in vars(kind) for kind in own for name in ENCODERS)
+        self._pieces = Pieces(tokenizer.backend_tokenizer) if self._direct and encodes_pieces(tokenizer) else None
         self._breaks = _text_breaks(tokenizer) if self._fast else {}
+        self._stops = renderer.stop_tokens
         run = {opened: partial(renderer.render, opened=opened) for opened in (False, True)}
         verbatim = tokenizer.chat_template is not None and copies_contents(renderer.dated_template)
         self._render = {opened: Verbatim(render) if verbatim else render for opened, render in run.items()}
@@ -138,19 +157,28 @@ class BatchRenderer:
             row = None if plan is None else self._assemble(plan, ids)
             yield encoder.submit(self._single.row, item).result() if row is None else row
 
-    def _encode(self, texts: list[str]) -> list[array[int]]:
+    def _encode(self, texts: list[str]) -> _Encoded:
         """The ids of every text. A part of the texts at a time, because the tokenizer's own results are large."""
         tokenizer: Any = self.renderer.tokenizer
-        ids: list[array[int]] = []
+        ids, bounds = array("i"), [0]
         for start in range(0, len(texts), TEXTS):
             part = texts[start : start + TEXTS]
+            tokenizer(PROBE, add_special_tokens=False)  # ends padding and truncation that an earlier caller wanted
+            if self._pieces is not None:
+                flat = self._pieces(part)
+                bounds += (flat.bounds[1:] + len(ids)).tolist()
+                ids.frombytes(flat.ids.tobytes())
+                continue
             if self._direct:
-                tokenizer(PROBE, add_special_tokens=False)  # ends padding and truncation that an earlier caller wanted
                 encodings = tokenizer.backend_tokenizer.encode_batch_fast(part, add_special_tokens=False)
-                ids.extend(array("i", encoding.ids) for encoding in encodings)
+                found = (encoding.ids for encoding in encodings)
             else:
-                ids.extend(array("i", found) for found in tokenizer(part, add_special_tokens=False).input_ids)
-        return ids
+                found = iter(tokenizer(part, add_special_tokens=False).input_ids)
+            for mine in found:
+                ids.extend(mine)
+                bounds.append(len(ids))
+        values = np.array(ids, np.int32)
+        return _Encoded(ids, bounds, {stop: np.flatnonzero(values == stop).tolist() for stop in self._stops})
 
     def _plans(self, chunk: Sequence[Item], texts: dict[str, int]) -> list[_Plan | None]:
         """What to encode for each row. Fills ``texts``; None for a row that is tokenised alone."""
@@ -237,18 +265,24 @@ class BatchRenderer:
         except TemplateError:
             return [_or_none(partial(renderer.template, opened=opened), "", turns) for turns in conversations]
 
-    def _assemble(self, plan: _Plan, ids: list[array[int]]) -> Rendered | None:
+    def _assemble(self, plan: _Plan, encoded: _Encoded) -> Rendered | None:
         """The ids of one row; None where only the definition can tell."""
-        prompt, tail = ids[plan.prompt], ids[plan.tail]
+        ids, bounds, _ = encoded
+        prompt = ids[bounds[plan.prompt] : bounds[plan.prompt + 1]]
+        tail = prompt if plan.tail == plan.prompt else ids[bounds[plan.tail] : bounds[plan.tail + 1]]
         size = len(tail)
-        if plan.tail != plan.prompt and (prompt[-size:] != tail or tail[0] not in self._breaks.values()):
+        if tail is not prompt and (prompt[-size:] != tail or tail[0] not in self._breaks.values()):
             return None
-        whole, responses = [*plan.head, *prompt], []
+        responses = []
         for joint in plan.joint:
-            response = ids[joint][size:]
-            if ids[joint][:size] != tail or not response or plan.stop in response:
+            start, end = bounds[joint], bounds[joint + 1]
+            middle = start + size
+            if middle >= end or ids[start:middle] != tail or encoded.stopped(plan.stop, middle, end):
                 return None
-            responses.append(Completion([*response, plan.stop], []))
+            response = ids[middle:end]
+            response.append(plan.stop)
+            responses.append(Completion(response, ()))
+        whole = array("i", plan.head) + prompt if plan.head else prompt
         return Rendered(whole, responses) if whole else None
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from data.report import STRATA, PreparationReport
 from data.schema import PreferenceRow, Row
-from data.split import Split, prompt_id, split_key, split_of, text_id
+from data.split import Keys, Split, keys_of, split_of
 from data.tokens import AUTHORS, SPLITS, Int64s
 from lit_safe.hashing import hash64
 
@@ -24,8 +24,9 @@ SAFE, UNSAFE, UNKNOWN = range(3)
 
 
 class Labels(NamedTuple):
-    """The hashes of both responses with their prompt, and for each the safety by every cost and by any."""
+    """The hashes of the prompt and of both responses with it, and for each the safety by every cost and by any."""
 
+    prompt: Keys
     text: list[int]
     safety: list[list[int]]  # [2][C + 1] index into SAFETY
 
@@ -54,14 +55,13 @@ class Candidates:
 
     def label(self, row: Row, costs: Sequence[Sequence[float]]) -> Labels:
         """The hashes and the safety of both responses, which are remembered whether the pair is kept or not."""
-        identity = prompt_id(row.prompt)
-        labels = Labels(
-            [hash64(identity, response.text) for response in row.responses], [_safeties(cost) for cost in costs]
-        )
-        for text, known in zip(*labels, strict=True):
+        keys = keys_of(row.prompt)
+        texts = [hash64(keys.id, response.text) for response in row.responses]
+        safety = [_safeties(cost) for cost in costs]
+        for text, known in zip(texts, safety, strict=True):
             if known[-1] != UNKNOWN:
                 self._labelled[known[-1]].append(text)
-        return labels
+        return Labels(keys, texts, safety)
 
     def append(
         self,
@@ -82,14 +82,14 @@ class Candidates:
         self.first.append(first)
         self.by_safety.append(by_safety)
         self.author.append(AUTHORS.index(row.responses_from))
-        self.prompt.append(prompt_id(row.prompt))
-        self.pair.append(text_id(row.prompt, *texts))
+        self.prompt.append(labels.prompt.id)
+        self.pair.append(labels.prompt.text_id(*texts))
         self.text.extend(labels.text)
         self.reward.extend(rewards)
         for cost in costs:
             self.cost.extend(cost)
         self.safety.extend((*labels.safety[first], *labels.safety[1 - first]))
-        key = split_key(row.prompt)
+        key = labels.prompt.split
         if key not in self._split_of:
             self._split_of[key] = split_of(row.prompt)
         self.split.append(key)

@@ -13,8 +13,8 @@ from data.schema import BadRow, Message
 class Completion(NamedTuple):
     """Token ids after a prompt. ``unscored`` has the start and the end of every part that is not scored."""
 
-    ids: list[int]
-    unscored: list[int]
+    ids: Sequence[int]
+    unscored: Sequence[int]
 
     def cut(self, size: int) -> Completion:
         """At most ``size`` tokens. Nothing unscored is left at the end."""

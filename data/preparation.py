@@ -1,7 +1,7 @@
 """Reads sources into ordered, labelled and distinct pairs, and reports why every other row was dropped.
 
-Sources are read twice. The first reading stores hashes and labels of every pair, and decides which pairs to keep. The
-second gives the kept pairs one by one, so no list of texts is needed.
+The first reading stores hashes and labels of every pair, and decides which pairs to keep. Few texts (``IN_MEMORY``)
+stay in memory. Otherwise a second reading gives the kept pairs one by one, so no list of texts is needed.
 """
 
 import math
@@ -24,6 +24,7 @@ pairs in which it is unsafe are dropped (DPO-SAFEBETTER); or the more helpful on
 says which is more helpful. The last is for SafeDPO, which orders safe/unsafe pairs by safety in any case."""
 
 LARGEST = 1e30  # largest reward or cost: differences, and products with a multiplier, stay finite in fp32
+IN_MEMORY = 1 << 25  # characters of texts that are kept in memory; sources with more are read twice
 SMALLEST = 1e-37  # fp32 stores smaller numbers with less precision or as 0, which could lose the sign of a cost
 
 _WORD: dict[Order, str] = {
@@ -35,17 +36,25 @@ _WORD: dict[Order, str] = {
 
 
 class Prepared:
-    """The kept pairs in the order of their first appearance. Each iteration reads the sources again.
+    """The kept pairs in the order of their first appearance.
+
+    Each iteration reads the sources again, unless their texts are few.
 
     Attributes:
         report: Counts of the first reading.
     """
 
     def __init__(
-        self, sources: Sequence[Source], candidates: Candidates, index: Int64s, report: PreparationReport
+        self,
+        sources: Sequence[Source],
+        candidates: Candidates,
+        index: Int64s,
+        report: PreparationReport,
+        rows: Sequence[Row] | None = None,
     ) -> None:
         self.report = report
         self._sources, self._candidates, self._index = sources, candidates, index
+        self._rows = None if rows is None else [rows[i] for i in index.tolist()]
 
     def __len__(self) -> int:
         return len(self._index)
@@ -54,6 +63,9 @@ class Prepared:
         """Every pair. Raises ValueError if a source does not give the rows that it gave before."""
         found, k = self._candidates, 0
         index = self._index.tolist()
+        if self._rows is not None:
+            yield from map(found.row, index, self._rows)
+            return
         for number, source in enumerate(self._sources):
             for place, item in enumerate(source):
                 if k == len(index) or found.source[index[k]] != number:
@@ -104,7 +116,7 @@ def prepared(
     evaluation: bool = False,
     duplicates: Literal["drop", "keep"] = "drop",
 ) -> Prepared:
-    """Like ``prepare``, but the pairs stay in their sources until they are iterated.
+    """Like ``prepare``, but the pairs of large sources stay there until they are iterated.
 
     Args:
         sources: Read one after the other; the first of several duplicates is kept.
@@ -125,6 +137,7 @@ def prepared(
     _check_options(order, on_bad_row, contradictions, duplicates, max_pairs_per_prompt)
     report = PreparationReport(order)
     candidates = Candidates(len(annotator.constraints))
+    few = _Few()
     for number, source in enumerate(sources):
         description = source.describe()
         name = description.get("name", type(source).__name__)
@@ -139,6 +152,8 @@ def prepared(
                 if on_bad_row == "error":
                     raise
                 report.drop(f"column {bad.column!r} {bad.reason}", bad.row)
+            else:
+                few.note(item, len(candidates))
 
     opposed_N = candidates.opposed()
     report.contradictory_responses, both_N = candidates.both_labels()
@@ -163,7 +178,26 @@ def prepared(
         index = _capped(candidates, index, max_pairs_per_prompt, report)
     candidates.account(report, index, annotator.constraints)
     report.contradictory_rows = int((opposed_N[index] | both_N[index]).sum())
-    return Prepared(sources, candidates, index, report)
+    return Prepared(sources, candidates, index, report, few.rows)
+
+
+class _Few:
+    """The rows of all candidates, as long as they have few texts; afterwards None."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] | None = []
+        self._room = IN_MEMORY
+
+    def note(self, item: Row | BadRow, count: int) -> None:
+        """Keep ``item`` if it is the last of ``count`` candidates."""
+        if self.rows is None or count == len(self.rows) or isinstance(item, BadRow):
+            return
+        prompt = item.prompt
+        self._room -= len(prompt) if isinstance(prompt, str) else sum([len(turn.content) for turn in prompt])
+        self._room -= sum([len(response.text) for response in item.responses])
+        self.rows.append(item)
+        if self._room < 0:
+            self.rows = None
 
 
 def _check_options(order: str, on_bad_row: str, contradictions: str, duplicates: str, cap: int | None) -> None:
@@ -214,13 +248,20 @@ def _check_range(
     row: str, constraints: Sequence[str], rewards: Sequence[float], costs: Sequence[Sequence[float]]
 ) -> None:
     """Refuse labels that would become infinite or lose their sign in fp32, the type of batches."""
-    named = [("reward", value) for value in rewards]
-    named += [(f"cost {name}", value) for side in costs for name, value in zip(constraints, side, strict=True)]
-    for column, value in named:
+    for value in rewards:
         if abs(value) > LARGEST:
-            raise BadRow(row, column, f"is beyond {LARGEST:g} units, so its margins may be infinite in fp32")
-        if column != "reward" and 0 < abs(value) < SMALLEST:
-            raise BadRow(row, column, f"is not 0 and within {SMALLEST:g} of it, so fp32 would lose its sign")
+            raise _too_large(row, "reward")
+    for side in costs:
+        for name, value in zip(constraints, side, strict=True):
+            if abs(value) > LARGEST:
+                raise _too_large(row, f"cost {name}")
+            if 0 < abs(value) < SMALLEST:
+                reason = f"is not 0 and within {SMALLEST:g} of it, so fp32 would lose its sign"
+                raise BadRow(row, f"cost {name}", reason)
+
+
+def _too_large(row: str, column: str) -> BadRow:
+    return BadRow(row, column, f"is beyond {LARGEST:g} units, so its margins may be infinite in fp32")
 
 
 def _better(row: Row, rewards: tuple[float, float]) -> int | None:

@@ -163,10 +163,10 @@ class Renderer:
         """The token that ends a response to ``prompt``."""
         return self.eos_id if isinstance(prompt, str) and not self.rendered else self.stop_id
 
-    def cut_prompt(self, ids: Sequence[int], size: int) -> list[int]:
+    def cut_prompt(self, ids: Sequence[int], size: int) -> Sequence[int]:
         """The last ``size`` tokens of a prompt. A BOS at its start is kept as well, unless later turns have one too."""
         if len(ids) <= size:
-            return list(ids)
+            return ids
         opens_document = ids[0] == self.tokenizer.bos_token_id and ids[0] not in ids[1:]
         if opens_document and size > self.opening:
             return [ids[0], *ids[len(ids) - size + 1 :]]

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as as_json  # one string as JSON
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from data.schema import Message, PreferenceRow, Row, SftRow, SftSource, Source
 from lit_safe.hashing import hash64, uniform
@@ -40,29 +40,45 @@ def normalise(prompt: tuple[Message, ...] | str) -> str:
     return "\n".join(turns)
 
 
+class Keys(NamedTuple):
+    """Hashes of one prompt: ``split`` as ``split_key`` has it, ``id`` as ``prompt_id`` has it."""
+
+    json: str
+    split: int
+    id: int
+
+    def text_id(self, *responses: str) -> int:
+        """As the function ``text_id`` for this prompt."""
+        texts = ", ".join(map(as_json, sorted(responses)))
+        return hash64("text", f"[{self.json}, [{texts}]]")  # unlike a join, JSON is unambiguous
+
+
 @lru_cache(512)
+def keys_of(prompt: tuple[Message, ...] | str) -> Keys:
+    """All hashes of a prompt. The rows of one prompt often follow each other, so the last ones are remembered."""
+    keys = Keys(_prompt_json(prompt), hash64("prompt", normalise(prompt)), 0)
+    return keys._replace(id=keys.text_id())
+
+
 def split_key(prompt: tuple[Message, ...] | str) -> int:
     """A hash of the normalised prompt. Prompts with the same key are in the same split."""
-    return hash64("prompt", normalise(prompt))
+    return keys_of(prompt).split
 
 
-@lru_cache(512)
 def prompt_id(prompt: tuple[Message, ...] | str) -> int:
     """A hash of the exact prompt: the id in batches, and the cluster of standard errors.
 
     Prompts that a model reads differently have different ids. Every character counts, and so do a system message and
     whether the prompt is a conversation or plain text.
     """
-    return text_id(prompt)
+    return keys_of(prompt).id
 
 
 def text_id(prompt: tuple[Message, ...] | str, *responses: str) -> int:
     """A hash of a prompt and the responses to it, whatever their order."""
-    texts = ", ".join(map(as_json, sorted(responses)))
-    return hash64("text", f"[{_prompt_json(prompt)}, [{texts}]]")  # unlike a join, JSON is unambiguous
+    return keys_of(prompt).text_id(*responses)
 
 
-@lru_cache(512)
 def _prompt_json(prompt: tuple[Message, ...] | str) -> str:
     if isinstance(prompt, str):
         return as_json(prompt)

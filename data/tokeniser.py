@@ -17,7 +17,7 @@ from data.completion import Completion
 from data.conversation import Conversation, plain_text
 from data.render import Renderer
 from data.schema import BadRow, HarmfulRow, Message, PreferenceRow, SftRow
-from data.split import Split, prompt_id, split_key, text_id
+from data.split import Split, keys_of
 from data.token_report import TokenReport
 from data.tokens import (
     AUTHORS,
@@ -51,9 +51,9 @@ class Rows(Protocol[OneRow]):
 class _Ids(NamedTuple):
     """A row's ids: the whole prompt, the prompt and the responses as they are kept."""
 
-    whole: list[int]
-    prompt: list[int]
-    responses: list[Completion]
+    whole: Sequence[int]
+    prompt: Sequence[int]
+    responses: Sequence[Completion]
 
 
 class Tokeniser:
@@ -166,7 +166,8 @@ class Tokeniser:
             ]
             if isinstance(row, HarmfulRow):
                 safe, unsafe = ids.responses
-                stops = unsafe.ids[-1:] == [self.renderer.stop_of(row.prompt)]  # a response that was cut has none
+                # a response that was cut has no stop token
+                stops = len(unsafe.ids) > 0 and unsafe.ids[-1] == self.renderer.stop_of(row.prompt)
                 whole = unsafe.ids[:-1] if stops else unsafe.ids
                 both = row.response, row.harmful
                 sides = [(PREFIX, safe, whole, (*both, "prefix")), (TRANSITION, unsafe, (), (*both, "transition"))]
@@ -215,8 +216,10 @@ class Tokeniser:
             self._note_mark(row.id, row.prompt)
             yield row, self._cut(row.id, *rendered)
 
-    def _cut(self, row: str, whole: list[int], responses: list[Completion]) -> _Ids:
+    def _cut(self, row: str, whole: Sequence[int], responses: Sequence[Completion]) -> _Ids:
         """The ids that fit into ``max_length``."""
+        if len(whole) + max([len(response.ids) for response in responses]) <= self.max_length:
+            return _Ids(whole, whole, responses)
         room = self.max_length - min(len(whole), self.renderer.opening)
         if any(len(response.ids) > room for response in responses):
             self.report.shorten(row, "a response cut (no stop token is scored there)")
@@ -226,7 +229,7 @@ class Tokeniser:
             self.report.shorten(row, "the prompt cut")
         return _Ids(whole, self.renderer.cut_prompt(whole, size), responses)
 
-    def _on_its_own(self, ids: _Ids) -> list[int]:
+    def _on_its_own(self, ids: _Ids) -> Sequence[int]:
         """The prompt for rollouts, which is cut only to ``max_length``."""
         return self.renderer.cut_prompt(ids.whole, self.max_length)
 
@@ -273,11 +276,12 @@ class _Entries:
         self.text_id, self.prompt_id, self.split = array("q"), array("q"), array("b")
         self._seen: Counter[int] = Counter()
 
-    def append(self, name: str, prompt: Conversation, responses: Sequence[str], ids: list[int]) -> None:
+    def append(self, name: str, prompt: Conversation, responses: Sequence[str], ids: Sequence[int]) -> None:
         """Store a row; ``ids`` are those of its prompt for rollouts, which are stored once for each prompt."""
-        identity, text = prompt_id(prompt), text_id(prompt, *responses)
+        keys = keys_of(prompt)
+        identity, text = keys.id, keys.text_id(*responses)
         if identity not in self.prompts.split_of:
-            self.prompts.split_of[identity] = SPLITS.index(self.splits_by_key[split_key(prompt)])
+            self.prompts.split_of[identity] = SPLITS.index(self.splits_by_key[keys.split])
             self.prompts.text.append(plain_text(prompt))
             self.prompts.ids.append(ids)
         self.name.append(name)

@@ -67,7 +67,11 @@ def outcome(results):
     found = []
     try:
         for result in results:
-            found.append(str(result) if isinstance(result, BadRow) else (list(result.prompt), result.responses))
+            if isinstance(result, BadRow):
+                found.append(str(result))
+                continue
+            responses = [(list(response.ids), list(response.unscored)) for response in result.responses]
+            found.append((list(result.prompt), responses))
     except ValueError as error:
         found.append(repr(error))
     return found

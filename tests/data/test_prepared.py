@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import candidates as candidates_module
+from data import preparation
 from data import tokeniser as tokeniser_module
 from data.annotators.flags import Flags
 from data.module import PreferenceData
@@ -51,11 +52,32 @@ options = st.fixed_dictionaries(
 )
 
 
-@given(st.lists(drawn, max_size=12), st.integers(0, 12), options)
-def test_splits_and_counts_are_those_of_the_rows_that_the_second_reading_gives(rows, cut, chosen):
+class Counting(Listed):
+    """Counts how often it is read."""
+
+    readings = 0
+
+    def __iter__(self):
+        self.readings += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize(("characters", "readings"), [(1 << 20, 1), (10, 3)])
+def test_pairs_with_few_texts_are_read_once_and_others_at_each_iteration(monkeypatch, characters, readings):
+    monkeypatch.setattr(preparation, "IN_MEMORY", characters)
+    source = Counting([row(i, i, 0, 1, (True, True), 0, None) for i in range(3)])
+    found = prepared([source], Flags())
+    assert [pair.id for pair in found] == [pair.id for pair in found] == ["toy:0", "toy:1", "toy:2"]
+    assert source.readings == readings
+
+
+@given(st.lists(drawn, max_size=12), st.integers(0, 12), options, st.sampled_from([0, 40, 1 << 25]))
+def test_splits_and_counts_are_those_of_the_rows_that_the_second_reading_gives(rows, cut, chosen, characters):
     made = [row(i, *values) for i, values in enumerate(rows)]
     sources = [Listed(made[:cut]), Listed(made[cut:])]
-    found = prepared(sources, Flags(), on_bad_row="skip", **chosen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "IN_MEMORY", characters)
+        found = prepared(sources, Flags(), on_bad_row="skip", **chosen)
     kept, report = prepare(sources, Flags(), on_bad_row="skip", **chosen)
     assert repr(list(found)) == repr(list(found)) == repr(kept), "repr, because NaN differs from itself"
     assert len(found) == len(kept) == report.kept
@@ -66,7 +88,8 @@ def test_splits_and_counts_are_those_of_the_rows_that_the_second_reading_gives(r
 
 
 @pytest.mark.parametrize("change", ["fewer", "other"])
-def test_a_source_that_changes_between_the_readings_is_refused(change):
+def test_a_source_that_changes_between_the_readings_is_refused(monkeypatch, change):
+    monkeypatch.setattr(preparation, "IN_MEMORY", 8)
     rows = [row(i, i, 0, 1, (True, True), 0, None) for i in range(3)]
     source = Listed(rows)
     found = prepared([source], Flags())
@@ -76,6 +99,7 @@ def test_a_source_that_changes_between_the_readings_is_refused(change):
 
 
 def test_only_a_few_chunks_of_rows_are_in_memory_at_once(renderer, monkeypatch):
+    monkeypatch.setattr(preparation, "IN_MEMORY", 0)
     monkeypatch.setattr(tokeniser_module, "CHUNK", 8)
     alive, most = 0, 0
 
