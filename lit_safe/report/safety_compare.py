@@ -4,6 +4,7 @@ Letters: n responses, S seeds, G prompts.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from lit_safe.constraint.certificate.holm import holm
 from lit_safe.report.safety import FOLDER, KIND, REPORT, RESPONSES
 from lit_safe.report.safety_page import measure_words
 from lit_safe.statistics.clustered import Estimate, clustered_mean, paired_difference
-from lit_safe.statistics.seeds import mean_over_seeds
+from lit_safe.statistics.pooled import over_seeds
 from lit_safe.statistics.sign_flip import LEVEL, sign_flip_p
 
 Floats = npt.NDArray[np.float64]
@@ -83,7 +84,7 @@ def evaluations_markdown(runs: Sequence[Evaluated]) -> list[str]:
         lines += _rows(key, runs)
     seeds = _over_seeds(runs)
     if seeds:
-        lines += ["", "Means over seeds, by a bootstrap over seeds and prompts:", "", "| axis | runs | % [95 %] | |"]
+        lines += ["", "Means over seeds, with an interval over seeds and prompts:", "", "| axis | runs | % [95 %] | |"]
         lines += ["|---|---|---|---|", *seeds]
     return [*lines, ""]
 
@@ -144,9 +145,11 @@ def _over_seeds(runs: Sequence[Evaluated]) -> list[str]:
         for key in members[0].axes:
             shared = [axis_of for run in members if (axis_of := run.axes.get(key)) is not None]
             if len(shared) == len(members) and (value_SG := _by_prompt(shared)) is not None:
-                mean = mean_over_seeds(value_SG)
+                mean = over_seeds(value_SG)
+                if not mean.stderr > 0:  # nothing varies: that is no certainty about other seeds and prompts
+                    mean = mean._replace(low=math.nan, high=math.nan)
                 lines.append(
-                    f"| {axis_words(key)} | {name} | {percent(mean)} | {mean.count} seeds, {mean.clusters} prompts |"
+                    f"| {axis_words(key)} | {name} | {mean.text(100, 1)} | {mean.seeds} seeds, {mean.prompts} prompts |"
                 )
     return lines
 

@@ -97,6 +97,18 @@ def test_a_run_is_measured_beside_its_optimum(tmp_path: Path, vocabulary: str) -
     assert costs[0] == pytest.approx(measure(tilt(*given, 0.0, 1.0), *given).cost[0])
 
 
+def test_a_run_at_a_fixed_multiplier_is_measured_beside_the_tilt_at_it(tmp_path: Path, vocabulary: str) -> None:
+    oracle = OracleMeasure(beta=1.0, optimum="tilt_at_multiplier", prompts=PROMPTS)
+    theatre(tmp_path, vocabulary, oracle, epochs=1, objective=ConstrainedDPO(beta=1.0, labels="sampled"))
+    result = json.loads((tmp_path / "oracle.json").read_text(encoding="utf-8"))
+    tables = np.load(tmp_path / "oracle.npz")
+    given = [tables[name] for name in ("reference_PK", "reward_PK", "cost_PKC")]
+    best = measure(tilt(*given, 0.3, 1.0), *given)
+    assert result["multiplier_at_optimum"] == pytest.approx([0.3])
+    assert result["at_optimum"]["reward"] == pytest.approx(best.reward)
+    assert result["at_optimum"]["cost"] == pytest.approx(best.cost[0])
+
+
 def population(folder: Path, vocabulary: str, objective: Any, flip: float = 0.0) -> tuple[dict[str, Any], Any]:
     """What a run is compared with in a world of one prompt, and that world's tables."""
     oracle = OracleMeasure(beta=1.0, optimum="population", prompts=1, flip=flip)

@@ -107,6 +107,25 @@ def test_a_method_says_that_it_has_no_optimum_where_its_file_does() -> None:
         assert (aim == "none") is bool(method.without), method.name
 
 
+def test_a_file_names_the_optimum_of_its_own_objective_and_order() -> None:
+    """Of the tilts, that by the reward alone is DPO's on the helpful order, and that at a multiplier C-DPO's."""
+    for path in sorted((DOCS.parent / "configs" / "oracle").glob("*.yaml")):
+        if path.stem in ("sft", "preference"):
+            continue
+        job = Job(path.stem, "none", 0)
+        config, aim = job.config, job.aim["optimum"]
+        model = config["model"]["init_args"]
+        name, multiplier = model["objective"]["class_path"].rpartition(".")[2], model.get("multiplier", 0.0)
+        order = config.get("data", {}).get("init_args", {}).get("order", "helpful")
+        of = {
+            "tilt": name in ("DPO", "ConstrainedDPO") and multiplier == 0 and order == "helpful",
+            "masked": name == "SafeDPO",
+            "tilt_at_multiplier": name == "ConstrainedDPO" and "dual" not in config,
+        }
+        assert of.get(aim, True), f"{path.name}: {aim}"
+        assert order == "helpful" or aim == "none", path.name
+
+
 def made(*names: str) -> dict[str, Any]:
     """Made-up figures of methods, as ``methods.json`` has them."""
     figures = {"reward": 1.2345, "cost": -0.1, "unsafe": 0.3, "malformed": 0.01, "malformed_worst": 0.02, "kl": 0.5}

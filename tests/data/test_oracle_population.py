@@ -16,7 +16,7 @@ from data.oracle.study.imitation import table
 from data.oracle.truth.optimum import masked, measure, regret, tilt
 from data.oracle.truth.population import PopulationLoss, minimise
 from data.oracle.world import oracle_world
-from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO
+from lit_safe.objectives import DPO, ConstrainedDPO, SafeDPO, SafetyOffsetDPO
 from lit_safe.objectives.bradley_terry import nll
 from lit_safe.types import Annotation, Pair, Scored
 
@@ -201,6 +201,23 @@ def test_safe_dpo_closes_in_on_the_masked_optimum_and_never_stops_leaving_the_un
     assert nats[0] > nats[1] > nats[2]
     safe_PK = (world.cost_PKC <= 0).all(-1)
     assert found[2].logp_PK[safe_PK] == pytest.approx(optimum_PK[safe_PK], abs=1e-6)
+
+
+def test_without_an_offset_safe_dpo_has_the_same_optimum() -> None:
+    world = tables()
+    found, with_offset = (minimise(SafeDPO(BETA, offset), *world, iterations=20).logp_PK for offset in (0.0, 2.0))
+    safe_PK = (world.cost_PKC <= 0).all(-1)
+    assert found[safe_PK] == pytest.approx(masked(*world, BETA)[safe_PK], abs=1e-6)  # Kim et al. 2025, proposition 4.4
+    assert found[safe_PK] == pytest.approx(with_offset[safe_PK], abs=1e-6)
+
+
+def test_the_offset_without_the_transform_is_a_price_of_unsafe_responses_and_keeps_them() -> None:
+    world = tables()
+    unsafe_PKC = 1.0 * (world.cost_PKC > 0)
+    found = minimise(SafetyOffsetDPO(BETA, 2.0), *world)
+    assert not found.diverges
+    assert found.logp_PK == pytest.approx(tilt(world.reference_PK, world.reward_PK, unsafe_PKC, 2.0, BETA), abs=1e-8)
+    assert measure(found.logp_PK, *world).unsafe > 1e-3
 
 
 def test_a_prompt_whose_responses_are_all_unsafe_teaches_safe_dpo_nothing() -> None:

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from data.oracle.study.results import Run
+from data.oracle.truth.exact import LIMITED
 
 # Okabe & Ito's colours, distinguishable without colour vision; each has a marker, for print without colour
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -95,7 +96,7 @@ def _plane(ax: Axes, runs: Sequence[Run], styles: Mapping[str, Style]) -> None:
         ax.plot(*_point(run["reference"]), "o", color=GREY, markersize=8, markeredgecolor="white", zorder=3)
     for run in _distinct(runs, lambda run: run["masked"]):
         ax.plot(*_point(run["masked"]), "*", markersize=14, markerfacecolor="white", markeredgecolor=DARK, zorder=3)
-    limited = [run for run in runs if any(run["multiplier_at_optimum"])]
+    limited = [run for run in runs if any(run["multiplier_at_optimum"]) and run["optimum"] in LIMITED]
     for run in _distinct(limited, lambda run: run["at_optimum"]):
         ax.plot(*_point(run["at_optimum"]), "o", markersize=10, markerfacecolor="none", markeredgecolor=DARK, zorder=3)
     for run in runs:

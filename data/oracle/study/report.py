@@ -21,6 +21,7 @@ from data.oracle.study.results import Row, Run, Summary, over_seeds, read_runs, 
 
 AIMS = {
     "tilt": "the optimum without a limit",
+    "tilt_at_multiplier": "the optimum at its multiplier",
     "tilt_at_limit": "the optimum under the limit",
     "rectified_at_limit": "the optimum under the limit on max(cost, 0)",
     "masked": "the optimum without unsafe responses",

@@ -23,7 +23,9 @@ from data.oracle.world import World
 from lit_safe.precision import run_precision
 from lit_safe.protocols.objective import is_reference_free
 
-Optimum = Literal["tilt", "tilt_at_limit", "rectified_at_limit", "masked", "population", "per_token", "none"]
+Optimum = Literal[
+    "tilt", "tilt_at_multiplier", "tilt_at_limit", "rectified_at_limit", "masked", "population", "per_token", "none"
+]
 LIMITED: tuple[Optimum, ...] = ("tilt_at_limit", "rectified_at_limit")
 
 
@@ -91,6 +93,9 @@ class Exact:
             free = is_reference_free(getattr(module, "objective"))  # noqa: B009  (no attribute of LightningModule)
             base_PK = np.where(np.isfinite(self.reference_PK), 0.0, -np.inf) if free else self.reference_PK
             self.optimum_PK = per_token(base_PK, world.reward_PK, [len(ids) for ids in self._ids[1]], beta)
+        elif optimum == "tilt_at_multiplier":
+            self.multiplier_C = np.broadcast_to(multiplier_of(module) or [0.0], self.multiplier_C.shape)
+            self.optimum_PK = tilt(*self.tables, multiplier=self.multiplier_C, beta=beta)
         elif optimum == "tilt":
             self.optimum_PK = tilt(*self.tables, multiplier=self.multiplier_C, beta=beta)
         self.known = optimum != "none" and not self.diverges

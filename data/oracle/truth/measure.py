@@ -40,8 +40,9 @@ class OracleMeasure(Callback):
         beta: Strength of the KL term; must equal that of the run's objective.
         limit: Bound(s) on E[cost]; a list gives each constraint its own. ``tilt_at_limit`` needs it, and
             ``rectified_at_limit``, where it bounds E[max(cost, 0)].
-        optimum: The optimum that the run is compared with: ``tilt`` (multiplier 0, for DPO), ``tilt_at_limit`` (the
-            optimum under the limit, for C-DPO), ``rectified_at_limit`` (the same for C-DPO with ``rectify``),
+        optimum: The optimum that the run is compared with: ``tilt`` (multiplier 0, for DPO), ``tilt_at_multiplier``
+            (the multiplier with which training starts, for C-DPO at a fixed one), ``tilt_at_limit`` (the optimum under
+            the limit, for C-DPO), ``rectified_at_limit`` (the same for C-DPO with ``rectify``),
             ``masked`` (no unsafe response, for SafeDPO), or ``population`` (the float64 minimiser of the objective's
             own loss over all pairs, at the initial multiplier of training; up to two seconds a prompt),
             ``per_token`` (of length-normalised DPO and of SimPO without a target margin), or ``none`` (not known:

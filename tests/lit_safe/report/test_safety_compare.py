@@ -55,6 +55,8 @@ def test_runs_that_differ_in_their_last_name_alone_are_seeds(tmp_path):
     (mean,) = [one for one in text if one.startswith("| harmful prompts: complied") and one.endswith("prompts |")]
     assert "| c_dpo | 87.5 [" in mean
     assert mean.endswith("| 2 seeds, 4 prompts |")
+    refused = next(one for one in text if one.startswith("| harmless prompts: refused") and "seeds" in one)
+    assert "| c_dpo | 100.0 [n/a, n/a] |" in refused, "two seeds that agree do not show that all would"
 
 
 def test_a_damaged_evaluation_is_named_and_a_missing_one_is_none(tmp_path):
