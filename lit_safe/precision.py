@@ -25,20 +25,34 @@ TrainableDtype = Literal["float32", "bfloat16"]
 TRAINER_PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 
 
-def check_trainer_precision(precision: str) -> None:
-    """Refuse precisions in which weight updates, labels or the multiplier lose accuracy.
+def check_trainer_precision(precision: str, device: torch.device | None = None) -> None:
+    """Refuse precisions in which weight updates, labels or the multiplier lose accuracy, or that the device lacks.
 
     ``bf16-true`` and ``16-true`` cast weights, multiplier and labels. ``16-mixed`` scales the loss, so clipping and the
     check for finite gradients would see scaled gradients.
 
+    Args:
+        precision: ``trainer.precision``.
+        device: The device of the training, if it is known.
+
     Raises:
-        ValueError: If ``trainer.precision`` is not in ``TRAINER_PRECISIONS``.
+        ValueError: If ``precision`` is not in ``TRAINER_PRECISIONS``, or the GPU has no products in bf16.
     """
     if precision not in TRAINER_PRECISIONS:
         raise ValueError(
             f"trainer.precision {precision!r} is not supported: use bf16-mixed (weights and multiplier stay in fp32), "
             f"or one of {', '.join(TRAINER_PRECISIONS)}"
         )
+    if precision == "bf16-mixed" and device is not None and device.type == "cuda" and not _has_bf16(device):
+        raise ValueError(
+            f"trainer.precision bf16-mixed: {torch.cuda.get_device_name(device)} has no products in bf16: set "
+            "--trainer.precision 32-true, or take a GPU of compute capability 8.0 or more"
+        )
+
+
+def _has_bf16(device: torch.device) -> bool:
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def hold(parameters: Iterable[nn.Parameter], dtype: TrainableDtype) -> None:

@@ -6,6 +6,7 @@ This module imports no other module of this project, so every part can use it.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def gathered(state: Any, keep: bool) -> Any:
         made = [(key, gathered(value, keep)) for key, value in state.items()]
         if type(state) is dict:
             return dict(made)
-        copied = state.copy()  # an OrderedDict of a module keeps its metadata
+        copied = copy.copy(state)  # an OrderedDict of a module keeps its metadata
         copied.update(made)
         return copied
     if type(state) in (list, tuple):

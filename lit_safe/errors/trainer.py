@@ -7,6 +7,7 @@ from lit_safe.errors.message import FAILED, USAGE, Message
 from lit_safe.errors.places import Words
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+LAUNCHED = "--trainer.devices and --trainer.num_nodes as the launcher starts: processes on a machine, and machines"
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 
 TABLE: tuple[tuple[str, str, str, str, int], ...] = (
@@ -21,7 +22,15 @@ TABLE: tuple[tuple[str, str, str, str, int], ...] = (
     ("torch_xla", "accelerator", "", "--trainer.accelerator cpu, or auto for what is there", FAILED),
     ("invalid strategy name", "strategy", "there is no strategy {value}", ", ".join(STRATEGIES), USAGE),
     ("requires a GPU accelerator", "strategy", "", "--trainer.strategy auto or ddp", USAGE),
-    ("[Dd]eep[Ss]peed installed", "strategy", "", "-c configs/trainer/fsdp2.yaml, which divides models too", FAILED),
+    (
+        "[Dd]eep[Ss]peed installed",
+        "strategy",
+        "trainer.strategy {value} of Lightning is not supported",
+        "-c configs/trainer/deepspeed_zero2.yaml, or -c configs/trainer/fsdp2.yaml, which divides weights too",
+        USAGE,
+    ),
+    ("Lightning, but the (product|number).*num_nodes", "num_nodes", "", LAUNCHED, USAGE),
+    ("Lightning, but the number of tasks", "devices", "", LAUNCHED, USAGE),
     ("requested gpu|DeviceIndices", "devices", "", "as many devices as the machine has, or auto", FAILED),
     ("[Dd]evices", "devices", "{value} is not a value of trainer.devices", "a whole number >= 1, or auto", USAGE),
     ("val_check_interval", "val_check_interval", "", "a smaller number, or a share of an epoch in (0, 1]", USAGE),

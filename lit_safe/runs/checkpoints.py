@@ -2,12 +2,15 @@
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+
+from lit_safe.runs.background import snapshot
 
 FOLDER = "checkpoints"
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -23,12 +26,34 @@ class CheckpointFiles(TorchCheckpointIO):
     Lightning's own writer builds the whole file in memory first and writes it to ``$TMPDIR``.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._holding = False
+        self._held: dict[str, Any] | None = None
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """A block in which a checkpoint to save is not written, but copied for ``held``."""
+        self._holding, self._held = True, None
+        try:
+            yield
+        finally:
+            self._holding = False
+
+    def held(self) -> dict[str, Any] | None:
+        """The copy made in the last block ``holding``, given away; None on ranks that write nothing."""
+        found, self._held = self._held, None
+        return found
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write ``path``. A failed write leaves no partial file.
 
         Raises:
             CheckpointError: If the disk is full or the folder cannot be written. The message names the path.
         """
+        if self._holding:
+            self._held = snapshot(checkpoint)
+            return
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return

@@ -5,6 +5,8 @@ import logging
 import os
 import pickle
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from lit_safe.errors.message import SettingError
 from lit_safe.execution.ranks import failing_together
 from lit_safe.protocols.trainer import connected
+from lit_safe.runs.background import BackgroundWriter
 from lit_safe.runs.best import Best
-from lit_safe.runs.checkpoints import BEST, FOLDER, LAST, CheckpointError, CheckpointFiles
+from lit_safe.runs.checkpoints import BEST, FOLDER, LAST, CheckpointError, CheckpointFiles, write_checkpoint
 from lit_safe.runs.end_of_run import ActsAfterTraining, FirstInLine, end_epoch_again
 
 log = logging.getLogger(__name__)
@@ -43,6 +47,8 @@ class RunCheckpoint(Checkpoint):
             the limits. ``best.json`` gives the reason.
         keep_last: Also keep the newest checkpoints, as ``step-<n>.ckpt``: this many, the last one included. It is a
             second name of the same file.
+        background: Write in a thread while training goes on, from a copy in the memory of the CPU. A save waits for
+            the one before, and the end of training for the last one. An error ends the run at the next save.
 
     Raises:
         ValueError: If ``every_n_steps`` is not positive, or ``keep_last`` is negative.
@@ -54,6 +60,7 @@ class RunCheckpoint(Checkpoint):
         keep_epochs: bool = False,
         keep_best: bool = False,
         keep_last: int = 0,
+        background: bool = False,
     ) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"every_n_steps must be >= 1 or null, got {every_n_steps}")
@@ -62,6 +69,8 @@ class RunCheckpoint(Checkpoint):
         self.every_n_steps, self.keep_last = every_n_steps, keep_last
         self.keep_epochs = keep_epochs
         self.best = Best() if keep_best else None
+        self.background = background
+        self._writer = BackgroundWriter()
         self.only_end = False  # True for a run that was resumed only for its report
         self._after_validation = False
         self._within: int | None = None  # the epoch whose end has begun but is not complete
@@ -75,10 +84,14 @@ class RunCheckpoint(Checkpoint):
         """Install the checkpoint reader and writer, and add ``FirstInLine`` before all other callbacks.
 
         Raises:
-            ValueError: If ``keep_best`` is set and the run ships an average, or estimates no cost.
+            ValueError: If ``keep_best`` is set and the run ships an average, or estimates no cost. If ``background`` is
+                set and the trainer has another writer of checkpoints.
         """
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = CheckpointFiles()
+        if self.background and not isinstance(trainer.strategy.checkpoint_io, CheckpointFiles):
+            other = type(trainer.strategy.checkpoint_io).__name__
+            raise SettingError(f"checkpoint.background: not with {other} of trainer.plugins: leave out one of the two")
         if stage != "fit":
             return
         self._had_ended = False  # an earlier fit's
@@ -125,6 +138,17 @@ class RunCheckpoint(Checkpoint):
         if not _ends_training(trainer):
             self._save(trainer, trainer.current_epoch)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Wait for a checkpoint that is being written. Its own error is logged beside the one that ends the run."""
+        try:
+            self._writer.wait()
+        except Exception as error:
+            log.error("%s", error)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Wait for a checkpoint that is being written."""
+        self._writer.wait()
+
     def state_dict(self) -> dict[str, Any]:
         """Whether the checkpoint is at the end of an epoch or of training, and the best iterate so far."""
         best = {} if self.best is None else {"best": self.best.state_dict()}
@@ -144,6 +168,16 @@ class RunCheckpoint(Checkpoint):
         self._within, self._caller = trainer.current_epoch, caller.state_key
         self._save(trainer)
 
+    def written(self, trainer: Trainer) -> None:
+        """Wait until the last checkpoint is on the disk. All ranks must call this.
+
+        Raises:
+            CheckpointError: If it could not be written, on every rank.
+        """
+        if self.background:
+            with failing_together():
+                self._writer.wait()
+
     def left_open(self, trainer: Trainer) -> bool:
         """Whether the restored run has something to do after its last step.
 
@@ -158,6 +192,7 @@ class RunCheckpoint(Checkpoint):
             self._within, self._caller, self._ended = None, "", True
             self._save(trainer, trainer.current_epoch - 1)
             self._ended = False
+            self.written(trainer)
         if self.best is not None and trainer.is_global_zero:
             self.best.say(self._folder(trainer) / BEST)
 
@@ -179,6 +214,11 @@ class RunCheckpoint(Checkpoint):
         path = self._folder(trainer) / LAST
         new = path.with_suffix(".tmp")
         best = self.best is not None and ended is not None and self.best.improves(trainer, ended)
+        record = json.dumps(self.best.record, indent=2, allow_nan=False) if self.best is not None and best else None
+        put = partial(self._put, new, path, ended, record, trainer.global_step)
+        if self.background:
+            self._save_later(trainer, new, put)
+            return
         unwritten: CheckpointError | None = None
         try:
             trainer.save_checkpoint(new, weights_only=False)  # on every rank: sharded weights need all ranks
@@ -189,11 +229,27 @@ class RunCheckpoint(Checkpoint):
             if unwritten is not None:
                 raise unwritten
             if trainer.is_global_zero:
-                self._put(new, path, ended, best, trainer.global_step)
+                put()
         trainer.strategy.barrier("last.ckpt")
 
-    def _put(self, new: Path, path: Path, ended: int | None, best: bool, step: int) -> None:
-        """Put the complete file ``new`` in the places of the checkpoints that it is."""
+    def _save_later(self, trainer: Trainer, new: Path, put: Callable[[], None]) -> None:
+        """Copy the checkpoint, and write it while training goes on."""
+        self.written(trainer)
+        files = trainer.strategy.checkpoint_io
+        assert isinstance(files, CheckpointFiles)
+        with files.holding():
+            trainer.save_checkpoint(new, weights_only=False)
+        held = files.held()
+        if held is not None:
+
+            def work(held: dict[str, Any] = held) -> None:
+                write_checkpoint(held, new)
+                put()
+
+            self._writer.start(work)
+
+    def _put(self, new: Path, path: Path, ended: int | None, record: str | None, step: int) -> None:
+        """Put the complete file ``new`` in the places of the checkpoints that it is. ``record`` is that of the best."""
         _check(new)
         try:
             with new.open("r+b") as file:  # Windows can sync only writable handles
@@ -201,9 +257,8 @@ class RunCheckpoint(Checkpoint):
             # the other files first: a run killed here repeats this save, a run killed after it would not
             if self.keep_epochs and ended is not None:
                 _keep(new, path.with_name(f"epoch-{ended}.ckpt"))
-            if best and self.best is not None:
+            if record is not None:
                 _keep(new, path.with_name(BEST))
-                record = json.dumps(self.best.record, indent=2, allow_nan=False)
                 path.with_name(BEST).with_suffix(".json").write_text(record + "\n", encoding="utf-8")
             if self.keep_last:
                 _keep(new, path.with_name(f"step-{step}.ckpt"))

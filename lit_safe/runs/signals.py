@@ -170,6 +170,9 @@ class StopOnSignal(Checkpoint):
 
     def _stop(self, trainer: Trainer) -> None:
         assert self._agreed is not None
+        for callback in connected(trainer).callbacks:
+            if isinstance(callback, RunCheckpoint):
+                callback.written(trainer)
         raise Stopped(self._status(self._agreed))
 
     def say(self, trainer: Trainer) -> None:

@@ -33,6 +33,14 @@ class FiniteNorms:
         optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # torch reads it where it is set
         self._waiting = read, step
 
+    def check(self, norm: Tensor, step: int) -> None:
+        """Check the norm [] of a step that was taken, or left out because of its norm.
+
+        Raises:
+            FloatingPointError: If it is not finite.
+        """
+        _check(norm.item(), step)
+
     def settle(self) -> None:
         """Wait for a norm that was not checked yet.
 

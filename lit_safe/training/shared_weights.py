@@ -14,7 +14,8 @@ def check_strategy(strategy: Any) -> None:
     """Refuse strategies that shard models in other ways, before anything is read.
 
     A step here is several backward passes, one clipping by the norm of the whole gradient, and one step of a torch
-    optimizer. DeepSpeed's engine does all three by itself and in another order, and would leave out the clipping.
+    optimizer. Lightning's DeepSpeedStrategy would leave out the clipping and add up no gradients. With bf16-mixed
+    it would cast the multiplier and the labels to bf16.
 
     Raises:
         ValueError: Names the strategy, and the one to use instead.
@@ -22,7 +23,8 @@ def check_strategy(strategy: Any) -> None:
     if isinstance(strategy, OTHERS) and not hasattr(strategy, "offload"):
         raise SettingError(
             f"trainer.strategy {type(strategy).__name__}: not supported: -c configs/trainer/fsdp2.yaml divides "
-            "weights, gradients and the optimizer's state over ranks"
+            "weights, gradients and the optimizer's state over ranks, and -c configs/trainer/deepspeed_zero2.yaml all "
+            "but the weights"
         )
 
 
@@ -33,6 +35,9 @@ def share_weights(pair: Any, trainer: Any) -> None:
         ValueError: If the pair's models cannot be sharded.
     """
     strategy = None if trainer is None else trainer.strategy
+    check_pair = getattr(strategy, "check_pair", None)
+    if check_pair is not None:
+        check_pair(pair)
     plan = getattr(strategy, "plan", None)
     if plan is None:
         return

@@ -26,7 +26,7 @@ from lit_safe.protocols.data import RunData
 from lit_safe.protocols.pair import LaysOut, PairModel
 from lit_safe.protocols.trainer import connected
 from lit_safe.runs.checkpoints import shipped
-from lit_safe.sharded import whole
+from lit_safe.training.clipped_step import clipped_step
 from lit_safe.training.finite import FiniteNorms
 from lit_safe.training.metrics import SUMS, Means, Scalars, on_host, together
 from lit_safe.training.micro_batch import choose_micro_batch, ranks_on
@@ -100,7 +100,7 @@ class StepModule(LightningModule):
         Raises:
             ValueError: If the trainer's precision, strategy, accumulation, clipping or a callback is not supported.
         """
-        check_trainer_precision(str(self.trainer.precision))
+        check_trainer_precision(str(self.trainer.precision), self.trainer.strategy.root_device)
         check_strategy(self.trainer.strategy)
         if self.trainer.accumulate_grad_batches != 1:
             raise SettingError(
@@ -197,17 +197,14 @@ class StepModule(LightningModule):
                     with phase("backward", whole=True), torch.autocast(self.device.type, enabled=False):
                         self.manual_backward(loss)
         with phase("optimizer"):
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
             bound = float("inf") if self.gradient_clip_norm is None else self.gradient_clip_norm
-            norm = whole(torch.nn.utils.clip_grad_norm_(parameters, bound))
-            self._norms.take(norm.detach(), optimizer.optimizer, self.global_step)
             self._window.rate = optimizer.param_groups[0]["lr"]
-            optimizer.step()
+            norm = clipped_step(self.trainer.strategy, optimizer, bound, self._norms, self.global_step)
             self._scheduler().step()
         if self._ends_window():
             self._norms.settle()  # the time of a window is that of its device
         self._window.seconds += time.perf_counter() - started
-        return norm.detach()
+        return norm
 
     def _scheduler(self) -> torch.optim.lr_scheduler.LambdaLR:
         scheduler = self.lr_schedulers()

@@ -11,7 +11,7 @@ from models.backbone import Backbone
 from models.policy_reader import PolicyReader
 from models.reference import MadeAgain, OpenReference, Reference
 from models.sharding.plan import ShardingPlan
-from models.sharding.references import ShardedReference, open_sharded
+from models.sharding.references import ShardedReference, check_reference, open_sharded
 from models.sharding.wrap import reshard, whole_weights
 
 
@@ -41,10 +41,11 @@ class ShardablePair(nn.Module):
         """Divide both models over ranks when they are loaded. Does nothing once the pair is loaded.
 
         Raises:
-            ValueError: If the adaptation stores the states of frozen layers.
+            ValueError: If the adaptation stores the states of frozen layers, or the reference cannot be sharded.
         """
         if self.trunk_storage() is not None:
             raise ValueError("adaptation.cache_trunk: not supported by sharded models: leave it out, or use ddp")
+        check_reference(self.reference)
         if self.policy is None:
             self._reader.plan = plan
 

@@ -27,6 +27,21 @@ class ShardedReference:
         yield self.frozen
 
 
+def check_reference(reference: Reference) -> None:
+    """Refuse a reference that cannot be sharded, before anything is loaded.
+
+    Raises:
+        ValueError: Names what can.
+    """
+    if isinstance(reference, NoReference | AdapterOff):
+        return
+    if not isinstance(reference, FrozenCopy) or reference.dtype != "policy":
+        raise ValueError(
+            f"the reference ({reference.describe()}) cannot be sharded: use models.reference.FrozenCopy with dtype "
+            "policy, AdapterOff with an adapter, or an objective without reference"
+        )
+
+
 def open_sharded(reference: Reference, policy: Backbone, as_loaded: Callable[[], Backbone]) -> OpenReference:
     """A context that gives the reference of ``policy``. All ranks must call this.
 
@@ -36,13 +51,9 @@ def open_sharded(reference: Reference, policy: Backbone, as_loaded: Callable[[],
         as_loaded: Reads the policy's first weights again and shards them.
 
     Raises:
-        ValueError: If this kind of reference cannot be sharded. The message names what can.
+        ValueError: As ``check_reference``.
     """
+    check_reference(reference)
     if isinstance(reference, NoReference | AdapterOff):
         return reference.attach(policy)
-    if not isinstance(reference, FrozenCopy) or reference.dtype != "policy":
-        raise ValueError(
-            f"the reference ({reference.describe()}) cannot be sharded: use models.reference.FrozenCopy with dtype "
-            "policy, AdapterOff with an adapter, or an objective without reference"
-        )
     return ShardedReference(as_loaded().eval().requires_grad_(False), policy)

@@ -1,5 +1,6 @@
 """In every precision that is allowed a policy starts as its reference, moves as in fp32, and lambda is exact."""
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lit_safe.constraint.costs.rollout import RolloutCost
 from lit_safe.constraint.dual_ascent import DualAscent
 from lit_safe.evaluation.evaluate import evaluate
 from lit_safe.objectives import DPO, ConstrainedDPO
-from lit_safe.precision import TRAINER_PRECISIONS
+from lit_safe.precision import TRAINER_PRECISIONS, check_trainer_precision
 from lit_safe.training.module import PreferenceAlignment
 from lit_safe.types import PackedBatch, PackedSequences, Pair, Scored
 from models.adaptation import Full, LastLayers, LoRA
@@ -291,3 +292,20 @@ def test_stored_log_probs_are_named_by_the_type_of_their_products(tmp_path: Path
         )
         trainer(tmp_path, max_steps=1, precision=precision).fit(module, fruit)
     assert len(list((tmp_path / "kept").glob("*.npz"))) == 2
+
+
+def test_a_gpu_without_bf16_is_named_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def supported(including_emulation: bool = True) -> bool:
+        asked.append(including_emulation)
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    with pytest.raises(ValueError, match=r"^trainer.precision bf16-mixed: Tesla T4 has no products in bf16: set --tr"):
+        check_trainer_precision("bf16-mixed", torch.device("cuda", 0))
+    assert asked == [False]
+    check_trainer_precision("32-true", torch.device("cuda", 0))
+    check_trainer_precision("bf16-mixed", torch.device("cpu"))

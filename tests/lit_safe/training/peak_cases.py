@@ -1,10 +1,12 @@
 """Fits random Llamas, each in a process of its own, and prints what was announced and what was used.
 
 ``python -m tests.lit_safe.training.peak_cases`` prints a line of JSON for each shape and adaptation.
+``python -m tests.lit_safe.training.peak_cases ranks`` does so for two ranks, a line for each.
 """
 
 import json
 import os
+import sys
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -17,9 +19,11 @@ from lightning import Callback
 from lit_safe.training.reference_plan import memory_of_a_step
 from models.adaptation import Full, LastLayers
 from models.pair import PolicyReference
+from models.sharding.strategy import FullySharded
 from models.sources import Description, TinyLlama
 from ops.sequence_logratio.peak_memory import lower, peak_mib
 from tests.lit_safe.pair_world import Fruit, aligned, pairs, trainer
+from tests.lit_safe.training.sharded_two_ranks import forked
 
 KINDS: dict[str, Any] = {"full": Full(), "last layers": LastLayers(2)}
 
@@ -36,7 +40,7 @@ class Shape:
     tokens: int  # of a micro-batch
 
     def load_model(self) -> transformers.PreTrainedModel:
-        """The model, from torch's own random numbers."""
+        """The model, the same at every reading."""
         config = transformers.LlamaConfig(
             vocab_size=16_384,
             hidden_size=self.width,
@@ -46,7 +50,9 @@ class Shape:
             num_key_value_heads=4,
             tie_word_embeddings=self.tied,
         )
-        return transformers.LlamaForCausalLM(config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return transformers.LlamaForCausalLM(config)
 
     def load_tokenizer(self) -> transformers.PreTrainedTokenizerBase:
         """The tokenizer of bytes."""
@@ -93,14 +99,14 @@ class Announced(Callback):
         self.parts, self.total = needed._asdict(), needed.total
 
 
-def fitted(source: Any, kind: str, shape: Shape) -> Announced:
+def fitted(source: Any, kind: str, shape: Shape, **options: Any) -> Announced:
     """Train two steps."""
     announced = Announced()
     limit = {"micro_batch_pairs": None, "micro_batch_tokens": shape.tokens}
     data = pairs(Wordy(shape.length), pairs_per_step=shape.pairs, max_length=1024, **limit)
     module = aligned(lr=1e-5, pair=PolicyReference(source, KINDS[kind]), precompute_reference=False)
     with tempfile.TemporaryDirectory() as folder:
-        trainer(folder, max_steps=2, callbacks=[announced]).fit(module, data)  # type: ignore[arg-type]  # a data module by its methods
+        trainer(folder, max_steps=2, callbacks=[announced], **options).fit(module, data)  # type: ignore[arg-type]  # a data module by its methods
     return announced
 
 
@@ -112,6 +118,32 @@ def measured(name: str, kind: str) -> dict[str, Any]:
     announced = fitted(SHAPES[name], kind, SHAPES[name])
     parts = {part: round(size / 2**20, 1) for part, size in announced.parts.items()}
     return {"shape": name, "kind": kind, "said": announced.total / 2**20, "used": peak_mib() - before, "parts": parts}
+
+
+TWO_RANKS: dict[str, Any] = {"ddp": lambda: "ddp", "fsdp2": FullySharded}
+
+
+def measured_on_a_rank(rank: int, strategy: str) -> None:
+    """Print the announced bytes and the peak of one of two ranks, in MiB."""
+    shape = SHAPES["several micro-batches"]
+    options = {"devices": 2, "strategy": TWO_RANKS[strategy]()}
+    fitted(TinyLlama(), "full", shape, **options)
+    lower()
+    before = peak_mib()
+    announced = fitted(shape, "full", shape, **{**options, "strategy": TWO_RANKS[strategy]()})
+    parts = {part: round(size / 2**20, 1) for part, size in announced.parts.items()}
+    found = {"strategy": strategy, "rank": rank, "said": announced.total / 2**20, "used": peak_mib() - before}
+    print("\n" + json.dumps({**found, "parts": parts}), flush=True)
+
+
+def on_two_ranks() -> None:
+    """Print what each of two ranks announced and used."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    fitted(TinyLlama(), "full", SHAPES["several micro-batches"])
+    for strategy in sys.argv[2:] or TWO_RANKS:
+        status = forked(2, lambda rank, strategy=strategy: measured_on_a_rank(rank, strategy))
+        assert status == [0, 0], (strategy, status)
 
 
 def main() -> None:
@@ -130,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    on_two_ranks() if sys.argv[1:2] == ["ranks"] else main()

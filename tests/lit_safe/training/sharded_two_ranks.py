@@ -1,4 +1,4 @@
-"""Run by ``test_sharded.py``: fits a tiny language model whole in one process and sharded over two ranks.
+"""Run by ``test_sharded.py`` and ``test_zero.py``: fits a tiny language model in one process and on two ranks.
 
 Each fit runs in processes of its own, which are forked after the imports.
 """
@@ -26,11 +26,14 @@ from models.adaptation import LoRA
 from models.pair import PolicyReference
 from models.reference import AdapterOff
 from models.sharding.strategy import FullySharded
+from models.sharding.zero import ZeroTwo
 from models.sources import TinyLlama
 from tests.lit_safe.pair_world import pairs, trainer
+from tests.lit_safe.runs.test_checkpoints import Full
 from tests.lit_safe.training.module_two_ranks import Length
 
 KILLED_AT, SAVED_AT = 5, 3  # steps
+STRATEGIES: dict[str, Any] = {"fsdp2": FullySharded, "zero2": lambda: ZeroTwo(bucket=1000)}
 
 
 class Kept(Callback):
@@ -55,10 +58,12 @@ class Kept(Callback):
 
 def fit(folder: Path, rank: int, ranks: int, kind: str, *, kill: bool = False, resume: Path | None = None) -> None:
     """One fit as one of ``ranks`` processes."""
-    strategy: Any = FullySharded() if ranks > 1 else "auto"
+    strategy: Any = STRATEGIES[sys.argv[2]]() if ranks > 1 else "auto"
     lora = kind == "lora"
     # a step is the gradient itself: Adam would blow the rounding of a gradient near 0 up to a whole step
-    optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.5)
+    optimizer: Any = partial(torch.optim.SGD, lr=0.1, momentum=0.5)
+    if kind == "adamw":
+        optimizer = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.1)
     pair = PolicyReference(
         TinyLlama(),
         adaptation=LoRA(r=4) if lora else None,
@@ -75,7 +80,7 @@ def fit(folder: Path, rank: int, ranks: int, kind: str, *, kill: bool = False, r
         optimizer,
         multiplier=0.5 if kind == "dual" else 0.0,
         gradient_clip_norm=0.05,
-        precompute_reference=kind == "cached",
+        precompute_reference=kind in ("cached", "adamw"),
     )
     trainer(
         folder,
@@ -122,26 +127,50 @@ def forked(ranks: int, run: Callable[[int], None]) -> list[int]:
 
 
 def both(folder: Path, kind: str) -> None:
+    """In one process, then on two ranks."""
     for ranks in (1, 2):
         place = folder / kind / str(ranks)
         status = forked(ranks, lambda rank, place=place, ranks=ranks: fit(place, rank, ranks, kind))
         assert status == [0] * ranks, (kind, ranks, status)
 
 
-def killed_and_resumed(folder: Path) -> None:
-    status = forked(2, lambda rank: fit(folder / "killed", rank, 2, "cached", kill=True))
+def killed_and_resumed(folder: Path, kind: str) -> None:
+    """Two ranks are killed between two steps, and another two and one process continue."""
+    status = forked(2, lambda rank: fit(folder / "killed", rank, 2, kind, kill=True))
     assert status == [-signal.SIGKILL] * 2, status
     last = folder / "killed" / "checkpoints" / "last.ckpt"
     for ranks in (2, 1):  # first on as many ranks, into another folder; then on one
         place = folder / "resumed" / str(ranks)
-        status = forked(ranks, lambda rank, place=place, ranks=ranks: fit(place, rank, ranks, "cached", resume=last))
+        status = forked(ranks, lambda rank, place=place, ranks=ranks: fit(place, rank, ranks, kind, resume=last))
         assert status == [0] * ranks, (ranks, status)
+
+
+def full_disk(folder: Path, kind: str) -> None:
+    """The first rank's disk is full after the first save. Each rank leaves its error as text."""
+    place = folder / "full"
+
+    def run(rank: int) -> None:
+        plain = Path.open
+
+        def opened(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+            saved = (place / "checkpoints" / "last.ckpt").exists()
+            return Full(self, "w") if mode == "wb" and saved else plain(self, mode, *args, **kwargs)
+
+        Path.open = opened  # type: ignore[assignment,method-assign]
+        try:
+            fit(place, rank, 2, kind)
+        except Exception as error:
+            (place / f"{rank}.txt").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+
+    assert forked(2, run) == [0, 0]
 
 
 if __name__ == "__main__":
     where = Path(sys.argv[1])
-    for what in sys.argv[2:]:
-        if what == "killed":
-            killed_and_resumed(where)
+    for what in sys.argv[3:]:
+        if what.startswith("killed "):
+            killed_and_resumed(where, what.removeprefix("killed "))
+        elif what.startswith("full "):
+            full_disk(where, what.removeprefix("full "))
         else:
             both(where, what)

@@ -1,6 +1,7 @@
 """A model that two ranks hold together (FSDP2) trains as one process does, and leaves the same checkpoint."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from models.sharding.strategy import FullySharded
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[2] / "configs"
+FITS = ["cached", "dual", "lora", "killed cached", "full cached"]
 
 
 def slow(test: Any) -> Any:
@@ -31,7 +33,17 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with what every fit of ``sharded_two_ranks.py`` was left with."""
     folder = tmp_path_factory.mktemp("sharded")
     done = subprocess.run(
-        [sys.executable, HERE / "sharded_two_ranks.py", folder, "cached", "dual", "lora", "killed"],
+        [
+            sys.executable,
+            HERE / "sharded_two_ranks.py",
+            folder,
+            "fsdp2",
+            "cached",
+            "dual",
+            "lora",
+            "killed cached",
+            "full cached",
+        ],
         env={**os.environ, "PYTHONPATH": str(HERE.parents[2]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         encoding="utf-8",
@@ -86,6 +98,16 @@ def test_a_killed_run_continues_on_two_ranks_to_the_bit_and_on_one_to_rounding(e
     assert resumed["seen"] == pytest.approx(whole["seen"], rel=1e-6, nan_ok=True)
     torch.testing.assert_close(on_one["weights"], whole["weights"], rtol=0, atol=1e-6)
     assert not (ended / "killed" / "0.pt").exists()
+
+
+@slow
+def test_a_full_disk_ends_both_ranks_with_the_file_and_the_older_checkpoint_loads(ended: Path) -> None:
+    first, second = ((ended / "full" / f"{rank}.txt").read_text(encoding="utf-8") for rank in (0, 1))
+    said = "cannot write the checkpoint .*last.tmp: No space left on device"
+    assert re.match(rf"CheckpointError: {said}$", first)
+    assert re.match(rf"RuntimeError: .*{said} \(on rank 0\)$", second)
+    assert [path.name for path in (ended / "full" / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert load_checkpoint(ended / "full" / "checkpoints" / "last.ckpt")["global_step"] == 3
 
 
 def test_the_shipped_yaml_names_a_strategy_that_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
