@@ -99,7 +99,7 @@ def _report(scale: ScaleName, folder: Path, steps: list[Step]) -> None:
         f"- {os.cpu_count()} CPU threads ({platform.machine()}), written {datetime.now(UTC):%Y-%m-%d}",
     ]
     try:
-        path = write_report(folder, seen, facts, SCALES[scale].limit)
+        path = write_report(folder, seen, facts, SCALES[scale].limit, SCALES[scale].offset)
     except ValueError as error:
         log.error("no %s: %s", PAGE, error)
         return

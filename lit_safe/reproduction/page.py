@@ -21,7 +21,9 @@ PAGE, SUMMARY, PLANE = "report.md", "summary.json", "plane.png"
 COLOURS, MARKERS = 10, "osD"  # the next ten methods have the next marker
 
 
-def write_report(folder: Path, seen: Seen, facts: Sequence[str], limit: float | None = None) -> Path:
+def write_report(
+    folder: Path, seen: Seen, facts: Sequence[str], limit: float | None = None, offset: float | None = None
+) -> Path:
     """Write ``report.md``, ``summary.json`` and ``plane.png``.
 
     Args:
@@ -29,6 +31,7 @@ def write_report(folder: Path, seen: Seen, facts: Sequence[str], limit: float | 
         seen: What was measured.
         facts: Lines that say what was run, on what and when.
         limit: Limit on the cost, drawn in the plane; None draws none.
+        offset: The offset of the run ``safe_dpo``; None leaves it out of the table of offsets.
 
     Returns:
         The path of the page.
@@ -42,20 +45,22 @@ def write_report(folder: Path, seen: Seen, facts: Sequence[str], limit: float | 
     found = judged(seen)
     write_json(folder / SUMMARY, _summary(seen, found, facts))
     drawn = plot_plane(seen, folder / PLANE, limit)
-    text = "\n".join(lines(seen, found, facts, drawn))
+    text = "\n".join(lines(seen, found, facts, drawn, offset))
     partial = folder / f".{PAGE}.tmp"
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, folder / PAGE)
     return folder / PAGE
 
 
-def lines(seen: Seen, found: Sequence[Found], facts: Sequence[str], drawn: bool) -> list[str]:
+def lines(
+    seen: Seen, found: Sequence[Found], facts: Sequence[str], drawn: bool, offset: float | None = None
+) -> list[str]:
     """The lines of the page."""
     part: list[tuple[str, list[str], str]] = [
         ("Orderings of the papers", _orderings(found), ORDERINGS_NOTE),
         ("Reward and cost", means(seen), MEANS_NOTE),
         ("Helpfulness and harmlessness", helpfulness(seen), HELPFULNESS_NOTE),
-        ("The offset Δ of SafeDPO", sweep(seen), ""),
+        ("The offset Δ of SafeDPO", sweep(seen, offset), ""),
         ("Safe and unsafe, by pairs of methods", cross_counts(seen, "safe_dpo"), CROSS_NOTE),
         ("Networks, labels and time", needs(seen), ""),
     ]

@@ -43,6 +43,7 @@ class Scale(NamedTuple):
         minutes: Command → minutes of one stage; of the oracle, of one run.
         pipeline: The pipeline of one seed; None for the oracle.
         limit: The limit on the cost that the plane shows.
+        offset: SafeDPO's, of the run ``safe_dpo``.
     """
 
     what: str
@@ -50,6 +51,7 @@ class Scale(NamedTuple):
     minutes: Mapping[str, float]
     pipeline: str | None
     limit: float
+    offset: float = 10.0
 
 
 ORACLE_METHODS = {
@@ -72,6 +74,7 @@ SCALES: dict[ScaleName, Scale] = {
         {"run": 1.2, "start": 2.0},
         None,
         -0.15,
+        2.0,
     ),
     "135m": Scale(
         "SmolLM2-135M on harmful and harmless requests, answered and refused; asked 240 others, and judged by the "

@@ -22,8 +22,9 @@ def cell(measure: str, found: Pooled | None, *, signed: bool = False) -> str:
     """A mean with its interval; shares in percent."""
     if found is None:
         return ""
-    share = measure in SHARES
-    return found.text(100 if share else 1, 1 if share else 3, signed=signed)
+    if measure not in SHARES:
+        return found.text(1, 3, signed=signed)
+    return found.within(-1.0 if signed else 0.0, 1.0).text(100, 1, signed=signed)
 
 
 def means(seen: Seen) -> list[str]:
@@ -55,25 +56,30 @@ def helpfulness(seen: Seen, low: str = "sft", high: str = "dpo_helpful") -> list
         if reward is None or unsafe is None:
             continue
         ends = [f"{scale * (value - bottom.mean):.2f}" for value in (reward.mean, reward.low, reward.high)]
-        safe = [f"{100 * (1 - value):.1f}" for value in (unsafe.mean, unsafe.high, unsafe.low)]
+        kept = unsafe.within(0.0, 1.0)
+        safe = [f"{100 * (1 - value):.1f}" for value in (kept.mean, kept.high, kept.low)]
         cost = seen.mean(method, "cost")
         harmless = "" if cost is None else f"{-cost.mean:.3f}"
         rows.append([title(method), f"{ends[0]} [{ends[1]}, {ends[2]}]", f"{safe[0]} [{safe[1]}, {safe[2]}]", harmless])
     return markdown(("method", "helpfulness", "harmless responses %", "harmlessness (- cost)"), rows)
 
 
-def sweep(seen: Seen) -> list[str]:
-    """Unsafe share and reward by SafeDPO's offset. Empty with fewer than two offsets."""
-    offsets = sorted(
-        (offset, name) for name in seen.methods if name in METHODS and (offset := METHODS[name].offset) is not None
-    )
+def sweep(seen: Seen, main: float | None = None) -> list[str]:
+    """Unsafe and refused share, reward and cost by SafeDPO's offset. Empty with fewer than two offsets.
+
+    Args:
+        seen: What was measured.
+        main: The offset of ``safe_dpo``.
+    """
+    known = {name: METHODS[name].offset for name in seen.methods if name in METHODS} | {"safe_dpo": main}
+    offsets = sorted((offset, name) for name, offset in known.items() if offset is not None and name in seen.methods)
     if len(offsets) < 2:
         return []
     rows = [
-        [f"{offset:g}", *(cell(name, seen.mean(method, name)) for name in ("unsafe", "reward", "cost"))]
+        [f"{offset:g}", *(cell(name, seen.mean(method, name)) for name in ("unsafe", "refused", "reward", "cost"))]
         for offset, method in offsets
     ]
-    return markdown(("Δ", "unsafe %", "reward", "cost"), rows)
+    return markdown(("Δ", "unsafe %", "refused harmless %", "reward", "cost"), rows)
 
 
 def crossed(seen: Seen, one: str, other: str) -> tuple[float, float, float, float] | None:

@@ -3,7 +3,9 @@
 Letters: S seeds, P prompts.
 """
 
+import bisect
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +15,7 @@ from scipy.stats import t as student  # type: ignore[import-untyped]
 Floats = npt.NDArray[np.float64]
 
 LEVEL = 0.95
-CONVENIENT = 1.96  # for a plan: more prompts or seeds bring more degrees of freedom
+MOST = 1_000_000  # seeds or prompts of a plan
 
 
 class Pooled(NamedTuple):
@@ -46,16 +48,33 @@ class Pooled(NamedTuple):
         )
         return f"{mean} [{low}, {high}]"
 
+    def within(self, low: float, high: float) -> "Pooled":
+        """The same with its interval cut to values that are possible, such as those of a share."""
+        return self._replace(low=max(self.low, low), high=min(self.high, high)) if self.known else self
+
     def enough(self) -> tuple[int | None, int | None]:
         """So many prompts, or so many seeds, would tell a mean of this size from 0, if the variances stay as they are.
 
-        None: no number of these would, or the mean is 0.
+        None: no number of these would, nothing is known of it, or the mean is 0.
         """
-        allowed = (self.mean / CONVENIENT) ** 2
-        of_seeds = 0.0 if math.isnan(self.of_seeds) else self.of_seeds
-        prompts = self.prompts * self.of_prompts / (allowed - of_seeds) if allowed > of_seeds else math.inf
-        seeds = self.seeds * of_seeds / (allowed - self.of_prompts) if allowed > self.of_prompts else math.inf
-        return tuple(math.ceil(n) if math.isfinite(n) and n > 0 else None for n in (prompts, seeds))  # type: ignore[return-value]  # a tuple of two
+        of_seeds = 0.0 if math.isnan(self.of_seeds) else self.of_seeds * self.seeds
+        of_prompts = 0.0 if math.isnan(self.of_prompts) else self.of_prompts * self.prompts
+
+        def tells(seeds: int, prompts: int) -> bool:
+            return _square(of_seeds / seeds, seeds) + _square(of_prompts / prompts, prompts) < self.mean**2
+
+        prompts = _least(lambda n: tells(self.seeds, n)) if of_prompts else None
+        return prompts, _least(lambda n: tells(n, self.prompts)) if of_seeds else None
+
+
+def _square(variance: float, n: int) -> float:
+    """The square of half of Student's interval of a mean of ``n`` values, by the variance of this mean."""
+    return 0.0 if variance == 0 else variance * float(student.ppf(0.5 + LEVEL / 2, n - 1)) ** 2
+
+
+def _least(holds: Callable[[int], bool]) -> int | None:
+    """The least number >= 2 from which on something holds, None if it does not at ``MOST``."""
+    return bisect.bisect_left(range(MOST), True, lo=2, key=holds) if holds(MOST) else None
 
 
 def over_seeds(value_SP: npt.ArrayLike) -> Pooled:
@@ -86,9 +105,9 @@ def over_seeds(value_SP: npt.ArrayLike) -> Pooled:
     seeds, prompts = value.shape
     of_seeds = float(value.mean(1).var(ddof=1)) / seeds if seeds > 1 else math.nan
     of_prompts = float(value.mean(0).var(ddof=1)) / prompts if prompts > 1 else math.nan
-    parts = [(part, n - 1) for part, n in ((of_seeds, seeds), (of_prompts, prompts)) if not math.isnan(part)]
+    parts = [(part, n) for part, n in ((of_seeds, seeds), (of_prompts, prompts)) if not math.isnan(part)]
     mean, variance = float(value.mean()), sum(part for part, _ in parts)
     if not parts or (variance == 0 and mean == 0):
         return Pooled(mean, math.nan, math.nan, math.nan, seeds, prompts, of_seeds, of_prompts)
-    half = math.sqrt(sum(part * float(student.ppf(0.5 + LEVEL / 2, free)) ** 2 for part, free in parts))
+    half = math.sqrt(sum(_square(part, n) for part, n in parts))
     return Pooled(mean, math.sqrt(variance), mean - half, mean + half, seeds, prompts, of_seeds, of_prompts)

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from scipy.stats import t as student
 
 from lit_safe.reproduction.measured import Seen
 from lit_safe.reproduction.orderings import FAILS, HOLDS, ORDERINGS, UNTOLD, Ordering, judge, judged
@@ -33,8 +34,9 @@ def test_the_interval_decides(sign: int, mean: float, half: float, verdict: str)
 
 def test_an_open_claim_says_how_many_prompts_would_do() -> None:
     claim = Ordering("safe_dpo", "sft", "reward", 1, "paper", "")
-    found = judge(claim, pooled(0.5, 2.0))  # 100 prompts of variance 1 each part: n = 100 * 1 / (0.5 / 1.96)^2
-    assert found.advice == f"about {math.ceil(100 * (1.96 / 0.5) ** 2):,} prompts would do"
+    found = judge(claim, pooled(0.5, 2.0))  # 100 prompts, variance 1: the least n with t_n 10 / sqrt(n) < 0.5
+    assert student.ppf(0.975, 1539) * 10 / math.sqrt(1540) < 0.5 <= student.ppf(0.975, 1538) * 10 / math.sqrt(1539)
+    assert found.advice == "about 1,540 prompts would do"
     assert judge(claim, None).advice == "not measured"
     nothing = Pooled(0.0, math.nan, math.nan, math.nan, 2, 100, 0.0, 0.0)
     assert judge(claim, nothing).advice == "no prompt and no seed differs"

@@ -44,6 +44,9 @@ def test_the_sweep_needs_two_offsets() -> None:
     assert sweep(Seen({"safe_dpo_0": one}, {}, {})) == []
     lines = sweep(Seen({"safe_dpo_10": {"unsafe": cells([0.0, 0.25])}, "safe_dpo_0": one}, {}, {}))
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| 0", "| 10"]
+    main = Seen({"safe_dpo": {"unsafe": cells([0.0, 0.25])}, "safe_dpo_0": one}, {}, {})
+    assert sweep(main) == []
+    assert [line.split(" | ")[0] for line in sweep(main, 2.5)[2:]] == ["| 0", "| 2.5"]
 
 
 def test_time_is_the_mean_over_seeds() -> None:

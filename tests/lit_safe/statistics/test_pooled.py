@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from lit_safe.statistics.pooled import over_seeds
+from lit_safe.statistics.pooled import Pooled, over_seeds
 
 
 def test_the_two_parts_of_the_variance_by_hand() -> None:
@@ -40,13 +40,40 @@ def test_what_never_differs_has_no_interval_and_a_constant_difference_has_a_poin
     assert constant.enough() == (None, None)
 
 
-def test_the_number_that_would_do_makes_the_interval_end_at_zero() -> None:
-    found = over_seeds([[0.0, 1.0, 5.0, -4.0], [0.1, 1.1, 5.1, -3.9]])
+def half(found: Pooled, seeds: int, prompts: int) -> float:
+    """Half the interval of the same variances with other numbers of seeds and prompts."""
+    parts = (
+        (found.of_seeds * found.seeds / seeds, seeds),
+        (found.of_prompts * found.prompts / prompts, prompts),
+    )
+    return math.sqrt(sum(part * student.ppf(0.975, n - 1) ** 2 for part, n in parts))
+
+
+def test_the_number_that_would_do_is_the_least_with_an_interval_above_zero() -> None:
+    found = over_seeds([[0.0, 1.0, 5.0, -4.0], [0.01, 1.01, 5.01, -3.99]])
     prompts, seeds = found.enough()
     assert prompts is not None
     assert seeds is None, "the prompts alone are too few for any number of seeds"
-    part = found.of_prompts * found.prompts / prompts + found.of_seeds
-    assert found.mean / math.sqrt(part) == pytest.approx(1.96, rel=0.01)
+    assert half(found, 2, prompts) < found.mean <= half(found, 2, prompts - 1)
+
+
+def test_what_two_seeds_do_not_tell_needs_more_than_two() -> None:
+    draw = np.random.default_rng(3)
+    for gap in (0.2, 0.3, 0.4):
+        found = over_seeds(np.array([[0.3], [0.3 + gap]]) + 0.1 * draw.normal(size=(1, 50)))
+        prompts, seeds = found.enough()
+        assert found.low < 0
+        assert prompts is None, "two seeds that differ are too few for any number of prompts"
+        assert seeds is not None
+        assert seeds > 2
+        assert half(found, seeds, 50) < found.mean <= half(found, seeds - 1, 50)
+
+
+def test_an_interval_is_cut_to_what_is_possible() -> None:
+    found = over_seeds([[0.9, 1.0], [0.5, 1.0]])
+    assert found.high > 1
+    assert found.within(0.0, 1.0).high == 1
+    assert not over_seeds(np.zeros((2, 9))).within(0.0, 1.0).known
 
 
 def test_missing_values_and_other_shapes_are_refused() -> None:
