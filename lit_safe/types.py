@@ -330,6 +330,7 @@ class MemoryEstimate(NamedTuple):
     activations: int  # what the decoder keeps for the backward pass
     logits: int  # what the head needs, with its gradient if it trains
     buckets: int = 0  # copies of the gradients that ranks exchange
+    holes: int = 0  # on a CPU: what the C library holds between activations
 
     @property
     def total(self) -> int:

@@ -43,7 +43,7 @@ class MemoryPlan(NamedTuple):
         train change the method.
         """
         needed, missing = self.needed, self.needed.total - self.available
-        tokens, passing = self.tokens, needed.activations + needed.logits
+        tokens, passing = self.tokens, needed.activations + needed.logits + needed.holes
         if passing * (1 - FEWEST / max(tokens, FEWEST)) >= missing:
             size = tokens
             while size > FEWEST and passing * (1 - size / tokens) < missing:
@@ -51,7 +51,7 @@ class MemoryPlan(NamedTuple):
             return (
                 f"set --data.micro_batch_tokens {max(size, FEWEST)} (a longer pair needs a smaller --data.max_length)"
             )
-        if needed.activations >= missing:
+        if needed.activations + needed.holes >= missing:
             return "set gradient_checkpointing: true of the model's pair, which computes activations twice"
         training = needed.gradients + needed.optimizer + needed.reference + needed.buckets
         if training >= passing and training >= needed.weights:

@@ -83,6 +83,14 @@ def test_the_activations_are_what_autograd_keeps_of_a_larger_batch(kind, random_
     assert pair.memory_estimate(len(sequences.input_ids), 20).activations == pytest.approx(held, rel=0.05)
 
 
+def test_holes_are_what_gradients_do_not_fill(kind, random_source):
+    estimate = load(random_source(), *kind).memory_estimate(4096, 8)
+    share = 1.5 if isinstance(kind[0], LoRA) else 1.0
+    head = 97 * 16 * 4 if isinstance(kind[0], Full) else 0
+    assert estimate.holes == int(share * estimate.activations) - estimate.gradients - head > 0
+    assert load(random_source(), *kind).memory_estimate(8, 8).holes < estimate.holes / 256
+
+
 def test_an_estimate_leaves_the_modes_of_the_modules_as_they_were(random_source):
     pair = load(random_source())
     before = [module.training for module in pair.modules()]
