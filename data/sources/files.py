@@ -129,10 +129,19 @@ class Table:
     def _dataset(self) -> Any:
         def load(datasets: Any) -> Any:
             builder = self._open(datasets)
+            self._check_split(builder)
             builder.download_and_prepare()
             return builder.as_dataset(split=self.split)
 
         return self._loaded(load)
+
+    def _check_split(self, builder: Any) -> None:
+        """Refuse a split that the dataset does not have, before anything is downloaded."""
+        known = list(builder.info.splits or builder.config.data_files or ())
+        unknown = [name for name in re.findall(r"(?:^|\+)\s*([^\[+\s]+)", self.split) if name != "all"]
+        missing = next((name for name in unknown if known and name not in known), None)
+        if missing is not None:
+            raise ValueError(f"it has no split {missing!r}: set split to one of {', '.join(known)}")
 
     def _open(self, datasets: Any) -> Any:
         return datasets.load_dataset_builder(

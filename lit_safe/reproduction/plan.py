@@ -86,9 +86,11 @@ SCALES: dict[ScaleName, Scale] = {
     ),
     "7b": Scale(
         "7 billion weights, PKU-SafeRLHF-30K and BeaverTails, Beaver's reward and cost models (docs/papers.md)",
-        "8 GPUs of 141 GB (full training in fp32 beside a frozen copy: about 120 GB each). Times: 8 operations for a "
-        "weight and token at 40 % of an H200's bf16 peak, and more for the responses. Nobody has run this here",
-        {"fit": 60.0, "annotate": 45.0, "merge": 5.0},
+        "8 GPUs of 141 GB (full training in fp32 beside a frozen copy: about 120 GB each; MoCAN and PeCAN divide their "
+        "weights over the GPUs, because score models lie beside them), 2 TB of disk (18 runs: an export of 28 GB, "
+        "a checkpoint of 84 GB), and one GPU to annotate and to evaluate. Times: 8 operations for a weight and token "
+        "at 40 % of an H200's bf16 peak, and 1,500 tokens a second for responses. Nobody has run this here",
+        {"fit": 60.0, "annotate": 45.0, "evaluate": 25.0, "merge": 5.0},
         "configs/pipeline/reproduce_7b.yaml",
         0.0,
     ),

@@ -66,6 +66,9 @@ def test_a_folder_is_read_as_a_hub_dataset_is(tmp_path: Path, monkeypatch: pytes
         datasets.Dataset.from_list([{"text": split}]).to_parquet(str(tmp_path / "set" / f"{split}.parquet"))
     table = Table(str(tmp_path / "set"), "test")
     assert list(table.records()) == [(f"{table.name}:0", {"text": "test"})]
+    assert len(list(Table(str(tmp_path / "set"), "train+test[:1]").records())) == 2
+    with pytest.raises(ValueError, match=r"set.*: cannot be loaded \(it has no split 'tset': set split to one of t"):
+        list(Table(str(tmp_path / "set"), "tset").records())
     before = table.describe()
     (tmp_path / "set" / "test.parquet").write_bytes(b"other")
     assert table.describe() != before

@@ -1,13 +1,17 @@
 """Estimates E[cost] from fresh responses of the current policy, as C-DPO's dual step requires."""
 
 import functools
+import logging
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from lit_safe.constraint.costs import HeldOut
-from lit_safe.constraint.costs.mean import mean_cost, spread_of, unsafe_interval
+from lit_safe.constraint.costs.mean import MeanCost, mean_cost, spread_of, unsafe_interval
 from lit_safe.execution.quiet import quiet
 from lit_safe.execution.ranks import rank_and_world
 from lit_safe.hashing import hash64, uniforms
@@ -18,7 +22,35 @@ from lit_safe.scorer_card import check_scorer
 from lit_safe.sequences import pack_sequences
 from lit_safe.types import IGNORE, CostEstimate, CostFunction, Prompt, ScoredResponse
 
+log = logging.getLogger(__name__)
+
 SHOWN = 8  # samples kept for people to read
+STILL = 1.1  # times the wanted standard error: above it, one line says that the prompts are too few
+
+
+class _Answered(NamedTuple):
+    """Answers [n] to prompts: costs [n] or [n, C], parts of the drift [n, 5], whether cut and whether empty [n, 2]."""
+
+    prompt_n: Tensor
+    cost: Tensor
+    drift: Tensor
+    malformed: Tensor
+    samples: tuple[ScoredResponse, ...]
+
+    @property
+    def prompts(self) -> int:
+        """Number of prompts."""
+        return len(self.prompt_n.unique())
+
+    @property
+    def mean(self) -> MeanCost:
+        """The estimate of E[cost]."""
+        return mean_cost(self.cost, torch.ones(len(self.prompt_n), dtype=torch.float64), self.prompt_n)
+
+    def with_more(self, more: "_Answered") -> "_Answered":
+        """Both together."""
+        prompt_n, cost, drift, malformed = (torch.cat(pair) for pair in zip(self[:4], more[:4], strict=True))
+        return _Answered(prompt_n, cost, drift, malformed, (*self.samples, *more.samples)[:SHOWN])
 
 
 class RolloutCost:
@@ -48,9 +80,11 @@ class RolloutCost:
             cost curve is smoother, but the multiplier is fitted to these prompts.
         drift_samples_per_prompt: Number of samples per prompt on which drift is measured. This takes longer than
             generating a sample. Null measures all of them.
+        stderr: Wanted standard error of the estimate, in cost units. ``prompts`` prompts are answered first, and then
+            as many more as their costs ask for, up to the whole dual split. Null: no more.
 
     Raises:
-        ValueError: If a count or the temperature is not positive, or ``prompts`` is 1 (no standard error).
+        ValueError: If a count, the temperature or ``stderr`` is not positive, or ``prompts`` is 1 (no standard error).
     """
 
     def __init__(
@@ -63,6 +97,7 @@ class RolloutCost:
         batch_size: int = 16,
         fresh_prompts: bool = True,
         drift_samples_per_prompt: int | None = None,
+        stderr: float | None = None,
     ) -> None:
         if prompts < 2:
             raise ValueError(f"prompts must be at least 2, got {prompts}")
@@ -74,6 +109,9 @@ class RolloutCost:
         ):
             if not value > 0:
                 raise ValueError(f"{name} must be > 0, got {value}")
+        if stderr is not None and not 0 < stderr < math.inf:
+            raise ValueError(f"stderr must be > 0 and finite, got {stderr}")
+        self.stderr = stderr
         self.cost = cost
         self.prompts = prompts
         self.samples_per_prompt = samples_per_prompt
@@ -92,7 +130,15 @@ class RolloutCost:
             ValueError: With fewer than two dual prompts, or if the cost function returns something that is not a cost
                 or is not finite (the message names the class and the prompt).
         """
-        chosen = self._choose(data, seed, epoch)
+        ordered = self._ordered(data, seed, epoch)
+        found = self._answered(module, data, ordered[: self.prompts], seed, epoch)
+        more = ordered[self.prompts : self._wanted(found)]
+        if more:
+            found = found.with_more(self._answered(module, data, more, seed, epoch))
+        return self._estimate(found, len(ordered))
+
+    def _answered(self, module: HasPair, data: HeldOut, chosen: Sequence[Prompt], seed: int, epoch: int) -> "_Answered":
+        """Answers to all chosen prompts, equal on every rank."""
         jobs = [(prompt, sample) for prompt in chosen for sample in range(self.samples_per_prompt)]
         spread = functools.cache(functools.partial(self._spread, seed, epoch))
         costs, drifts, malformed = (Rows(len(jobs)) for _ in range(3))
@@ -112,31 +158,49 @@ class RolloutCost:
                 drifts.put(batch, self._drift(module, batch, device))
                 malformed.put(batch, batch.malformed())
                 samples += batch.scored()
-            cost, drift = costs.everywhere(device), drifts.everywhere(device)
-            truncated, empty = malformed.everywhere(device).mean(0).tolist()
-        kl, entropy, logp, seen, tokens = drift.sum(0).tolist()
+            cost, drift, flags = (rows.everywhere(device) for rows in (costs, drifts, malformed))
         prompt_n = torch.tensor([prompt.prompt_id for prompt, _ in jobs])
-        one_n = torch.ones(len(jobs), dtype=torch.float64)
-        mean, stderr, bounds = mean_cost(cost, one_n, prompt_n)
-        total, within = spread_of(cost, prompt_n)
-        unsafe_n = (cost > 0).reshape(len(jobs), -1).any(-1)
+        return _Answered(prompt_n, cost, drift, flags, tuple(samples[:SHOWN]))
+
+    def _wanted(self, found: "_Answered") -> int:
+        """Number of prompts with which the standard error is about ``stderr``, if costs vary as those of ``found``."""
+        if self.stderr is None:
+            return self.prompts
+        # Stein 1945: the variance of a first part decides the size of the whole
+        share = (found.mean.stderr / self.stderr).square().nan_to_num(0.0).max()  # NaN: the costs do not vary
+        return math.ceil(found.prompts * float(share) - 1e-9)
+
+    def _estimate(self, found: "_Answered", at_most: int) -> CostEstimate:
+        count, (mean, stderr, bounds) = len(found.prompt_n), found.mean
+        if self.stderr is not None and found.prompts == at_most and bool((stderr > STILL * self.stderr).any()):
+            log.warning(
+                "the standard error of the cost is %s with all %d prompts of the dual split, and %g was wanted: add "
+                "prompts, or samples_per_prompt",
+                ", ".join(f"{one:.3g}" for one in stderr.flatten().tolist()),
+                at_most,
+                self.stderr,
+            )
+        kl, entropy, logp, seen, tokens = found.drift.sum(0).tolist()
+        truncated, empty = found.malformed.mean(0).tolist()
+        total, within = spread_of(found.cost, found.prompt_n)
+        unsafe_n = (found.cost > 0).reshape(count, -1).any(-1)
         return CostEstimate(
             mean,
             stderr,
-            len(jobs),
+            count,
             unsafe_n.double().mean(),
-            float(len(jobs)),
+            float(count),
             {
                 "drift/kl_per_token": kl / max(1, seen),
                 "drift/entropy_per_token": entropy / max(1, seen),
                 "drift/reference_logp_per_token": logp / max(1, seen),
-                "drift/tokens_per_response": tokens / len(jobs),
+                "drift/tokens_per_response": tokens / count,
                 "dual/truncated": truncated,
                 "dual/empty": empty,
-                **unsafe_interval(unsafe_n, one_n, prompt_n),
+                **unsafe_interval(unsafe_n, torch.ones(count, dtype=torch.float64), found.prompt_n),
             },
-            tuple(samples[:SHOWN]),
-            len(chosen),
+            found.samples,
+            found.prompts,
             bounds,
             total,
             within if self.samples_per_prompt > 1 else None,
@@ -167,14 +231,15 @@ class RolloutCost:
                 f"shape {expected}, for {constraints} constraint{'s' if constraints > 1 else ''}"
             )
 
-    def _choose(self, data: HeldOut, seed: int, epoch: int) -> list[Prompt]:
+    def _ordered(self, data: HeldOut, seed: int, epoch: int) -> list[Prompt]:
+        """The prompts of the dual split in the order in which they are answered."""
         draw = epoch if self.fresh_prompts else "every"
         prompts = sorted(
             data.prompts("dual"), key=lambda p: (hash64("rollout-prompt", seed, draw, p.prompt_id), p.prompt_id)
         )
         if not prompts:
             raise ValueError("the dual split has no prompts: add data")
-        return prompts[: self.prompts]
+        return prompts
 
     def _spread(self, seed: int, epoch: int, prompt_id: int) -> Tensor:
         """[samples, steps] in [0, 1): at each step, one uniform number in each of ``samples`` equal intervals."""

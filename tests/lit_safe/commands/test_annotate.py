@@ -17,6 +17,7 @@ from data.sources.trl import TRL
 from data.split import split_of
 from lit_safe.commands.annotate import annotate
 from lit_safe.commands.fit_scorer import fit_scorer
+from lit_safe.constraint.certificate.scorers import verdict_quality
 from models.scorers.tfidf import TfidfHarm
 
 DISHES = ["soup", "salad", "noodles", "curry", "toast", "stew", "rice", "cake", "pie", "bread"]
@@ -63,6 +64,9 @@ def test_a_scorer_is_fitted_on_train_measured_on_val_and_then_scores(tmp_path, c
         assert (card[part]["prompts"], card[part]["responses"], card[part]["unsafe"]) == (count, 2 * count, count)
     assert card["held_out"]["auc"] == card["held_out"]["within_pair_accuracy"] == 1.0
     assert card["fitted_on"]["out_of_fold_auc"] == 1.0
+    quality = verdict_quality(scorer)  # of a cost > 0, which corrects the shares of ``evaluate``
+    assert (quality.hits, quality.positives, quality.negatives) == (1.0, count, count)
+    assert 0.5 < quality.hits_low < 1
     assert [source["licence"] for source in card["data"]] == ["CC0"]
     assert "held-out AUC 1.000" in caplog.text
     assert TfidfHarm(str(tmp_path / "scorer"))(["What?"], ["Crushed peanuts."]) > 0

@@ -42,6 +42,7 @@ class Report(Callback):
         same = SimpleNamespace(pair=Table())
         estimates = {
             "rollout": RolloutCost(TableCost(), samples_per_prompt=3, batch_size=4),
+            "in_two_parts": RolloutCost(TableCost(), 2, 3, batch_size=4, stderr=1e-3),
             "importance": ImportanceCost(minimum_effective=20),
             "labels": LabelledUnsafe(),
         }

@@ -349,6 +349,7 @@ def test_two_ranks_estimate_what_one_does_and_agree_on_the_multiplier(tmp_path: 
     two = [json.loads((tmp_path / "2" / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
     assert two[0] == two[1]
     assert two[0]["rollout"] == one["rollout"]  # of the same policy, to the bit
+    assert two[0]["in_two_parts"] == one["in_two_parts"] == one["rollout"], "all prompts, for a small standard error"
     for name in ("importance", "labels"):
         assert two[0][name] == pytest.approx(one[name], rel=1e-12, nan_ok=True)
     assert two[0]["reachability"] == one["reachability"]

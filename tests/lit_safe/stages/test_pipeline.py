@@ -227,6 +227,7 @@ def test_a_folder_in_use_and_a_launcher_are_refused(tmp_path: Path, monkeypatch:
         command([Stage("sft", BASE, TRL)], str(tmp_path))
 
 
+@pytest.mark.timeout(900)  # 25 stages of the 7B pipeline are parsed, two seconds each
 @pytest.mark.parametrize("path", sorted((CONFIGS / "pipeline").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_pipeline_has_settings_that_fit_takes(path: Path, tmp_path: Path) -> None:
     first, added = stages_of(path)

@@ -103,6 +103,8 @@ def test_it_learns_which_fruit_is_unsafe_and_writes_a_model_that_stock_transform
     assert card.trained_on == ("train",)
     assert card.units == {"reward": "nats", "cost": "log_odds"}
     assert card.quality["reward"].auc > 0.6
+    assert card.quality["reward"].hits is None
+    assert card.quality["cost"].hits > card.quality["cost"].false_alarms, "the zero is where calibration puts it"
     assert card.calibration["cost"].keys() >= {"slope", "intercept"}
     assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"] == {"0": "reward", "1": "cost"}
     scorer = ScoreFolder(str(folder), outputs=["reward", "cost"])
