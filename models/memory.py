@@ -72,19 +72,21 @@ def _shared(whole: MemoryEstimate, policy: Backbone, sharers: int) -> MemoryEsti
     """The estimate of one of the ranks that share weights, gradients and moments.
 
     ``buckets`` is what is whole for a while: the embeddings and the head with their gradients, the layer that computes
-    with its gradients, and the layer that is gathered next.
+    with its gradients, and the layer that is gathered next. The embeddings and the head of a reference with weights of
+    its own stay whole from its first pass on, because no backward pass gives them back.
     """
     layers = [list(unit.parameters()) for unit in units_of(policy.causal_lm)]
     sizes = [(_bytes(layer), _bytes(p for p in layer if p.requires_grad)) for layer in layers]
     root = whole.weights - sum(size for size, _ in sizes)
     root_gradient = whole.gradients - sum(gradient for _, gradient in sizes)
+    root_reference = whole.reference * root // max(whole.weights, 1)
     most, gradient = max(size for size, _ in sizes), max(gradient for _, gradient in sizes)
     return whole._replace(
         weights=-(-whole.weights // sharers),
         reference=-(-whole.reference // sharers),
         gradients=-(-whole.gradients // sharers),
         optimizer=-(-whole.optimizer // sharers),
-        buckets=root + root_gradient + 2 * most + gradient,
+        buckets=root + root_gradient + root_reference + 2 * most + gradient,
     )
 
 

@@ -29,7 +29,7 @@ TABLE: tuple[tuple[str, str, str, str, int], ...] = (
         "-c configs/trainer/deepspeed_zero2.yaml, or -c configs/trainer/fsdp2.yaml, which divides weights too",
         USAGE,
     ),
-    ("Lightning, but the (product|number).*num_nodes", "num_nodes", "", LAUNCHED, USAGE),
+    ("Lightning, but the product|number of nodes configured", "num_nodes", "", LAUNCHED, USAGE),
     ("Lightning, but the number of tasks", "devices", "", LAUNCHED, USAGE),
     ("requested gpu|DeviceIndices", "devices", "", "as many devices as the machine has, or auto", FAILED),
     ("[Dd]evices", "devices", "{value} is not a value of trainer.devices", "a whole number >= 1, or auto", USAGE),

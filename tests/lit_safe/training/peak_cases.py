@@ -89,17 +89,20 @@ class Announced(Callback):
 
     total = 0
 
-    def __init__(self) -> None:
+    def __init__(self, trim: bool = False) -> None:
         self.parts: dict[str, int] = {}
+        self.trim = trim
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         needed = memory_of_a_step(module, trainer, trainer.datamodule)
         self.parts, self.total = needed._asdict(), needed.total
+        if self.trim:  # the allocator of a CPU keeps what reading the model has freed, one layer at a time
+            lower()
 
 
-def fitted(source: Any, kind: str, shape: Shape, **options: Any) -> Announced:
+def fitted(source: Any, kind: str, shape: Shape, *, trim: bool = False, **options: Any) -> Announced:
     """Train two steps."""
-    announced = Announced()
+    announced = Announced(trim)
     limit = {"micro_batch_pairs": None, "micro_batch_tokens": shape.tokens}
     data = pairs(Wordy(shape.length), pairs_per_step=shape.pairs, max_length=1024, **limit)
     module = aligned(lr=1e-5, pair=PolicyReference(source, KINDS[kind]), precompute_reference=False)
@@ -122,13 +125,12 @@ TWO_RANKS: dict[str, Any] = {"ddp": lambda: "ddp", "fsdp2": FullySharded}
 
 
 def measured_on_a_rank(rank: int, strategy: str) -> None:
-    """Print the announced bytes and the peak of one of two ranks, in MiB."""
+    """Print the announced bytes and the peak of the steps of one of two ranks, in MiB."""
     shape = SHAPES["several micro-batches"]
-    options = {"devices": 2, "strategy": TWO_RANKS[strategy]()}
-    fitted(TinyLlama(), "full", shape, **options)
+    fitted(TinyLlama(), "full", shape, devices=2, strategy=TWO_RANKS[strategy]())
     lower()
     before = peak_mib()
-    announced = fitted(shape, "full", shape, **{**options, "strategy": TWO_RANKS[strategy]()})
+    announced = fitted(shape, "full", shape, trim=True, devices=2, strategy=TWO_RANKS[strategy]())
     parts = {part: round(size / 2**20, 1) for part, size in announced.parts.items()}
     found = {"strategy": strategy, "rank": rank, "said": announced.total / 2**20, "used": peak_mib() - before}
     print("\n" + json.dumps({**found, "parts": parts}), flush=True)

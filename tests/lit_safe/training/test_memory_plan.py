@@ -37,6 +37,23 @@ def test_the_memory_that_is_announced_is_within_15_per_cent_of_the_peak() -> Non
     assert not wrong, wrong
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(peak_memory.missing() is not None, reason="no peak of the memory can be read on this system")
+@pytest.mark.parametrize(("strategy", "above"), [("ddp", 0.15), ("fsdp2", 0.35)])
+def test_what_each_of_two_ranks_announces_is_an_upper_bound_near_the_peak_of_its_steps(
+    strategy: str, above: float
+) -> None:
+    """glibc keeps the memory of layers that are given back, unless it maps every large tensor by itself."""
+    command = [sys.executable, "-m", "tests.lit_safe.training.peak_cases", "ranks", strategy]
+    mapped = {"MALLOC_MMAP_THRESHOLD_": "262144"} if strategy == "fsdp2" else {}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **mapped}
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, env=env)
+    found = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    assert sorted(case["rank"] for case in found) == [0, 1], run.stderr
+    wrong = [case for case in found if not case["used"] <= case["said"] <= (1 + above) * case["used"]]
+    assert not wrong, wrong
+
+
 def test_what_fits_needs_no_advice() -> None:
     fitting = plan(300, activations=150)
     assert fitting.fits
