@@ -38,6 +38,7 @@ def test_the_memory_that_is_announced_is_within_15_per_cent_of_the_peak() -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(peak_memory.missing() is not None, reason="no peak of the memory can be read on this system")
 @pytest.mark.parametrize(("strategy", "above"), [("ddp", 0.15), ("fsdp2", 0.35)])
 def test_what_each_of_two_ranks_announces_is_an_upper_bound_near_the_peak_of_its_steps(
