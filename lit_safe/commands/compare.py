@@ -20,7 +20,7 @@ from lit_safe.evaluation.settings import Settings, differing, not_comparable, se
 from lit_safe.report.curves import Curves, curves_markdown, curves_table, plot_curves, shown, write_curves
 from lit_safe.report.hparams import Entry, write_hparams
 from lit_safe.report.plots import plot_comparison, read_curves
-from lit_safe.report.safety_compare import evaluations_markdown, read_evaluation
+from lit_safe.report.safety_compare import evaluations_markdown, is_evaluated, read_evaluation
 from lit_safe.report.tables import (
     MAIN,
     PAIRS,
@@ -63,8 +63,9 @@ def compare(runs: list[str], out: str = "runs/compare", baseline: str | None = N
     into ``out``, and ``curves.png`` and ``curves.csv`` of every run with a ``metrics.csv``. Runs with a
     ``certificate.json`` and a ``refusals.json`` (from ``certify`` and ``refusals``) are set side by side on two axes,
     unsafe responses and refusals of safe prompts: ``axes.png`` and ``axes.csv``. Runs with an ``evaluation/`` (from
-    ``evaluate``) are compared on both axes by prompt, and seeds are averaged. A run without a report is compared by
-    its curves alone. Other folders are skipped with a message, so ``runs/*`` works.
+    ``evaluate``) are compared on both axes by prompt, and seeds are averaged; a folder with nothing else, such as the
+    evaluation of an exported model, is enough. A run without a report is compared by its curves alone. Other folders
+    are skipped with a message, so ``runs/*`` works.
 
     If a run uses another ``order`` than the baseline, the two responses of each pair are brought into the baseline's
     order. If runs were evaluated with different settings (scorer, decoding, template, seeds), a line names the setting
@@ -94,7 +95,7 @@ def compare(runs: list[str], out: str = "runs/compare", baseline: str | None = N
 
 def _compare(runs: list[str], out: str, baseline: str | None, make_reports: bool) -> int:
     folders = [Path(run) for run in runs if not _same(Path(run), Path(out))]
-    candidates = [folder for folder in folders if _is_run(folder)]
+    candidates = [folder for folder in folders if _is_run(folder) or is_evaluated(folder)]
     for folder in folders:
         if folder not in candidates:
             log.info("%s is not a run folder: skipped", folder)
@@ -102,30 +103,32 @@ def _compare(runs: list[str], out: str, baseline: str | None, make_reports: bool
     curves = {folder: _curves(folder) for folder in candidates}
     drawn = [folder for folder in candidates if curves[folder]]
     finished = [folder for folder in candidates if _has_report(folder)]
-    unfinished = [folder for folder in candidates if folder not in finished]
-    if len(finished) < 2 and len(drawn) < 2:
+    asked = [folder for folder in candidates if is_evaluated(folder)]
+    unfinished = [folder for folder in candidates if folder not in finished and _is_run(folder)]
+    if max(len(finished), len(drawn), len(asked)) < 2:
         advice = "".join(f"; {_advice(folder)}" for folder in unfinished)
         raise _Refused(
-            f"two runs with a {REPORT} or a {CURVES} are needed, and {len({*finished, *drawn})} of {len(runs)} "
-            f"folders have one{advice}"
+            f"two runs with a {REPORT} or a {CURVES}, or two evaluations, are needed, and "
+            f"{len({*finished, *drawn, *asked})} of {len(runs)} folders have one{advice}"
         )
     for folder in unfinished:
-        if folder in drawn:
-            log.warning("only curves of %s are compared: %s", folder, _advice(folder))
+        if folder in drawn or folder in asked:
+            what = "curves" if folder in drawn else "answers to suites"
+            log.warning("only %s of %s are compared: %s", what, folder, _advice(folder))
         else:
             log.error("%s is left out: %s", folder, _advice(folder))
             status = 1
-    kept = [folder for folder in candidates if folder in finished or folder in drawn]
+    kept = [folder for folder in candidates if folder in finished or folder in drawn or folder in asked]
     names = dict(zip(kept, _names(kept), strict=True))
     to = Path(out)
     lines = ["# Runs compared", ""]
+    to.mkdir(parents=True, exist_ok=True)
     if len(finished) >= 2:
         lines = _compare_reports(finished, names, to, baseline)
     elif baseline is not None:
         _find(baseline, kept, list(names.values()))
     if drawn:
         of = [names[folder] for folder in drawn], [curves[folder] for folder in drawn]
-        to.mkdir(parents=True, exist_ok=True)
         plot_curves(*of, to / "curves.png")
         write_curves(to / "curves.csv", *of)
         lines += curves_markdown(*of, "curves.png")
@@ -133,7 +136,6 @@ def _compare(runs: list[str], out: str, baseline: str | None, make_reports: bool
             _terminal().print(curves_table(*of))
     axes = [row for folder in kept if (row := read_axes(folder, names[folder])) is not None]
     if axes:
-        to.mkdir(parents=True, exist_ok=True)
         plot_axes(axes, to / "axes.png")
         write_axes(axes, to / "axes.csv")
         lines += axes_markdown(axes, "axes.png")

@@ -42,15 +42,20 @@ class Evaluated(NamedTuple):
     settings: Mapping[str, Any]
 
 
+def is_evaluated(folder: Path) -> bool:
+    """Whether a folder has the files of an evaluation."""
+    return all((folder / FOLDER / name).is_file() for name in (REPORT, RESPONSES))
+
+
 def read_evaluation(folder: Path, name: str) -> Evaluated | None:
     """The evaluation in a run folder; None if it has none.
 
     Raises:
         ValueError: If its files are damaged or of another kind. The message names the folder.
     """
-    place = folder / FOLDER
-    if not ((place / REPORT).is_file() and (place / RESPONSES).is_file()):
+    if not is_evaluated(folder):
         return None
+    place = folder / FOLDER
     import pyarrow.parquet
 
     try:

@@ -72,13 +72,13 @@ def _table(cells: Cells) -> Floats:
 
 
 def read_oracle(folder: Path) -> Seen:
-    """The runs of an oracle study, ``<folder>/<objective>/seed_<k>``: exact expectations at every prompt."""
+    """The runs of an oracle study, ``<folder>/<objective>+<anchor>/seed_<k>``: exact expectations at every prompt."""
     seen = Seen({}, {}, {}, exact=True)
     for path in sorted(folder.glob(f"*/seed_*/{ORACLE_RESULT}")):
         tables = path.with_name(ORACLE_TABLES)
         if not tables.exists():
             continue
-        name, seed = path.parents[1].name, int(path.parent.name.rpartition("_")[2])
+        name, seed = path.parents[1].name.partition("+")[0], int(path.parent.name.rpartition("_")[2])
         with np.load(tables, allow_pickle=False) as stored:
             arrays = {key: np.asarray(stored[key], np.float64) for key in stored.files}
         for method, key in (("sft", "reference_PK"), (name, "policy_PK")):

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 BETA = 1.0  # of the frontier that is drawn, and of every method whose beta has DPO's scale
 ANCHOR = "reference_support"
-EPOCHS, STEPS = 8, 64  # of every run; a dual step follows each epoch
+EPOCHS, STEPS = 8, 32  # of every run; a dual step follows each epoch
 FIGURES = ("reward", "cost", "unsafe", "malformed", "malformed_worst", "kl", "wellformed/regret_share")
 WITHOUT = {"none": "no optimum known", "diverges": "optimum at infinity"}
 
@@ -192,6 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="parallel runs, one thread each")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of every run, each of --steps (default {EPOCHS})")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"optimizer steps of an epoch (default {STEPS})")
+    names = sorted({method.objective for method in METHODS})
+    parser.add_argument("--only", nargs="+", choices=names, metavar="FILE", help=f"of {', '.join(names)}; default all")
     parser.add_argument("--docs", type=Path, help="also write the figures into this folder of documents")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -201,7 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     started = time.monotonic()
-    jobs = jobs_of(METHODS, options.seeds, options.epochs, options.steps)
+    methods = [method for method in METHODS if options.only is None or method.objective in options.only]
+    jobs = jobs_of(methods, options.seeds, options.epochs, options.steps)
     try:
         with ending_workers():
             study.prepare(options.seeds, options.workers)
@@ -210,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("stopped by Ctrl-C: run the same command to continue")
         return 128 + signal.SIGINT
     wanted = [run for run in study.results(jobs[0].options) if run["seed"] in options.seeds]
-    write(study.folder, compared := compare(study, METHODS, wanted))
+    write(study.folder, compared := compare(study, methods, wanted))
     if options.docs:
         document(options.docs, compared)
     log.info("%.1f minutes; %s", (time.monotonic() - started) / 60, study.folder / "methods.md")

@@ -122,8 +122,8 @@ def test_one_run_is_nothing_to_compare(runs, tmp_path):
     with pytest.raises(SystemExit) as refused:
         compare([runs[0], str(unfinished)], out=str(tmp_path / "compared"))
     assert str(refused.value) == (
-        "compare: two runs with a report.json or a metrics.csv are needed, and 1 of 2 folders have one; "
-        f"{unfinished} has no report.json: `python train.py report {unfinished}` writes it"
+        "compare: two runs with a report.json or a metrics.csv, or two evaluations, are needed, and 1 of 2 folders "
+        f"have one; {unfinished} has no report.json: `python train.py report {unfinished}` writes it"
     )
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lit_safe.commands.compare import compare
 from lit_safe.report.safety import rows, write_rows
 from lit_safe.report.safety_compare import evaluations_markdown, read_evaluation
 from tests.lit_safe.evaluate_world import judged, question
@@ -35,6 +36,18 @@ def test_runs_are_paired_by_prompt_and_tested_together(tmp_path):
     assert "| -80.0 [" in found
     assert found.endswith(f"| {2 * 0.5**8:.3g} | told apart |")
     assert "+0.0 [" in line(text, "harmless prompts: refused", "b")
+
+
+def test_evaluations_alone_are_enough_for_the_command(tmp_path):
+    """An exported model has no run folder: its evaluation lies wherever ``--out`` said."""
+    written(tmp_path, "a", [0] * 10 + [1])
+    written(tmp_path, "b", [1] * 8 + [0] * 2 + [1])
+    out = tmp_path / "compared"
+    assert compare([str(tmp_path / "a"), str(tmp_path / "b")], out=str(out)) == 0
+    text = (out / "compare.md").read_text(encoding="utf-8").splitlines()
+    assert "| -80.0 [" in line(text, "harmful prompts: complied", "b")
+    with pytest.raises(SystemExit, match="or two evaluations, are needed, and 1 of 2 folders have one"):
+        compare([str(tmp_path / "a"), str(tmp_path)], out=str(out))
 
 
 def test_other_decoding_is_named_and_not_compared(tmp_path):

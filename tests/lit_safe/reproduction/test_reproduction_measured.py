@@ -33,7 +33,7 @@ def write_oracle(folder: Path, policy: np.ndarray, seconds: float) -> None:
 
 def test_the_oracle_gives_every_policy_and_the_reference_at_every_prompt_and_seed(tmp_path: Path) -> None:
     for seed in (0, 3):
-        write_oracle(tmp_path / "dpo" / f"seed_{seed}", np.array([[0.25, 0.5, 0.25]]), 10.0 + seed)
+        write_oracle(tmp_path / "dpo+reference_support" / f"seed_{seed}", np.array([[0.25, 0.5, 0.25]]), 10.0 + seed)
     found = read_oracle(tmp_path)
     assert found.exact
     assert found.cells["sft"]["reward"] == {(0, 0): pytest.approx(0.25), (3, 0): pytest.approx(0.25)}

@@ -55,7 +55,7 @@ def test_the_oracle_runs_every_method_of_its_list_once_a_seed() -> None:
     assert all(Path(find_config(f"configs/oracle/{file}.yaml")).exists() for file in ORACLE_METHODS.values())
     assert set(ORACLE_METHODS) <= set(METHODS)
     words = " ".join(step.words)
-    assert "--seeds 0 1 2 --options --trainer.limit_train_batches=40" in words
+    assert "--seeds 0 1 2 --options --trainer.limit_train_batches=24" in words
     assert planned("oracle", Path("runs/x"), [0])[0].minutes < step.minutes <= 60
 
 
