@@ -121,6 +121,7 @@ def first_and_other() -> SimpleNamespace:
     return SimpleNamespace(
         default_root_dir=sys.argv[3], fast_dev_run=False, is_global_zero=rank_and_world()[0] == 0, loggers=[],
         strategy=SimpleNamespace(barrier=lambda name: dist.barrier()), ckpt_path=None, save_checkpoint=save,
+        global_step=0,
     )  # fmt: skip
 
 
