@@ -105,10 +105,10 @@ def test_a_snapshot_does_not_change_with_its_source_and_copies_a_shared_tensor_o
     copied = snapshot(state)
     with torch.no_grad():
         weight += 1
-    state["b"][1][0]["n"].append(3)  # type: ignore[index]
+    state["b"][1][0]["n"].append(3)  # type: ignore[index]  # mypy knows the dict as object
     assert copied["a"].tolist() == [1, 1, 1]
     assert copied["b"][0] is copied["a"]
     assert copied["b"][1] == [{"n": [1, 2]}]
     assert not copied["a"].requires_grad
     module = torch.nn.Linear(1, 1).state_dict()
-    assert snapshot(module)._metadata == module._metadata  # type: ignore[attr-defined]
+    assert snapshot(module)._metadata == module._metadata  # type: ignore[attr-defined]  # torch sets it

@@ -156,7 +156,7 @@ def full_disk(folder: Path, kind: str) -> None:
             saved = (place / "checkpoints" / "last.ckpt").exists()
             return Full(self, "w") if mode == "wb" and saved else plain(self, mode, *args, **kwargs)
 
-        Path.open = opened  # type: ignore[assignment,method-assign]
+        Path.open = opened  # type: ignore[assignment,method-assign]  # a disk that fills up
         try:
             fit(place, rank, 2, kind)
         except Exception as error:

@@ -4,21 +4,18 @@ The table of docs/scale.md has these cases. The last step of an epoch has fewer 
 pairs.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.lit_safe.training.fits_of_ranks import run_script
 from tests.lit_safe.training.rank_counts import CASES, Case
 
 # about 35 seconds of one core: 15 fits in processes of their own
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-HERE = Path(__file__).parent
 SHARED = [case for case in CASES if case.ranks > 1 and case.kind != "bf16"]
 
 
@@ -26,15 +23,7 @@ SHARED = [case for case in CASES if case.ranks > 1 and case.kind != "bf16"]
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with what every rank of every fit was left with."""
     folder = tmp_path_factory.mktemp("rank_counts")
-    done = subprocess.run(
-        [sys.executable, HERE / "rank_counts.py", folder],
-        env={**os.environ, "PYTHONPATH": str(HERE.parents[2]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=850,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_script("rank_counts.py", folder)
     return folder
 
 

@@ -1,32 +1,22 @@
 """Two processes that share every step end where one process alone does."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.lit_safe.training.fits_of_ranks import run_script
+
 pytestmark = pytest.mark.slow  # three processes import Lightning and transformers
 
 # optimizer steps of two epochs: 26 pairs in steps of 5, of which SafeDPO keeps between 16 and 20
 STEPS = {"c_dpo": 12, "safe_dpo": 8}
-HERE = Path(__file__).parent
 
 
 def ended(script: str, *words: str, folder: Path, devices: int = 2) -> list[Any]:
     """What each of as many processes was left with."""
-    done = subprocess.run(
-        [sys.executable, HERE / script, *words, folder],
-        env={**os.environ, "PYTHONPATH": str(HERE.parents[2]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_script(script, *words, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(devices)]
 
 

@@ -1,8 +1,6 @@
 """DeepSpeed's ZeRO-2 on two ranks trains as one process does, and leaves the same checkpoint."""
 
 import importlib.util
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +11,6 @@ import torch
 from lightning import Trainer
 
 from lit_safe.cli import main
-from lit_safe.runs.checkpoints import load_checkpoint, shipped
 from lit_safe.training.clipped_step import ClipsInItsStep
 from lit_safe.training.shared_weights import check_strategy, share_weights
 from models.pair import PolicyReference
@@ -21,6 +18,7 @@ from models.sharding.strategy import FullySharded
 from models.sharding.zero import ZeroTwo
 from models.sources import TinyLlama
 from tests.lit_safe.pair_world import aligned, pairs, trainer
+from tests.lit_safe.training.fits_of_ranks import check_same_checkpoint, left, run_script
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[2] / "configs"
@@ -37,22 +35,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with what every fit of ``sharded_two_ranks.py`` was left with."""
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install 'lit-safe[deepspeed]'")
     folder = tmp_path_factory.mktemp("zero")
-    path = os.pathsep.join([str(HERE.parents[2]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, HERE / "sharded_two_ranks.py", folder, "zero2", *KINDS, "killed adamw"],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=850,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_script("sharded_two_ranks.py", folder, "zero2", *KINDS, "killed adamw")
     return folder
-
-
-def left(folder: Path, rank: int = 0) -> dict[str, Any]:
-    found: dict[str, Any] = torch.load(folder / f"{rank}.pt", weights_only=True)
-    return found
 
 
 @slow
@@ -72,13 +56,7 @@ def test_two_ranks_end_where_one_process_does(ended: Path, kind: str) -> None:
 @slow
 @pytest.mark.parametrize("kind", ["cached", "dual", "lora"])
 def test_the_checkpoint_of_two_ranks_is_that_of_one_process(ended: Path, kind: str) -> None:
-    alone, shared = (load_checkpoint(ended / kind / n / "checkpoints" / "last.ckpt") for n in "12")
-    for both in ((shipped(alone), shipped(shared)), (alone["state_dict"], shared["state_dict"])):
-        ours, theirs = ({k: v for k, v in state.items() if isinstance(v, torch.Tensor)} for state in both)
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    moments = [state["optimizer_states"][0]["state"] for state in (alone, shared)]
-    assert moments[0]
-    torch.testing.assert_close(*moments, rtol=1e-4, atol=1e-6)
+    check_same_checkpoint(ended / kind)
 
 
 @slow
