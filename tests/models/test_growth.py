@@ -17,7 +17,7 @@ from lit_safe.sequences import pack_sequences
 from models.pair import PolicyReference
 from models.sources import Description, TinyLlama
 
-WIDTH, INNER, LAYERS = 32, 64, 2
+WIDTH, INNER, LAYERS, HEADS = 32, 64, 2, 2
 BASE = {"prompt": 24, "response": 24, "pairs": 1, "vocabulary": 256}
 FACTORS = (1, 2, 3, 4, 6)
 
@@ -34,8 +34,8 @@ class Sized:
             hidden_size=WIDTH,
             intermediate_size=INNER,
             num_hidden_layers=LAYERS,
-            num_attention_heads=2,
-            num_key_value_heads=2,
+            num_attention_heads=HEADS,
+            num_key_value_heads=HEADS,
             tie_word_embeddings=False,
             attn_implementation=self.attention,
         )
@@ -89,17 +89,28 @@ def held(size, layout):
     return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
 
 
+def shape(size, layout):
+    """Rows of a pair and their length: two padded rows with the prompt in each, or one shared row."""
+    prompt, response = size["prompt"], size["response"]
+    return (2, prompt + response) if layout == "padded" else (1, prompt + 2 * response)
+
+
 def operations(size, layout):
     """The arithmetic: forward passes of both models, and a backward pass of twice that, at 2 operations a product.
 
-    A pair is two padded rows with the prompt in each, or one shared row. Attention has two products of S² D each.
+    Attention has two products of S² D each.
     """
-    prompt, response = size["prompt"], size["response"]
-    rows, length = (2, prompt + response) if layout == "padded" else (1, prompt + 2 * response)
+    rows, length = shape(size, layout)
     linear = 4 * WIDTH * WIDTH + 3 * WIDTH * INNER
     decoder = LAYERS * rows * (2 * linear * length + 4 * WIDTH * length**2)
-    head = 2 * 2 * response * WIDTH * size["vocabulary"]
+    head = 2 * 2 * size["response"] * WIDTH * size["vocabulary"]
     return size["pairs"] * 4 * (decoder + head)
+
+
+def angles(size, layout):
+    """What both forward passes add where transformers computes the angles of rotary positions as a product."""
+    rows, length = shape(size, layout)
+    return size["pairs"] * 2 * 2 * (WIDTH // HEADS // 2) * rows * length
 
 
 def exponent(name, measure):
@@ -116,7 +127,7 @@ def exponent(name, measure):
 def test_a_step_counts_the_operations_that_its_sizes_need(layout):
     for name in BASE:
         size = {**BASE, name: BASE[name] * 3}
-        assert counted(size, layout) == operations(size, layout)
+        assert counted(size, layout) - operations(size, layout) in (0, angles(size, layout))
 
 
 @pytest.mark.parametrize("layout", ["padded", "shared"])
