@@ -30,7 +30,7 @@ class Record:
     def open(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
         """Begin a pipeline in a new folder, or continue the one that the folder holds.
 
-        Stages may be added after those of an earlier call. Nothing else may change.
+        Stages may be added anywhere. Those of an earlier call keep their order and their settings.
 
         Args:
             settings: The complete settings of each stage, in order.
@@ -45,10 +45,9 @@ class Record:
         elif any((self.folder / mark).exists() for mark in MARKS):
             raise SettingError(f"{self.folder} is the folder of a run: name another one with --folder")
         for name, values in settings.items():
-            target = self.settings(name)
             if name not in self._stages:
-                _write(target, yaml.safe_dump(dict(values), sort_keys=False))
-                self._stages[name] = {}
+                _write(self.settings(name), yaml.safe_dump(dict(values), sort_keys=False))
+        self._stages = {name: self._stages.get(name, {}) for name in settings}
         self._save()
 
     def settings(self, name: str) -> Path:
@@ -72,12 +71,13 @@ class Record:
         return float(self._stages[name].get("seconds", 0.0))
 
     def _compare(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
-        before, now = list(self._stages), list(settings)
-        if now[: len(before)] != before:
-            raise SettingError(
-                f"{self.folder} holds a pipeline of the stages {', '.join(before)}, and this one has "
-                f"{', '.join(now)}: {ADVICE}"
-            )
+        before = list(self._stages)
+        if gone := [name for name in before if name not in settings]:
+            raise SettingError(f"{self.folder} has the stage {gone[0]}, and this pipeline has none: {ADVICE}")
+        kept = [name for name in settings if name in self._stages]
+        for old, new in zip(before, kept, strict=True):
+            if old != new:
+                raise SettingError(f"{self.folder} has the stage {old} before {new}, and now it is after: {ADVICE}")
         for name in before:
             stored = yaml.safe_load(self.settings(name).read_text(encoding="utf-8"))
             for key, old, new in differences(stored, json.loads(json.dumps(settings[name]))):

@@ -138,11 +138,15 @@ def test_a_changed_pipeline_is_refused_and_a_longer_one_continues(tmp_path: Path
     changed = {**SETTINGS, "dpo": {"x": 3}}
     with pytest.raises(SettingError, match=r"stage dpo had x 2, now 3: use the earlier settings, or .* --folder"):
         Record(tmp_path).open(changed)
-    with pytest.raises(SettingError, match="stages sft, dpo, both, and this one has sft, both"):
+    with pytest.raises(SettingError, match="has the stage dpo, and this pipeline has none"):
         Record(tmp_path).open({"sft": SETTINGS["sft"], "both": SETTINGS["both"]})
-    Record(tmp_path).open({**SETTINGS, "more": {"x": [1, {"y": None}]}})
+    with pytest.raises(SettingError, match="the stage sft before dpo, and now it is after"):
+        Record(tmp_path).open({name: SETTINGS[name] for name in ("dpo", "sft", "both")})
+    longer = {"first": {}, **SETTINGS, "more": {"x": [1, {"y": None}]}}
+    Record(tmp_path).open(longer)
+    Record(tmp_path).open(longer)
     with pytest.raises(SettingError, match=r"stage more had x\.1\.y None, now 0"):
-        Record(tmp_path).open({**SETTINGS, "more": {"x": [1, {"y": 0}]}})
+        Record(tmp_path).open({**longer, "more": {"x": [1, {"y": 0}]}})
     (tmp_path / "stages.json").write_text("{", encoding="utf-8")
     with pytest.raises(SettingError, match="is damaged"):
         Record(tmp_path).open(SETTINGS)
