@@ -43,6 +43,18 @@ class MicroBatchSize(NamedTuple):
     scored: int
 
 
+class RowTokens(NamedTuple):
+    """Tokens that each row takes in a micro-batch in which it is the longest.
+
+    Attributes:
+        padded: If each response has a row of the model's input with its prompt.
+        shared: If all responses of a prompt have one row, with the prompt once.
+    """
+
+    padded: Int64s
+    shared: Int64s
+
+
 class MicroBatch(NamedTuple):
     """Rows of one forward and backward pass on one rank: indices, followed by ``fillers`` filler rows."""
 
@@ -144,6 +156,7 @@ class MicroBatchLimit:
         self.rows, self.typed = rows, tokens
         self.taken: int | None = None
         self.device = "cpu"  # the type of the device that computes; the module that trains sets it
+        self.shared = False  # whether the model computes each prompt once; the module that trains sets it
 
     @property
     def free(self) -> bool:
@@ -159,14 +172,26 @@ class MicroBatchLimit:
         """Choose the number of tokens. It has no effect unless the limit is free."""
         self.taken = tokens
 
-    def divide(self, tokens_of: Int64s) -> Divide:
-        """Divides steps of rows that take ``tokens_of`` tokens each. The limit is read when a step is divided."""
-        if self.rows is not None and self.typed is None:
-            return by_rows(self.rows, tokens_of)
-        return lambda step, rank: by_tokens(self.tokens, tokens_of, self.device, self.rows)(step, rank)
+    def divide(self, tokens: Int64s | RowTokens) -> Divide:
+        """Divides steps of rows that take ``tokens`` each. The limit is read when a step is divided."""
 
-    def largest(self, tokens_of: Int64s, scored_of: Int64s, per_step: int) -> MicroBatchSize:
-        """An upper bound on a micro-batch of rows with ``tokens_of`` tokens, of which ``scored_of`` are scored."""
+        def divide(step: Int64s, rank: Rank) -> list[MicroBatch]:
+            tokens_of = self.tokens_of(tokens)
+            if self.rows is not None and self.typed is None:
+                return by_rows(self.rows, tokens_of)(step, rank)
+            return by_tokens(self.tokens, tokens_of, self.device, self.rows)(step, rank)
+
+        return divide
+
+    def tokens_of(self, tokens: Int64s | RowTokens) -> Int64s:
+        """Tokens of each row as the model computes it."""
+        if isinstance(tokens, RowTokens):
+            return tokens.shared if self.shared else tokens.padded
+        return tokens
+
+    def largest(self, rows: Int64s | RowTokens, scored_of: Int64s, per_step: int) -> MicroBatchSize:
+        """An upper bound on a micro-batch of rows with these tokens, of which ``scored_of`` are scored."""
+        tokens_of = self.tokens_of(rows)
         longest, scored = int(np.max(tokens_of)), int(np.max(scored_of))
         most = per_step if self.rows is None else self.rows
         if self.rows is not None and self.typed is None:

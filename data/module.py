@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from data.asked import asked
-from data.micro_batches import MicroBatch, MicroBatchLimit, MicroBatchSize
+from data.micro_batches import MicroBatch, MicroBatchLimit, MicroBatchSize, RowTokens
 from data.pack import annotation, pack_pairs
 from data.preparation import Order, Prepared, prepared
 from data.render import TODAY
@@ -235,12 +235,13 @@ class PreferenceData(TokenisedData[TokenisedPairs, Source]):
             return pack_pairs(self.tokenised, index[micro.rows], micro.fillers, len(together), self.seed)
 
         ids = self.tokenised.pair_id[index]
-        return EvalLoader(ids, pack, self.eval_batch_pairs, self.rank, self._tokens_of(index))
+        return EvalLoader(ids, pack, self.eval_batch_pairs, self.rank, self._tokens_of(index).padded)
 
-    def _tokens_of(self, index: Int64s) -> Int64s:
-        """Tokens of each pair at ``index`` if both responses are as long as the longer one, as with padding."""
+    def _tokens_of(self, index: Int64s) -> RowTokens:
+        """Tokens of each pair at ``index``. Padding makes both responses as long as the longer one."""
         pairs = self.tokenised
-        return 2 * (pairs.prompt.sizes + np.maximum(pairs.chosen.sizes, pairs.rejected.sizes))[index]
+        prompt, chosen, rejected = (side.sizes[index] for side in (pairs.prompt, pairs.chosen, pairs.rejected))
+        return RowTokens(2 * (prompt + np.maximum(chosen, rejected)), prompt + chosen + rejected)
 
     def _training_rows(self) -> Int64s:
         return self.rows_of("train") if self._train is None else self._train

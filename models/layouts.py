@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from lit_safe.types import IGNORE, LaidOut, PackedSequences
 
 Layout = Literal["padded", "packed", "shared"]
+LayoutChoice = Literal["auto", "padded", "packed", "shared"]
+"""``auto`` is ``shared`` where the model can compute it, and ``padded`` elsewhere."""
 
 MOST = 4  # responses in a row of the layout `shared`; attention takes time with the square of a row's length
 
@@ -90,7 +92,8 @@ def shared(sequences: PackedSequences) -> Rows:
 
     A prompt ends where the first token is scored. A row has at most MOST responses, and fewer if the rows of the batch
     then have fewer positions: padding the others to one long row can take more than repeating its prompt. No content of
-    a response decides where anything stands.
+    a response decides where anything stands. Where no row has two responses, the rows are those of ``padded``, which
+    need no mask.
     """
     ids, scored = sequences.input_ids.tolist(), (sequences.target != IGNORE).tolist()
     spans = []
@@ -100,6 +103,8 @@ def shared(sequences: PackedSequences) -> Rows:
     prompts = [ids[start:middle] for start, middle, _ in spans]
     begins = [True, *(one != other for one, other in itertools.pairwise(prompts))]
     most = min(range(MOST, 0, -1), key=lambda most: _positions(spans, begins, most))  # of equals the largest
+    if most == 1 or all(begins):
+        return padded(sequences)
     row_T, column_T, branch_T = [], [], []
     row, width, branch = -1, 0, 0
     for (start, middle, end), new in zip(spans, begins, strict=True):

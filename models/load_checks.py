@@ -57,8 +57,13 @@ def check_tokens(
         )
 
 
-def verify_layout(policy: Backbone, *, training: bool) -> None:
+def verify_layout(policy: Backbone, *, training: bool, asked: bool) -> None:
     """Verify ``policy``. One that cannot take the layout ``shared`` gets ``padded``, and the log says why.
+
+    Args:
+        policy: The model.
+        training: As in ``Backbone.verify``.
+        asked: Whether the user asked for the layout. The log then warns.
 
     Raises:
         ValueError: As ``Backbone.verify`` does, in another layout.
@@ -67,6 +72,7 @@ def verify_layout(policy: Backbone, *, training: bool) -> None:
         try:
             return policy.verify(training=training)
         except FAULTS as reason:
-            log.warning("layout 'shared' is not possible, so each response computes its prompt: %s", reason)
+            level = logging.WARNING if asked else logging.INFO
+            log.log(level, "layout 'shared' is not possible, so each response computes its prompt: %s", reason)
             policy.layout = "padded"
     policy.verify(training=training)

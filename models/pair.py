@@ -31,7 +31,7 @@ from models.backbone import Backbone, Layout
 from models.digest import digest, trunk_digest
 from models.export import eos_ids, save_pretrained
 from models.facts import model_facts
-from models.layouts import lay_out
+from models.layouts import LayoutChoice, lay_out
 from models.load_checks import check_tokens, say_router_loss, verify_layout
 from models.memory import memory_estimate
 from models.policy_reader import PolicyReader
@@ -58,7 +58,8 @@ class PolicyReference(ShardablePair):
         reference: The model that the policy is compared with; by default a frozen copy of the policy, or none if the
             objective needs none.
         backend: Log-prob backend, or ``auto``.
-        layout: ``padded`` batches, ``packed`` rows without padding, or ``shared`` rows with each prompt once.
+        layout: ``padded`` batches, ``packed`` rows without padding, or ``shared`` rows with each prompt once. ``auto``
+            is ``shared`` if the model can compute it, else ``padded``.
         gradient_checkpointing: Recompute activations in the backward pass. It saves memory and takes a third more time.
         disable_dropout: Set the dropout of the model (not of a LoRA adapter) to 0.
         trainable_dtype: Type of the weights that train, whatever the checkpoint's type. Use ``bfloat16`` only with an
@@ -71,7 +72,7 @@ class PolicyReference(ShardablePair):
         adaptation: Adaptation | None = None,
         reference: Reference | None = None,
         backend: str = "auto",
-        layout: Layout = "padded",
+        layout: LayoutChoice = "auto",
         gradient_checkpointing: bool = False,
         disable_dropout: bool = True,
         trainable_dtype: TrainableDtype = "float32",
@@ -82,7 +83,8 @@ class PolicyReference(ShardablePair):
         self.reference = reference or FrozenCopy()
         self._chose_reference = reference is not None
         self.backend = backend
-        self._layout: Layout = layout
+        self._layout: Layout = "shared" if layout == "auto" else layout
+        self._any_layout = layout == "auto"
         self.gradient_checkpointing = gradient_checkpointing
         self.disable_dropout = disable_dropout
         if trainable_dtype not in get_args(TrainableDtype):
@@ -139,7 +141,7 @@ class PolicyReference(ShardablePair):
         policy = self._reader.read(self._layout)
         if policy.model is not policy.causal_lm:
             check_adapter(policy.model)
-        verify_layout(policy, training=self.disable_dropout)
+        verify_layout(policy, training=self.disable_dropout, asked=not self._any_layout)
         self._layout = policy.layout
         self._verified = {self._layout}
         if self.gradient_checkpointing:

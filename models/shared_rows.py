@@ -103,12 +103,25 @@ def separated(
     if implementation == "eager":
         dtype = model.get_input_embeddings().weight.dtype
         masks = [torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min) for mask in masks]
+    elif implementation == "sdpa" and (products := _products(model)) is not None:
+        # of a bool mask, torch makes and keeps such a tensor in every layer
+        masks = [torch.zeros_like(mask, dtype=products).masked_fill_(~mask, -torch.inf) for mask in masks]
     layers = layers_of(model)
     forwards: Mapping[nn.Module, Forward] = {
         layer: _with_mask(layer, masks[kind]) for layer, kind in zip(layers, of_layer, strict=True)
     }
     with replaced(forwards):
         yield masks[0]
+
+
+def _products(model: nn.Module) -> torch.dtype | None:
+    """The type in which attention multiplies; None if it is not known, as with weights of several types."""
+    kinds = {(p.device.type, p.dtype) for p in model.parameters()}
+    kind = next(iter(kinds))[0]
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    found = {dtype for _, dtype in kinds}
+    return found.pop() if len(found) == 1 else None
 
 
 def mask_of(branch_KS: Tensor, position_KS: Tensor, seen_PP: Tensor) -> Tensor:

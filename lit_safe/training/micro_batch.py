@@ -42,7 +42,7 @@ def choose_micro_batch(pair: Estimates, data: Any, device: torch.device, ranks: 
     limit = getattr(data, "micro_batch", None)
     if limit is None:
         return
-    limit.device = device.type
+    limit.device, limit.shared = device.type, getattr(pair, "layout", None) == "shared"
     if not limit.free:
         return
     most = SHARE * available_bytes(device) / ranks

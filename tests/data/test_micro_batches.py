@@ -11,7 +11,8 @@ from data.annotators.flags import Flags
 from data.micro_batches import ALONE, PASS_TOKENS, MicroBatchLimit, Rank, by_rows, by_tokens, fewest_tokens
 from data.module import PreferenceData
 from data.sft import SftData
-from tests.lit_safe.pair_world import Fruit, FruitTalk
+from models.layouts import lay_out
+from tests.lit_safe.pair_world import Fruit, FruitTalk, pairs
 
 LENGTHS = st.lists(st.integers(2, 60), min_size=1, max_size=40).map(np.array)
 
@@ -83,6 +84,20 @@ def test_the_limit_of_memory_is_met_by_every_micro_batch():
         assert size.tokens >= max(padded(lengths, micro) for micro in batches)
         assert size.scored >= max(len(micro.rows) * int(lengths[micro.rows].max() // 2) for micro in batches)
     assert MicroBatchLimit(tokens=10**6).largest(lengths, lengths, per_step=3).tokens == 120, "a whole step is the most"
+
+
+def test_the_limit_counts_a_prompt_once_where_the_model_does():
+    passes = {}
+    for layout in ("padded", "shared"):
+        data = pairs(pairs_per_step=9, micro_batch_pairs=None, micro_batch_tokens=600)
+        data.setup()
+        data.micro_batch.shared = layout == "shared"
+        batches = [batch for step in data.train_dataloader() for batch in step]
+        sizes = [lay_out(batch.sequences, layout).ids_KS.numel() for batch in batches]
+        several = [size for size, batch in zip(sizes, batches, strict=True) if len(batch.sequences.cu_seqlens) > 3]
+        assert several and max(several) <= 600 and max(sizes) <= data.largest_micro_batch.tokens
+        passes[layout] = len(batches)
+    assert passes["shared"] < passes["padded"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """A prompt that stands once before its responses gives the log-probs and gradients of separate sequences."""
 
+import logging
+
 import pytest
 import torch
 import transformers
@@ -126,6 +128,28 @@ def test_recomputed_activations_change_nothing(pack, random_model):
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("rounds", [False, True])
+def test_all_layers_keep_one_mask_for_the_backward_pass(rounds, pack, random_model):
+    backbone, batch = Backbone(random_model("llama"), layout="shared"), pack(*PAIRS)
+    size, kept = backbone.laid_out(batch).ids_KS.shape[1], set()
+
+    def note(tensor):
+        if tensor.shape[-2:] == (size, size):
+            kept.add(tensor.untyped_storage()._cdata)
+        return tensor
+
+    saved = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with saved, torch.autocast("cpu", torch.bfloat16, enabled=rounds):
+        logp_N = backbone(batch)  # it holds what is kept
+    assert len(kept) == 1 and logp_N.isfinite().all()
+
+
+def test_rows_of_one_response_each_need_no_mask(pack):
+    batch = pack(*PAIRS[1:4])
+    assert shared(batch).branch_KS is None
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(shared(batch)[:4], padded(batch)[:4], strict=True))
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3", "mistral"])
 def test_the_last_layers_run_on_stored_states_of_rows_with_shared_prompts(name, pack):
     assert_same(policy(model_of(name), "shared"), pack(*PAIRS))
@@ -150,6 +174,19 @@ def test_an_architecture_that_cannot_share_computes_every_prompt_and_says_so_onc
     assert pair.layout == pair.policy.layout == "padded"
     assert len([r for r in caplog.records if "layout 'shared' is not possible" in r.message]) == 1
     assert torch.equal(*pair.both_logp(pack(*PAIRS)))
+
+
+def test_a_layout_that_nobody_asked_for_changes_without_a_warning(random_source, caplog):
+    class Bloom(random_source):
+        def load_model(self):
+            return bloom()
+
+    caplog.set_level(logging.INFO)
+    pair = PolicyReference(Bloom())
+    pair.load()
+    assert pair.layout == "padded"
+    (said,) = (r for r in caplog.records if "layout 'shared' is not possible" in r.message)
+    assert said.levelno == logging.INFO
 
 
 def test_attention_that_takes_no_mask_is_refused_by_name(random_model):

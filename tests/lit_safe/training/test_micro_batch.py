@@ -43,8 +43,10 @@ def trained(folder: Path, layout: Any, limit: dict[str, int | None]) -> tuple[to
 def test_losses_weights_and_multiplier_are_equal_for_every_size(tmp_path: Path) -> None:
     plain, multiplier, seen = trained(tmp_path / "plain", "padded", {"micro_batch_pairs": 4})
     assert multiplier > 0.6
-    for name, limit in {**LIMITS, "packed": LIMITS["a few tokens"]}.items():
-        found, moved, logged = trained(tmp_path / name, "packed" if name == "packed" else "padded", limit)
+    few = LIMITS["a few tokens"]
+    for name, limit in {**LIMITS, "packed": few, "shared": few}.items():
+        layout = name if name in ("packed", "shared") else "padded"
+        found, moved, logged = trained(tmp_path / name, layout, limit)
         torch.testing.assert_close(found, plain, rtol=0, atol=2e-6)
         assert moved == pytest.approx(multiplier, rel=1e-5)
         assert logged == pytest.approx(seen, rel=1e-4, abs=2e-5, nan_ok=True), name
