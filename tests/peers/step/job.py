@@ -71,13 +71,13 @@ SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "trl default": ("trl", {}),
     "lit_safe default": ("lit_safe", {}),
     "trl best": ("trl", {"precompute_ref_log_probs": True, "gradient_checkpointing": False}),
-    "lit_safe best": ("lit_safe", {"layout": "shared", "precompute_reference": True}),
+    "lit_safe best": ("lit_safe", {"precompute_reference": True}),
 }
 """Out of the box (the reference in every step), and at its best, for each side."""
 
 ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "lit_safe, scored ahead": ("lit_safe", {"precompute_reference": True}),
-    "lit_safe, shared prompts": ("lit_safe", {"layout": "shared"}),
+    "lit_safe, padded": ("lit_safe", {"layout": "padded"}),
+    "lit_safe, padded, scored ahead": ("lit_safe", {"layout": "padded", "precompute_reference": True}),
     "lit_safe, one pair a pass": ("lit_safe", {"micro_batch_pairs": 1}),
 }
-"""One measure at a time."""
+"""One measure less at a time."""

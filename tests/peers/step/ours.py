@@ -102,7 +102,7 @@ def train(job: Job) -> list[Run]:
 
 def _train(job: Job, multiplier: float | None) -> Run:
     data = load_data(job.records, job.model, job.max_length, job.pairs_per_step, job.options.get("micro_batch_pairs"))
-    pair = PolicyReference(HuggingFace(job.model, dtype="float32"), layout=job.options.get("layout", "padded"))
+    pair = PolicyReference(HuggingFace(job.model, dtype="float32"), layout=job.options.get("layout", "auto"))
     ahead = job.options.get("precompute_reference", "auto")
     module = PreferenceAlignment(
         pair,
