@@ -36,9 +36,8 @@ def main() -> None:
             took = timed(size, given.layout)
             if turn:
                 seconds.setdefault(tuple(size.values()), []).append(took)
-    print(
-        f"{'':<12}{'seconds at ' + ', '.join(f'{factor}x' for factor in FACTORS):<44}{'exponent':>18}{'arithmetic':>12}"
-    )
+    times = "seconds at " + ", ".join(f"{factor}x" for factor in FACTORS)
+    print(f"{'':<12}{times:<44}{'exponent':>18}{'arithmetic':>12}")
     for name in BASE:
         slope, error = exponent(BASE, name, lambda size: min(seconds[tuple(size.values())]))
         wanted, _ = exponent(BASE, name, lambda size: operations(WIDTH, size, given.layout))

@@ -1,6 +1,7 @@
 """How the operations and the memory of a step grow with each of its sizes: not faster than their arithmetic.
 
-Operations and bytes are counted, so the exponents are the same on every machine. ``tests.benchmarks.growth`` times them.
+Operations and bytes are counted, so the exponents are the same on every machine. ``tests.benchmarks.growth`` times
+them.
 """
 
 from contextlib import nullcontext
