@@ -56,6 +56,10 @@ class _Refused(ValueError):
     """The folders cannot be compared. The message tells the user why."""
 
 
+class _Unlike(_Refused):
+    """The held-out pairs of two runs cannot be compared. Their evaluations on suites can."""
+
+
 def compare(runs: list[str], out: str = "runs/compare", baseline: str | None = None, make_reports: bool = False) -> int:
     """Compare runs: differences paired by pair with errors clustered by prompt, and curves of training.
 
@@ -85,7 +89,8 @@ def compare(runs: list[str], out: str = "runs/compare", baseline: str | None = N
     Raises:
         SystemExit: With one line, if fewer than two runs have a report and fewer than two have curves, a file cannot be
             read, the baseline is not among the runs, or a run shares no held-out pair with the baseline or has other
-            labels for a shared pair.
+            labels for a shared pair. The latter two are a warning if two runs have an ``evaluation/``, which is then
+            compared.
     """
     try:
         return _compare(runs, out, baseline, make_reports)
@@ -124,7 +129,13 @@ def _compare(runs: list[str], out: str, baseline: str | None, make_reports: bool
     lines = ["# Runs compared", ""]
     to.mkdir(parents=True, exist_ok=True)
     if len(finished) >= 2:
-        lines = _compare_reports(finished, names, to, baseline)
+        try:
+            lines = _compare_reports(finished, names, to, baseline)
+        except _Unlike as unlike:
+            if len(asked) < 2:
+                raise
+            log.warning("held-out pairs are not compared: %s", unlike)
+            lines += [f"Held-out pairs are not compared: {unlike}.", ""]
     elif baseline is not None:
         _find(baseline, kept, list(names.values()))
     if drawn:
@@ -245,7 +256,7 @@ def _in_order_of(run: Run, baseline: Run) -> tuple[Run, list[str]]:
         other_order = "order" in differing(baseline.settings, run.settings)
         found = oriented((run.before, run.after), baseline.after, other_order=other_order)
     except ValueError as error:
-        raise _Refused(f"{run.name} and {baseline.name}: {error}") from error
+        raise _Unlike(f"{run.name} and {baseline.name}: {error}") from error
     if not found.exchanged and not found.unclear:
         return run, []
     before, after = found.evaluations
@@ -277,7 +288,7 @@ def _unlike(run: Run, baseline: Run) -> list[str]:
 def _difference(run: Run, baseline: Run) -> dict[str, Estimate]:
     found = differences(run.after, baseline.after)
     if "logps/accuracies" not in found:
-        raise _Refused(
+        raise _Unlike(
             f"{run.name} and {baseline.name} share no held-out pair: they were evaluated on other data, or by versions "
             "of lit_safe that name pairs differently"
         )

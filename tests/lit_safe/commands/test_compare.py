@@ -18,6 +18,7 @@ from lit_safe.statistics.clustered import clustered_mean
 from tests.lit_safe.dual_world import TableCost, optimum
 from tests.lit_safe.held_out_world import HeldOut, module
 from tests.lit_safe.pair_world import Fruit, aligned, pairs
+from tests.lit_safe.report.test_safety_compare import written
 
 
 def evaluation(policy_PK: torch.Tensor | None = None) -> Evaluation:
@@ -198,6 +199,19 @@ def test_runs_under_other_labels_are_refused_in_one_line(runs, tmp_path):
     folder = finish(tmp_path / "runs" / "relabelled", other, "DPO")
     with pytest.raises(SystemExit, match=r"^compare: relabelled and plain: the labels differ: cost_chosen of pair"):
         compare([*runs, folder], out=str(tmp_path / "compared"))
+
+
+def test_evaluations_of_runs_under_other_labels_are_compared(runs, tmp_path, caplog):
+    one = evaluation()
+    other = one._replace(pairs={**one.pairs, "cost_chosen": one.pairs["cost_chosen"] + 1})
+    folder = finish(tmp_path / "runs" / "relabelled", other, "DPO")
+    written(tmp_path / "runs", "plain", [0] * 10 + [1])
+    written(tmp_path / "runs", "relabelled", [1] * 8 + [0] * 2 + [1])
+    assert compare([runs[0], folder], out=str(tmp_path / "compared")) == 0
+    text = (tmp_path / "compared" / "compare.md").read_text(encoding="utf-8")
+    assert "Held-out pairs are not compared: relabelled and plain: the labels differ" in text
+    assert "| -80.0 [" in text
+    assert any("held-out pairs are not compared" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize(
