@@ -120,6 +120,14 @@ class PackedBatch(NamedTuple):
     reference_logp: Pair | None = None  # [B] nats each, if precomputed
 
 
+class ScoredTokens(NamedTuple):
+    """What a token objective asks of the R scored tokens of a batch, in their order."""
+
+    weight: Tensor  # [R] fp32
+    kl_factor: Tensor | None  # [R] factor of KL(policy || reference); None: no KL
+    kl_at: Tensor | None  # [K] int64: the tokens, out of R, whose factor is not 0
+
+
 class SequenceBatch(NamedTuple):
     """N single sequences for supervised fine-tuning. The fields have the same meaning as in PackedBatch."""
 
@@ -129,6 +137,7 @@ class SequenceBatch(NamedTuple):
     present: Tensor  # [N] bool
     tokens_in_step: Tensor  # [] int64: scored tokens in this optimizer step, over all micro-batches and ranks
     token_weight: Tensor | None = None  # [T] fp32, read at scored positions; a ``TokenObjective`` gives it its meaning
+    tokens: ScoredTokens | None = None  # what the run's token objective asks, if it was computed ahead
 
 
 class Scored(NamedTuple):

@@ -226,7 +226,7 @@ class PolicyReference(ShardablePair):
         return SequenceStats(*map(mine.sums, stats))
 
     def token_scores(self, sequences: PackedSequences, kl_at: Tensor | None) -> TokenScores:
-        """Log-probs of the targets and KL where ``kl_at`` is true: see ``models.token_scores``."""
+        """Log-probs of the targets, and KL at those that ``kl_at`` counts: see ``models.token_scores``."""
         return token_scores(*self._both(), sequences, kl_at)
 
     def support_logratio(self, sequences: PackedSequences, floor: float) -> Tensor:

@@ -15,9 +15,9 @@ from ops.sequence_logratio import token_kl
 
 
 def token_scores(
-    policy: Backbone, open_reference: OpenReference, sequences: PackedSequences, kl_at_R: Tensor | None
+    policy: Backbone, open_reference: OpenReference, sequences: PackedSequences, at_K: Tensor | None
 ) -> TokenScores:
-    """Log-probs of the R targets, and KL(policy || reference) at the positions ``kl_at_R`` (bool).
+    """Log-probs of the R targets, and KL(policy || reference) at K of them.
 
     The policy runs once. The log-probs and their gradients are those of ``Backbone.forward`` to the bit. The reference
     runs without gradient, on all sequences, and only if a KL is asked for.
@@ -26,14 +26,13 @@ def token_scores(
         policy: The policy.
         open_reference: Gives the reference.
         sequences: The sequences.
-        kl_at_R: Where the KL is computed; None computes it nowhere.
+        at_K: The targets, counted from 0 to R - 1, at which the KL is computed; None computes it nowhere.
     """
     hidden_RD, target_R, _ = policy.response_hidden(sequences)
     logp_R = policy.token_logp(hidden_RD, target_R)
     kl_R = torch.zeros_like(logp_R)
-    if kl_at_R is None or not bool(kl_at_R.any()):
+    if at_K is None or not len(at_K):
         return TokenScores(logp_R, kl_R)
-    at_K = kl_at_R.nonzero()[:, 0]
     with open_reference() as reference:
         with torch.no_grad():
             theirs_RD = reference.response_hidden(sequences).hidden_RD

@@ -133,7 +133,7 @@ class ScoresTokens(Protocol):
     """A pair that gives a number for each scored token. Token objectives ask for it."""
 
     def token_scores(self, sequences: PackedSequences, kl_at: Tensor | None) -> TokenScores:
-        """Log-probs of the R targets, and KL(policy || reference) at the positions ``kl_at`` [R] bool; None: nowhere.
+        """Log-probs of the R targets, and KL(policy || reference) at those that ``kl_at`` [K] counts; None: nowhere.
 
         Both have gradients to the policy where enabled. The reference runs only if some position is asked for.
         """

@@ -21,7 +21,7 @@ from lit_safe.training.reference_plan import validation_batches
 from lit_safe.training.schedules import Constant, Schedule
 from lit_safe.training.stepping import StepModule
 from lit_safe.training.trunk_cache import TrunkCache
-from lit_safe.types import IGNORE, Measured, SequenceBatch, TokenObjective
+from lit_safe.types import IGNORE, Measured, ScoredTokens, SequenceBatch, TokenObjective
 
 TOKEN_NAMES = ("loss/nll", "loss/kl", "weights/token")
 """What a token objective logs besides: means over scored tokens; the KL over those at which it is computed."""
@@ -119,9 +119,11 @@ class SupervisedFineTuning(StepModule):
         if self.trunk_cache is not None:
             batch = batch._replace(sequences=self.trunk_cache.attach(batch.sequences))
         batch = super().completed(batch)
-        if self.token_weights is None or self.trainer.predicting:
+        if self.trainer.predicting:
             return batch
-        return self.token_weights.attach(batch)
+        if self.token_weights is not None:
+            batch = self.token_weights.attach(batch)
+        return batch if self.token_objective is None else batch._replace(tokens=_asked(self.token_objective, batch))
 
     def _losses(self, batch: SequenceBatch) -> tuple[Tensor, dict[str, Measured]]:
         """[N] sums of the losses of a sequence's scored tokens, 0 for a filler row, and what is logged."""
@@ -142,21 +144,14 @@ class SupervisedFineTuning(StepModule):
 
     def _token_losses(self, objective: TokenObjective, batch: SequenceBatch) -> tuple[Tensor, dict[str, Measured]]:
         assert isinstance(self.pair, ScoresTokens)
-        scored_T = scored(batch)
-        count = scored_T.sum()
-        if batch.token_weight is None:
-            weight_R = torch.ones(int(count), device=scored_T.device)
-        else:
-            weight_R = batch.token_weight[scored_T]
-        factor_R = objective.kl_factor(weight_R)
-        kl_at_R = None if factor_R is None else factor_R != 0
-        logp_R, kl_R = self.pair.token_scores(batch.sequences, kl_at_R)
+        weight_R, factor_R, at_K = batch.tokens or _asked(objective, batch)
+        logp_R, kl_R = self.pair.token_scores(batch.sequences, at_K)
         loss_R = objective.loss(-logp_R, weight_R.to(logp_R))
         if factor_R is not None:
             loss_R = loss_R + factor_R.to(kl_R) * kl_R
-        before_T1 = torch.nn.functional.pad(scored_T.cumsum(0), (1, 0))
+        before_T1 = torch.nn.functional.pad(scored(batch).cumsum(0), (1, 0))
         bounds_N1 = before_T1[batch.sequences.cu_seqlens.long()]
-        asked_R = torch.zeros_like(weight_R) if kl_at_R is None else kl_at_R.to(weight_R)
+        asked_R = torch.zeros_like(weight_R) if at_K is None else torch.zeros_like(weight_R).index_fill(0, at_K, 1.0)
         present_N = batch.present
         values = (
             (-logp_R, torch.ones_like(weight_R)),
@@ -199,6 +194,17 @@ class SupervisedFineTuning(StepModule):
             "logp": self.pair.policy_logp(batch.sequences) * batch.present,
             "length": length_N.long(),
         }
+
+
+def _asked(objective: TokenObjective, batch: SequenceBatch) -> ScoredTokens:
+    """What the objective asks of each scored token. It reads from the batch's device, so it is for the host."""
+    scored_T = scored(batch)
+    if batch.token_weight is None:
+        weight_R = torch.ones(int(scored_T.sum()), device=scored_T.device)
+    else:
+        weight_R = batch.token_weight[scored_T]
+    factor_R = objective.kl_factor(weight_R)
+    return ScoredTokens(weight_R, factor_R, None if factor_R is None else factor_R.nonzero()[:, 0])
 
 
 def scored(batch: SequenceBatch) -> Tensor:

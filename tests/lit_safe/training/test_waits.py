@@ -10,14 +10,19 @@ from lit_safe.anchors import Anchor
 from lit_safe.anchors.preferred_nll import PreferredNLL
 from lit_safe.anchors.reference_support import ReferenceSupport
 from lit_safe.objectives import ConstrainedDPO
+from lit_safe.token_objectives.clipped_ascent import ClippedAscent
+from lit_safe.token_objectives.star_dss import StarDss
+from lit_safe.training.chunk_scores import ChunkScores
 from lit_safe.training.finite import FiniteNorms
 from lit_safe.training.label_draws import LabelDraws
 from lit_safe.training.sft import SupervisedFineTuning
+from lit_safe.types import TokenObjective
 from models.adaptation import Adaptation, Full, LastLayers, LoRA
 from models.pair import PolicyReference
 from models.sources import TinyLlama
 from tests.lit_safe.meta_device import on_meta
 from tests.lit_safe.pair_world import adamw, aligned, pairs, talk
+from tests.lit_safe.token_world import LongIsUnsafe
 
 LAYOUTS = ("padded", "packed", "shared")
 A_RUN = ["norm", "norm", "log"] * 2  # of four steps, with a log every two
@@ -70,6 +75,16 @@ def test_so_does_a_step_with_an_anchor_on_its_pairs(fit: Fit, anchor: Anchor) ->
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_so_does_a_step_of_fine_tuning(fit: Fit, layout: Any) -> None:
     fit(SupervisedFineTuning(PolicyReference(TinyLlama(), layout=layout), adamw(0.01)), talk(micro_batch_rows=3))
+    assert fit.read == A_RUN
+
+
+@pytest.mark.parametrize("objective", [StarDss(), ClippedAscent(4.0)], ids=["with KL", "without"])
+def test_so_does_a_step_of_a_token_objective(fit: Fit, objective: TokenObjective) -> None:
+    weights = ChunkScores(LongIsUnsafe()) if isinstance(objective, StarDss) else None
+    module = SupervisedFineTuning(
+        PolicyReference(TinyLlama()), adamw(0.01), token_objective=objective, token_weights=weights
+    )
+    fit(module, talk(micro_batch_rows=3))
     assert fit.read == A_RUN
 
 
