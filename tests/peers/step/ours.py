@@ -1,5 +1,6 @@
 """lit_safe's side of the step benchmark."""
 
+import gc
 import time
 from functools import partial
 from pathlib import Path
@@ -101,6 +102,7 @@ def train(job: Job) -> list[Run]:
 
 
 def _train(job: Job, multiplier: float | None) -> Run:
+    gc.collect()  # the run before is in reference cycles
     data = load_data(job.records, job.model, job.max_length, job.pairs_per_step, job.options.get("micro_batch_pairs"))
     pair = PolicyReference(HuggingFace(job.model, dtype="float32"), layout=job.options.get("layout", "auto"))
     ahead = job.options.get("precompute_reference", "auto")

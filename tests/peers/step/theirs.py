@@ -1,5 +1,6 @@
 """TRL's side of the step benchmark: DPOTrainer on the same ids in the same order."""
 
+import gc
 import time
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def train(job: Job) -> list[Run]:
 
 
 def _train(job: Job, number: int, multiplier: float | None) -> Run:
+    gc.collect()  # the run before is in reference cycles
     args = DPOConfig(
         output_dir=str(Path(job.folder) / str(number)),
         use_cpu=True,
