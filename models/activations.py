@@ -63,16 +63,20 @@ def _saved(policy: Backbone, tokens: int) -> int:
     weights = _storages(policy)
     kept: dict[int, torch.UntypedStorage] = {}  # it holds them, so that no address is used twice
 
-    def note(tensor: Tensor) -> Tensor:
+    def note(tensor: Tensor) -> None:
+        """A hook that gave the tensor back would tie a node to its own output: a cycle that no collector sees."""
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
             kept[storage._cdata] = storage
-        return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, _nothing):
         policy.response_hidden(_sequence(tokens, policy))
     weights |= _storages(policy)  # those of a sharded model's root are whole by now; its layers have been given back
     return sum(storage.nbytes() for address, storage in kept.items() if address not in weights)
+
+
+def _nothing(packed: None) -> Tensor:
+    raise AssertionError("nothing is kept for a backward pass here")
 
 
 def _storages(policy: Backbone) -> set[int]:

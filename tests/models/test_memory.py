@@ -1,5 +1,8 @@
 """The estimate of a training step's memory."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -74,7 +77,7 @@ def test_the_activations_are_what_autograd_keeps_of_a_larger_batch(kind, random_
     def note(tensor):
         if tensor.untyped_storage().data_ptr() not in weights:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
+        return tensor.detach()  # an output that is given back holds its own graph forever
 
     sequences = pack(([1, 2, 3] * 7, [4, 5] * 5), ([3] * 21, [6, 7] * 5))  # of one length, so that nothing is padded
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -112,3 +115,12 @@ def test_several_ranks_hold_their_gradients_once_more(monkeypatch):
     estimate = pair.memory_estimate(16, 8)
     assert estimate.buckets == estimate.gradients > 0
     assert estimate.total == sum(estimate)
+
+
+def test_an_estimate_holds_nothing_of_a_model_that_nobody_uses(kind, random_source):
+    pair = load(random_source(), *kind)
+    pair.memory_estimate(16, 8)
+    weights = [weakref.ref(p) for p in pair.parameters()]
+    del pair
+    gc.collect()
+    assert not any(weight() is not None for weight in weights)
