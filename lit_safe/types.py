@@ -107,6 +107,13 @@ class PackedSequences(NamedTuple):
     laid_out: Any = None  # LaidOut
 
 
+class ChosenPairs(NamedTuple):
+    """Some of a batch's pairs: their places [b] int64, and their 2 b sequences."""
+
+    place: Tensor
+    sequences: PackedSequences
+
+
 class PackedBatch(NamedTuple):
     """B preference pairs. Sequence 2i is the chosen response of pair i, sequence 2i + 1 the rejected response."""
 
@@ -118,6 +125,7 @@ class PackedBatch(NamedTuple):
     present: Tensor  # [B] bool: False for a filler row, which is ignored everywhere
     pairs_in_step: Tensor  # [] int64: pairs (without fillers) in this optimizer step, over all micro-batches and ranks
     reference_logp: Pair | None = None  # [B] nats each, if precomputed
+    anchored: ChosenPairs | None = None  # those that the run's anchor uses, if it chose them ahead
 
 
 class ScoredTokens(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from lit_safe.protocols.pair import ScoringResponder
-from lit_safe.types import Measured, Objective, PackedBatch, Pair
+from lit_safe.types import ChosenPairs, Measured, Objective, PackedBatch, Pair
 
 
 class Anchored(Protocol):
@@ -49,6 +49,13 @@ class Anchor:
 
     def prepare(self, module: Anchored, data: Any) -> None:
         """Draw and score what the term needs. Called once before the first step of every fit, also when resumed."""
+
+    def choose(self, module: Anchored, batch: PackedBatch) -> ChosenPairs | None:
+        """The pairs of a batch on the host that ``on_pairs`` will use, so that a step need not read which they are.
+
+        None leaves it to ``on_pairs``.
+        """
+        return None
 
     def on_pairs(self, module: Anchored, batch: PackedBatch, policy: Pair) -> Tensor | None:
         """[B] nats to add to the pairs' losses, computed from the policy's log-probs. None adds nothing.

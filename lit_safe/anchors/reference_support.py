@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_safe.anchors import Anchor, Anchored
 from lit_safe.hashing import uniform
 from lit_safe.sequences import select_sequences
-from lit_safe.types import Measured, PackedBatch, Pair
+from lit_safe.types import ChosenPairs, Measured, PackedBatch, Pair
 
 
 class ReferenceSupport(Anchor):
@@ -52,19 +52,26 @@ class ReferenceSupport(Anchor):
         self.share = share
         self._lost: list[Measured] = []  # one entry per micro-batch of the step
 
+    def choose(self, module: Anchored, batch: PackedBatch) -> ChosenPairs | None:
+        """The pairs in ``share``; None if that is all of them."""
+        return self._chosen(module, batch) if self.share < 1 else None
+
+    def _chosen(self, module: Anchored, batch: PackedBatch) -> ChosenPairs:
+        """It reads ids from the batch's device if ``share`` is below 1."""
+        index_b = torch.arange(len(batch.pair_id), device=batch.pair_id.device)
+        if self.share == 1:
+            return ChosenPairs(index_b, batch.sequences)
+        # not ``Annotation.draw``: it decides sampled labels, so the chosen pairs would have similar labels
+        chosen_B = [uniform("support-share", module.seed, pair) < self.share for pair in batch.pair_id.tolist()]
+        index_b = index_b[torch.tensor(chosen_B, dtype=torch.bool, device=index_b.device)]
+        both_n = torch.stack([2 * index_b, 2 * index_b + 1], dim=1).flatten()
+        return ChosenPairs(index_b, select_sequences(batch.sequences, both_n))
+
     def on_pairs(self, module: Anchored, batch: PackedBatch, policy: Pair) -> Tensor | None:
         """The term of each pair, [B] nats; 0 for pairs outside ``share``."""
-        index_b = torch.arange(len(batch.pair_id), device=batch.pair_id.device)
-        if self.share < 1:
-            # not ``Annotation.draw``: it decides sampled labels, so the chosen pairs would have similar labels
-            chosen_B = [uniform("support-share", module.seed, pair) < self.share for pair in batch.pair_id.tolist()]
-            index_b = index_b[torch.tensor(chosen_B, device=index_b.device)]
+        index_b, sequences = batch.anchored or self._chosen(module, batch)
         if not len(index_b):
             return None
-        sequences = batch.sequences
-        if self.share < 1:
-            both_n = torch.stack([2 * index_b, 2 * index_b + 1], dim=1).flatten()
-            sequences = select_sequences(sequences, both_n)
         kept_n = module.pair.support_logratio(sequences, self.floor)
         lost_b = -kept_n.view(-1, 2).mean(-1)
         self._lost.append(Measured(lost_b.detach(), batch.present[index_b]))

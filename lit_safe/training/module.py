@@ -18,7 +18,7 @@ from lit_safe.errors.message import SettingError
 from lit_safe.phases import phase
 from lit_safe.protocols.data import PreferenceRunData, missing_members
 from lit_safe.protocols.objective import extra_needs, is_reference_free, label_needs, score
-from lit_safe.protocols.pair import MayLackReference, PairModel
+from lit_safe.protocols.pair import LaysOut, MayLackReference, PairModel
 from lit_safe.protocols.run import StartsMultiplier
 from lit_safe.protocols.trainer import connected
 from lit_safe.runs.end_of_run import nothing_to_train
@@ -219,10 +219,12 @@ class PreferenceAlignment(StepModule):
     def completed(self, batch: PackedBatch) -> PackedBatch:
         """A batch with the rows of the models' input and, if they are stored, reference scores and trunk states.
 
+        Of a batch that trains, the anchor chooses its pairs.
+
         Raises:
             ValueError: If a response that trains was not scored before training. The message names a pair of the batch.
         """
-        batch = super().completed(self.with_trunk(batch))
+        batch = super().completed(self._with_chosen(self.with_trunk(batch)))
         if self.reference_cache is None or batch.reference_logp is not None:
             return batch
         batch = self.reference_cache.attach(batch)
@@ -233,6 +235,13 @@ class PreferenceAlignment(StepModule):
                 "must yield every pair that trains"
             )
         return batch
+
+    def _with_chosen(self, batch: PackedBatch) -> PackedBatch:
+        chosen = self.anchor.choose(self, batch) if self.trainer.training else None
+        if chosen is None or not len(chosen.place):
+            return batch._replace(anchored=chosen)
+        laid = self.pair.laid_out(chosen.sequences) if isinstance(self.pair, LaysOut) else chosen.sequences
+        return batch._replace(anchored=chosen._replace(sequences=laid))
 
     def with_trunk(self, batch: PackedBatch) -> PackedBatch:
         """The batch with the states of frozen layers, if they are stored."""

@@ -66,7 +66,9 @@ def test_a_step_of_pairs_reads_a_norm_and_a_window_its_log(fit: Fit, layout: Any
     assert fit.read == A_RUN
 
 
-@pytest.mark.parametrize("anchor", [PreferredNLL(0.5), ReferenceSupport()], ids=["nll", "support"])
+@pytest.mark.parametrize(
+    "anchor", [PreferredNLL(0.5), ReferenceSupport(), ReferenceSupport(share=0.5)], ids=["nll", "support", "a share"]
+)
 def test_so_does_a_step_with_an_anchor_on_its_pairs(fit: Fit, anchor: Anchor) -> None:
     fit(aligned(anchor=anchor, precompute_reference=False), pairs(micro_batch_pairs=3))
     assert fit.read == A_RUN
