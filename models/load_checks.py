@@ -72,7 +72,16 @@ def verify_layout(policy: Backbone, *, training: bool, asked: bool) -> None:
         try:
             return policy.verify(training=training)
         except FAULTS as reason:
-            level = logging.WARNING if asked else logging.INFO
-            log.log(level, "layout 'shared' is not possible, so each response computes its prompt: %s", reason)
+            say_padded(reason, asked=asked)
             policy.layout = "padded"
     policy.verify(training=training)
+
+
+SHARDED = "the ranks that share a model's layers would have to ask for masks in the same steps"
+"""Why a sharded model does not compute the layout ``shared``: its longest sequence differs between ranks."""
+
+
+def say_padded(reason: object, *, asked: bool) -> None:
+    """Log that ``padded`` takes the place of ``shared``; as a warning if the user asked for ``shared``."""
+    level = logging.WARNING if asked else logging.INFO
+    log.log(level, "layout 'shared' is not possible, so each response computes its prompt: %s", reason)

@@ -32,7 +32,7 @@ from models.digest import digest, trunk_digest
 from models.export import eos_ids, save_pretrained
 from models.facts import model_facts
 from models.layouts import LayoutChoice, lay_out
-from models.load_checks import check_tokens, say_router_loss, verify_layout
+from models.load_checks import SHARDED, check_tokens, say_padded, say_router_loss, verify_layout
 from models.memory import memory_estimate
 from models.policy_reader import PolicyReader
 from models.reference import FrozenCopy, MadeAgain, NoReference, OpenReference, Reference
@@ -114,6 +114,8 @@ class PolicyReference(ShardablePair):
     def layout(self, layout: Layout) -> None:
         if layout not in get_args(Layout):
             raise ValueError(f"layout must be one of {get_args(Layout)}, got {layout!r}")
+        if layout == "shared" and self.sharded:
+            raise ValueError(f"layout 'shared' is not possible: {SHARDED}")
         if self.policy is not None:
             self.policy.layout = layout
             if layout not in self._verified:
@@ -138,6 +140,9 @@ class PolicyReference(ShardablePair):
         """Read the policy, mark the parameters that train, and make the reference. Idempotent."""
         if self.policy is not None:
             return
+        if self.sharded and self._layout == "shared":
+            say_padded(SHARDED, asked=not self._any_layout)
+            self._layout = "padded"
         policy = self._reader.read(self._layout)
         if policy.model is not policy.causal_lm:
             check_adapter(policy.model)

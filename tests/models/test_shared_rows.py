@@ -190,6 +190,13 @@ def test_a_layout_that_nobody_asked_for_changes_without_a_warning(random_source,
     assert said.levelno == logging.INFO
 
 
+def test_a_sharded_model_is_refused_with_the_reason(random_source, monkeypatch):
+    pair = PolicyReference(random_source(), layout="padded")
+    monkeypatch.setattr(PolicyReference, "sharded", True)
+    with pytest.raises(ValueError, match="'shared' is not possible: the ranks that share a model's layers"):
+        pair.layout = "shared"
+
+
 def test_attention_that_takes_no_mask_is_refused_by_name(random_model):
     backbone = Backbone(random_model("llama"), layout="shared")
     backbone.causal_lm.config._attn_implementation = "flash_attention_2"
