@@ -114,6 +114,7 @@ def packing_invariance(patient: Preference) -> Finding:
         try:
             pair.layout = name  # type: ignore[attr-defined]
         except ValueError as refused:
+            pair.layout = layout  # type: ignore[attr-defined]
             return Finding("packing", True, f"layout {name!r} is not used here, and refused: {refused}")
         scores[name] = _policy(patient, patient.batch.sequences)
     pair.layout = layout  # type: ignore[attr-defined]

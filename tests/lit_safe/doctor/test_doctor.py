@@ -293,7 +293,9 @@ def test_packed_sequences_that_see_each_other(failed: Examine, monkeypatch: pyte
     module.configure_model()
     with monkeypatch.context() as planted:
         planted.setitem(LAYOUTS, "packed", packed_without_bounds)
+        layout = module.pair.layout
         assert failed(module) == (0, set()), "a layout that the model cannot take, and that this run does not use"
+        assert module.pair.layout == layout
     module.pair.layout = "packed"
     module.pair.layout = "padded"
     monkeypatch.setitem(LAYOUTS, "packed", packed_without_bounds)
